@@ -1,0 +1,37 @@
+# One vocabulary for people and CI. Every target makes the environment when it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: env demo test test-long check format bench
+.DEFAULT_GOAL := test
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	touch $@
+
+demo: env        ## learn strides on a built-in set; a table and pictures at the end
+	$(BIN)/diffstride demo configs/demo.yaml
+
+test: env        ## the tests that every change must pass
+	$(BIN)/pytest -n auto
+
+test-long: env   ## all tests, the slow ones too
+	$(BIN)/pytest -n auto -m "long or not long"
+
+check: env       ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: env      ## rewrite the files as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: env       ## layers against ordinary pooling, side by side on this machine
+	$(BIN)/python benchmarks/layers.py
