@@ -1,0 +1,34 @@
+"""DiffStride: learnable strides for PyTorch (Riad et al., ICLR 2022)."""
+
+from diffstride import functional, nn
+from diffstride._version import __version__
+from diffstride.cost import stride_cost
+from diffstride.functional import spectral_resize
+from diffstride.nn import (
+    DiffStride1d,
+    DiffStride2d,
+    DiffStride3d,
+    SpectralPool1d,
+    SpectralPool2d,
+    SpectralPool3d,
+    clamp_strides_,
+    param_groups,
+    strides,
+)
+
+__all__ = [
+    "DiffStride1d",
+    "DiffStride2d",
+    "DiffStride3d",
+    "SpectralPool1d",
+    "SpectralPool2d",
+    "SpectralPool3d",
+    "__version__",
+    "clamp_strides_",
+    "functional",
+    "nn",
+    "param_groups",
+    "spectral_resize",
+    "stride_cost",
+    "strides",
+]

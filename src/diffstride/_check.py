@@ -1,0 +1,123 @@
+"""The one place that words argument errors: every message names the argument, the bound and the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Number = int | float
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def per_axis(name: str, value: Number | Sequence[Number], ndim: int) -> tuple[Number, ...]:
+    """Spread a number over `ndim` axes, or check that a sequence has one number per axis."""
+    if _is_number(value):
+        return (value,) * ndim  # type: ignore[return-value]
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence) or not all(map(_is_number, value)):
+        raise TypeError(f"{name} must be a number or a sequence of {ndim} numbers, got {value!r}")
+    if len(value) != ndim:
+        raise ValueError(f"{name} must have {ndim} entries (one per axis), got {len(value)}: {tuple(value)}")
+    return tuple(value)
+
+
+def strides_at_least_one(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Check that every stride is a finite number >= 1."""
+    finite_strides(name, values)
+    if not all(v >= 1 for v in values):
+        raise ValueError(f"{name} must be >= 1, got {_show(values)}")
+    return tuple(float(v) for v in values)
+
+
+def finite_strides(name: str, values: Sequence[float], owner: object = None) -> None:
+    """Check that every stride is finite; `owner` is the layer to name."""
+    if not all(math.isfinite(v) for v in values):
+        of = "" if owner is None else f" in {owner!r}"
+        raise ValueError(f"{name} must be finite, got {_show(values)}{of}")
+
+
+def positive_smoothness(smoothness: float) -> float:
+    """Check that R > 0: a hard window has no gradient with respect to its stride."""
+    if not _is_number(smoothness):
+        raise TypeError(f"smoothness must be a number, got {smoothness!r}")
+    if not 0 < smoothness < math.inf:
+        cure = " (a hard window has no gradient: use SpectralPool)" if smoothness == 0 else ""
+        raise ValueError(f"smoothness must be > 0 and finite{cure}, got {smoothness}")
+    return float(smoothness)
+
+
+def positive_int(name: str, value: int) -> int:
+    """Check that `value` is an int >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+    return value
+
+
+def a_sequence(name: str, value: object) -> None:
+    """Check that `value` has one entry per axis where a bare number would not say how many axes are meant."""
+    if not isinstance(value, (Sequence, Tensor)) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence with one number per axis, got {value!r}")
+
+
+def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """One positive int per axis, from an int or a sequence."""
+    return tuple(positive_int(name, v) for v in per_axis(name, value, ndim))  # type: ignore[arg-type]
+
+
+def stride_bounds(bounds: object) -> tuple[float, float | None]:
+    """A pair (lower, upper) with 1 <= lower <= upper; upper None is no bound of the user's."""
+    if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
+        raise TypeError(f"bounds must be a pair (lower, upper), got {bounds!r}")
+    lower, upper = bounds
+    if not _is_number(lower) or not (upper is None or _is_number(upper)):
+        raise TypeError(f"bounds must be numbers (upper may be None), got {tuple(bounds)}")
+    if not 1 <= lower < math.inf or (upper is not None and not upper >= lower):
+        raise ValueError(f"bounds must satisfy 1 <= lower <= upper, got {tuple(bounds)}")
+    return float(lower), None if upper is None else float(upper)
+
+
+def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
+    """Sizes of the `ndim` spatial axes of `[B, C, *spatial]` or `[C, *spatial]`; checks type and rank."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"input must be floating point (float64, float32, bfloat16 or float16), got {x.dtype}")
+    if x.ndim not in (ndim + 1, ndim + 2):
+        raise ValueError(
+            f"input must have {ndim + 2} dimensions [B, C, *spatial] or {ndim + 1} [C, *spatial] "
+            f"for {ndim} spatial ax{'is' if ndim == 1 else 'es'}, got shape {tuple(x.shape)}"
+        )
+    spatial = tuple(x.shape[x.ndim - ndim :])
+    if 0 in spatial:
+        raise ValueError(f"input's spatial sizes must be >= 1, got shape {tuple(x.shape)}")
+    return spatial
+
+
+def axis_strides(strides: Tensor | Sequence[float]) -> Tensor:
+    """A floating-point tensor `[d]` of strides, one per spatial axis, float32 or wider."""
+    if not isinstance(strides, Tensor):
+        a_sequence("strides", strides)
+        strides = torch.tensor(per_axis("strides", strides, len(strides)), dtype=torch.float64)
+    if not strides.is_floating_point():
+        raise TypeError(f"strides must be floating point, got {strides.dtype}")
+    if strides.ndim != 1 or len(strides) == 0:
+        raise ValueError(f"strides must have shape [d], one entry per spatial axis, got shape {tuple(strides.shape)}")
+    return strides.to(torch.promote_types(strides.dtype, torch.float32))
+
+
+def _show(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)

@@ -1,0 +1,46 @@
+"""The axis operator as a dense real matrix `P [size, N]`, `y = P x`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffstride.geometry import Basis
+
+
+def apply(x: Tensor, dim: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
+    """Resample axis `dim` of `x` to `size` samples; the matrix is built in the (wide) dtype of `weights`."""
+    matrix = operator(x.shape[dim], size, weights, basis).to(x.dtype)
+    return F.linear(x.movedim(dim, -1), matrix).movedim(-1, dim)
+
+
+def operator(n: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
+    """The matrix `P [size, n]` of one axis.
+
+    dft: `P[j, i] = 1/n sum_f c_f w_f cos(2 pi f (j/size - i/n))`, `c_f = 1` for `f = 0` and `2 f = size`, else 2.
+    dct: `P[j, i] = 1/n sum_k c_k w_k cos(pi k (2j+1)/(2 size)) cos(pi k (2i+1)/(2n))`, `c_k = 1` for `k = 0`, else 2.
+    """
+    count = len(weights)
+    multiplicity = torch.full_like(weights, 2 / n)
+    multiplicity[0] = 1 / n
+    if basis == "dft" and 2 * (count - 1) == size:
+        multiplicity[-1] = 1 / n
+    weighted = multiplicity * weights
+    synthesis, analysis = _waves(size, count, weights, basis), _waves(n, count, weights, basis)
+    # One product for cosines and sines together: [size, waves * count] @ [waves * count, n].
+    return (synthesis * weighted[:, None]).flatten(0, 1).T @ analysis.flatten(0, 1)
+
+
+def _waves(n: int, count: int, like: Tensor, basis: Basis) -> Tensor:
+    """The first `count` waves of the basis at `n` points: cosines and sines `[2, count, n]` or cosines `[1, ..]`."""
+    k = torch.arange(count, device=like.device)[:, None]
+    i = torch.arange(n, device=like.device)[None, :]
+    # The phase is reduced to one turn in integers: floating point stays exact on long axes.
+    if basis == "dft":
+        angle = ((k * i) % n).to(like.dtype) * (2 * math.pi / n)
+        return torch.stack([angle.cos(), angle.sin()])
+    angle = ((k * (2 * i + 1)) % (4 * n)).to(like.dtype) * (math.pi / (2 * n))
+    return angle.cos()[None]

@@ -1,0 +1,72 @@
+"""What strides cost: Eq. 6 of the paper, and multiply-accumulates counted by torch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride.geometry import clamp_stride
+from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.spectral import SpectralPoolNd
+from diffstride.nn.strides import learnable_layers
+
+
+def stride_cost(model: nn.Module) -> Tensor:
+    """Eq. 6: `J = sum_l prod_{i <= l} prod_axes 1 / S_i` over the model's learnable downsamplings.
+
+    In the order in which the layers are registered, a shared layer once. Computation and memory are proportional to it
+    where the number of channels is constant. Differentiable in the strides (clamped to the users' bounds); weighed
+    into a loss it pushes strides up.
+
+    Returns:
+        A 0-d tensor.
+
+    Raises:
+        ValueError: a model without learnable strides.
+    """
+    inverse_strides = [(1 / _in_bounds(layer)).prod() for _, layer in learnable_layers(model)]
+    if not inverse_strides:
+        raise ValueError(f"model must have learnable strides (DiffStride layers), got none in {type(model).__name__}")
+    return torch.stack(inverse_strides).cumprod(0).sum()
+
+
+def _in_bounds(layer: DiffStrideNd) -> Tensor:
+    lower, upper = layer.bounds
+    return clamp_stride(layer.stride, lower, float("inf") if upper is None else upper).expand(layer.ndim)
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one forward pass."""
+
+    model: int
+    """Convolutions and linear layers."""
+    resampling: int
+    """The dense products of the resampling itself (none where it runs as an FFT)."""
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, *inputs: Any) -> Macs:
+    """Count the multiply-accumulates of `model(*inputs)` at the strides now in use, with torch's `FlopCounterMode`.
+
+    The model runs in evaluation mode and is left in the mode it was in.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    total = counter.get_total_flops()
+    by_module = counter.get_flop_counts()
+    prefix = type(model).__name__
+    resampling = sum(
+        sum(by_module.get(f"{prefix}.{name}" if name else prefix, {}).values())
+        for name, module in model.named_modules()
+        if isinstance(module, (DiffStrideNd, SpectralPoolNd))
+    )
+    return Macs((total - resampling) // 2, resampling // 2)

@@ -1,0 +1,254 @@
+"""The operators: check, ask the geometry, call a backend. The paper's equations, once.
+
+Riad, Teboul, Grangier, Zeghidour, "Learning strides in convolutional neural networks", ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffstride import _check, geometry
+from diffstride.backends import BACKENDS, Axis, Backend, resample
+from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
+
+__all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
+
+
+def stride_mask(
+    size: int, stride: Tensor | float, smoothness: float, *, window: Window = "outer", basis: Basis = "dft"
+) -> Tensor:
+    """The window over the frequencies of an axis (Eq. 3 of the paper), not clamped to the bounds of a layer.
+
+    Outer: `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`. Inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)`,
+    `w = min(N/(4S), R)`. `R = 0`: the hard window `f <= N/(2S)`.
+
+    Args:
+        size: `N`, the number of samples of the axis.
+        stride: `S >= 1`, a float or a 0-d tensor, in which the result is differentiable.
+        smoothness: `R >= 0`, the width of the ramp in cycles per axis.
+        window: `"outer"` (the paper: the ramp lies outside the band) or `"inner"`.
+        basis: `"dft"`: frequencies `0 .. N//2`; `"dct"`: `0, 1/2, .. (N-1)/2`.
+
+    Returns:
+        `[N//2 + 1]` (dft) or `[N]` (dct), in the stride's dtype, float32 at least.
+
+    Raises:
+        ValueError: a size below 1, a stride below 1 or not finite, a negative smoothness, an unknown window or basis.
+    """
+    _check.positive_int("size", size)
+    _check.one_of("window", window, WINDOWS)
+    _check.one_of("basis", basis, BASES)
+    if smoothness != 0:
+        _check.positive_smoothness(smoothness)
+    if not isinstance(stride, Tensor):
+        stride = torch.tensor(float(stride))
+    stride = _check.axis_strides(stride.reshape(-1))
+    if len(stride) != 1:
+        raise ValueError(f"stride must be one number, got {len(stride)}")
+    if stride.is_cpu:  # on a GPU the check would wait for the device
+        _check.strides_at_least_one("stride", stride.tolist())
+    count = geometry.num_coefficients(size, basis)
+    return geometry.mask(size, stride[0], float(smoothness), window, basis, count)
+
+
+def diffstride(
+    x: Tensor,
+    strides: Tensor | Sequence[float],
+    smoothness: float = 4.0,
+    *,
+    output_size: int | Sequence[int] | None = None,
+    bounds: tuple[float, float | None] = (1.0, None),
+    window: Window = "outer",
+    basis: Basis = "dft",
+    norm: Norm = "forward",
+    size_multiple: int = 1,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Downsample by real-valued strides through a low-pass window (Algorithm 1), differentiable in `x` and `strides`.
+
+    Along each spatial axis, `y = irfft((m * rfft(x))[: N'//2 + 1], n=N')` with the mask of `stride_mask` and
+    `N' = min(N, floor(N/S + 2R))` (outer window) or `min(N, max(2, ceil(N/S)))` (inner).
+
+    Args:
+        x: `[B, C, *spatial]` or `[C, *spatial]`, floating point; `channels_last` goes in and comes out.
+        strides: `[d]`, one per spatial axis (their number is `d`), used clamped to `bounds` and to what an axis
+            can take; the clamp's backward passes a gradient that points inwards.
+        smoothness: `R > 0`, the width of the ramp in cycles per axis.
+        output_size: sizes to use in place of `N'`, so that several branches agree; reads nothing from the device.
+        bounds: `(lower, upper)` of the strides, `1 <= lower`; None for no upper bound but `N/2`.
+        window: `"outer"` (the paper) or `"inner"` (the ramp inside the band; maps of nominal size).
+        basis: `"dft"` (the paper) or `"dct"` (DCT-II, no wrap-around at the borders).
+        norm: `"forward"` keeps the mean, `"ortho"` is the paper's Eq. 1, `"backward"` the authors' code.
+        size_multiple: rounds `N'` up to a multiple of this, at most `N`.
+        backend: `"fft"`, `"matmul"` or `"auto"` (per axis, by its length).
+
+    Returns:
+        The downsampled tensor, in the dtype and memory format of `x`.
+
+    Raises:
+        TypeError: `x` or `strides` not floating point.
+        ValueError: a wrong rank, strides that are not finite, `smoothness` not > 0, an unknown option.
+    """
+    strides = _check.axis_strides(strides)
+    spatial = _check.spatial_sizes(x, len(strides))
+    smoothness = _check.positive_smoothness(smoothness)
+    bounds = _check.stride_bounds(bounds)
+    _check.one_of("window", window, WINDOWS)
+    _check_options(basis, norm, backend)
+    if output_size is None:
+        new_sizes = output_sizes(spatial, strides.tolist(), smoothness, bounds, window, basis, size_multiple)
+    else:
+        new_sizes = _check.sizes("output_size", output_size, len(spatial))
+
+    wide = torch.promote_types(strides.dtype, x.dtype)
+
+    def axis_mask(i: int, size: int, count: int) -> Tensor:
+        lower, upper = geometry.stride_range(size, smoothness, bounds, window, basis)
+        stride = geometry.clamp_stride(strides[i].to(device=x.device, dtype=wide), lower, upper)
+        return geometry.mask(size, stride, smoothness, window, basis, count)
+
+    return _resample(x, new_sizes, axis_mask, basis, norm, backend)
+
+
+def output_sizes(
+    spatial: Sequence[int],
+    strides: Sequence[float],
+    smoothness: float,
+    bounds: tuple[float, float | None],
+    window: Window,
+    basis: Basis,
+    size_multiple: int,
+    owner: object = None,
+) -> tuple[int, ...]:
+    """The sizes that `diffstride` gives: host numbers in, ints out. `owner` is the layer to name in errors."""
+    _check.finite_strides("stride", strides, owner)
+    _check.positive_int("size_multiple", size_multiple)
+    new_sizes = []
+    for size, stride in zip(spatial, strides, strict=True):
+        lower, upper = geometry.stride_range(size, smoothness, bounds, window, basis)
+        used = min(max(stride, lower), upper)
+        new_sizes.append(geometry.output_size(size, used, smoothness, window, size_multiple))
+    return tuple(new_sizes)
+
+
+def spectral_pool(
+    x: Tensor,
+    strides: Sequence[float] | Tensor,
+    *,
+    basis: Basis = "dft",
+    norm: Norm = "forward",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Fixed spectral pooling (Rippel et al. 2015) with fractional strides: keep `floor(N/S)` samples of each axis.
+
+    Args:
+        x: `[B, C, *spatial]` or `[C, *spatial]`.
+        strides: one number >= 1 per spatial axis; never clamped.
+        basis: `"dft"` or `"dct"`.
+        norm: as in `diffstride`.
+        backend: as in `diffstride`.
+
+    Raises:
+        TypeError: `x` not floating point.
+        ValueError: a stride below 1 or not finite, or one that leaves no sample of an axis.
+    """
+    _check.a_sequence("strides", strides)
+    if isinstance(strides, Tensor):
+        strides = strides.tolist()
+    strides = _check.strides_at_least_one("strides", _check.per_axis("strides", strides, len(strides)))
+    return spectral_resize(
+        x, pooled_sizes(_check.spatial_sizes(x, len(strides)), strides), basis=basis, norm=norm, backend=backend
+    )
+
+
+def pooled_sizes(spatial: Sequence[int], strides: Sequence[float]) -> tuple[int, ...]:
+    """`floor(N/S)` per axis; raises where nothing would be left."""
+    new_sizes = tuple(geometry.output_size(size, stride, 0.0) for size, stride in zip(spatial, strides, strict=True))
+    if 0 in new_sizes:
+        raise ValueError(f"strides must be <= the input's sizes {tuple(spatial)}, got {tuple(strides)}")
+    return new_sizes
+
+
+def spectral_resize(
+    x: Tensor,
+    size: int | Sequence[int],
+    *,
+    basis: Basis = "dft",
+    norm: Norm = "forward",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Resize every spatial axis to any size, down by cropping the spectrum or up by padding it with zeros.
+
+    Upwards, the Nyquist coefficient of an even `N` is halved and mirrored (the rule of `scipy.signal.resample`).
+    Signals whose frequencies lie below half of every size involved pass unchanged.
+
+    Args:
+        x: `[B, C, *spatial]`, or `[C, *spatial]` when `size` is a sequence of one entry fewer than `x.ndim`.
+        size: one int per spatial axis; an int alone stands for every axis of a batched `x`.
+        basis: `"dft"` aligns sample 0, `"dct"` aligns half-samples.
+        norm: as in `diffstride`.
+        backend: as in `diffstride`.
+
+    Raises:
+        TypeError: `x` not floating point, a size that is not an int.
+        ValueError: a size below 1, a wrong rank.
+    """
+    _check_options(basis, norm, backend)
+    if isinstance(size, int):
+        size = (size,) * max(1, getattr(x, "ndim", 0) - 2)
+    _check.a_sequence("size", size)
+    ndim = len(size)
+    _check.spatial_sizes(x, ndim)
+    new_sizes = _check.sizes("size", size, ndim)
+    ones_dtype = torch.promote_types(x.dtype, torch.float32)
+    return _resample(
+        x, new_sizes, lambda i, n, count: torch.ones(count, dtype=ones_dtype, device=x.device), basis, norm, backend
+    )
+
+
+def _check_options(basis: Basis, norm: Norm, backend: Backend) -> None:
+    _check.one_of("basis", basis, BASES)
+    _check.one_of("norm", norm, tuple(NORM_EXPONENTS))
+    _check.one_of("backend", backend, BACKENDS)
+
+
+def _resample(
+    x: Tensor,
+    new_sizes: Sequence[int],
+    axis_mask: Callable[[int, int, int], Tensor],
+    basis: Basis,
+    norm: Norm,
+    backend: Backend,
+) -> Tensor:
+    """Bring the last axes of `x` to `new_sizes`; `axis_mask(i, size, count)` weighs axis i's first coefficients."""
+    first = x.ndim - len(new_sizes)
+    # Windows and operators are built in float32 or wider, and the result has the input's dtype, also under autocast.
+    with _no_autocast(x.device.type):
+        axes = []
+        for i, new_size in enumerate(new_sizes):
+            size = x.shape[first + i]
+            count = geometry.num_coefficients(min(size, new_size), basis)
+            weights = geometry.coefficient_weights(
+                size, new_size, axis_mask(i, size, count), geometry.gain(size, new_size, norm), basis
+            )
+            axes.append(Axis(first + i, new_size, weights))
+        y = resample(x, axes, basis, backend)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if channels_last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last):
+        return channels_last
+    return torch.contiguous_format

@@ -1,0 +1,134 @@
+"""Sizes, masks, bounds and cut-offs of one axis: numbers and 1-d tensors, no Module, no validation.
+
+An axis of `N` samples has the frequencies `f` in cycles per axis. A stride `S` keeps those below the edge `N / (2 S)`;
+the smoothness `R` is the width of the ramp, in frequencies, at the end of the window.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Window = Literal["outer", "inner"]
+Basis = Literal["dft", "dct"]
+Norm = Literal["forward", "ortho", "backward"]
+
+WINDOWS = ("outer", "inner")
+BASES = ("dft", "dct")
+NORM_EXPONENTS: dict[Norm, float] = {"forward": 0.0, "ortho": 0.5, "backward": 1.0}
+
+# Keeps a float32 stride of 1.1 or 1.6 from falling under the size that its decimal value means.
+_SIZE_SLACK = 1e-5
+# At the lower bound of the outer window the top frequency is kept up to this: the identity, with a live gradient.
+_IDENTITY_GAP = 1e-3
+
+
+def num_coefficients(size: int, basis: Basis) -> int:
+    """Number of coefficients of a real signal: `N // 2 + 1` (dft) or `N` (dct)."""
+    return size // 2 + 1 if basis == "dft" else size
+
+
+def top_frequency(size: int, basis: Basis) -> float:
+    """The highest frequency of the basis in cycles per axis: `N // 2` (dft) or `(N - 1) / 2` (dct)."""
+    return size // 2 if basis == "dft" else (size - 1) / 2
+
+
+def output_size(size: int, stride: float, smoothness: float, window: Window = "outer", size_multiple: int = 1) -> int:
+    """Samples left of `size`.
+
+    `N' = min(N, floor(N/S + 2R))` for the outer window (Algorithm 1) and for the hard one (`R = 0`), and
+    `N' = min(N, max(2, ceil(N/S)))` for the inner one, rounded up to a multiple of `size_multiple`, at most `N`.
+    """
+    if window == "inner":
+        new = max(2, math.ceil(size / stride - _SIZE_SLACK))
+    else:
+        new = math.floor(size / stride + 2 * smoothness + _SIZE_SLACK)
+    return min(size, math.ceil(new / size_multiple) * size_multiple)
+
+
+def stride_range(
+    size: int, smoothness: float, bounds: tuple[float, float | None], window: Window, basis: Basis
+) -> tuple[float, float]:
+    """The `(lower, upper)` that a stride is clamped to on an axis of `size`; where they cross, upper wins.
+
+    `lower` leaves the top frequency `F` of an outer window `1 - 1e-3`: `N / (2 (F - 1e-3 R))`, so that the gradient is
+    alive at `S = 1`. `upper = N / 2` leaves two samples.
+    """
+    lower, upper = bounds
+    if window == "outer":
+        edge = top_frequency(size, basis) - _IDENTITY_GAP * smoothness
+        lower = max(lower, size / (2 * edge)) if edge > 0 else math.inf
+    return lower, min(math.inf if upper is None else upper, size / 2)
+
+
+class _ClampInward(torch.autograd.Function):
+    """`min(max(s, lower), upper)` whose backward stops only the gradient that would push `s` further outwards."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(stride: Tensor, lower: float, upper: float) -> Tensor:
+        return stride.clamp(min=lower).clamp(max=upper)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        stride, ctx.lower, ctx.upper = inputs
+        ctx.save_for_backward(stride)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (stride,) = ctx.saved_tensors
+        (grad,) = grads
+        # A descent step moves against the gradient: a positive one lowers the stride.
+        outwards = ((stride <= ctx.lower) & (grad > 0)) | ((stride >= ctx.upper) & (grad < 0))
+        return grad.masked_fill(outwards, 0), None, None
+
+
+def clamp_stride(stride: Tensor, lower: float, upper: float) -> Tensor:
+    """`stride` within `[lower, upper]`, upper winning; gradients that point back inside pass, others stop."""
+    clamped: Tensor = _ClampInward.apply(stride, lower, upper)  # type: ignore[no-untyped-call]
+    return clamped
+
+
+def mask(size: int, stride: Tensor, smoothness: float, window: Window, basis: Basis, count: int) -> Tensor:
+    """The window's first `count` coefficients, in the dtype of `stride` (0-d), differentiable in it.
+
+    Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`; inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)` with
+    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. `f = k` for dft and `k/2` for dct. At the ends
+    of the ramp the gradient counts, as `torch.clamp` has it.
+    """
+    f = torch.arange(count, dtype=stride.dtype, device=stride.device)
+    if basis == "dct":
+        f = f / 2
+    edge = size / (2 * stride)
+    if smoothness == 0:
+        return (f <= edge + _SIZE_SLACK).to(stride.dtype)
+    if window == "inner":
+        return ((edge - f) / (edge / 2).clamp(max=smoothness)).clamp(0, 1)
+    # Written so that a frequency exactly at an end of the ramp gives exactly 1 or 0 in floating point.
+    return (1 + (edge - f) / smoothness).clamp(0, 1)
+
+
+def gain(size: int, new_size: int, norm: Norm) -> float:
+    """What the norm multiplies the mean-keeping result by: 1, `sqrt(N/N')` or `N/N'`."""
+    return math.pow(size / new_size, NORM_EXPONENTS[norm])
+
+
+def coefficient_weights(size: int, new_size: int, mask: Tensor, gain: float, basis: Basis) -> Tensor:
+    """What each coefficient is multiplied by on its way from `size` to `new_size` samples.
+
+    The mask times the gain; when the axis grows, the Nyquist coefficient of an even `N` is halved, since it stands
+    for `+N/2` and `-N/2` alike (the rule of `scipy.signal.resample`).
+    """
+    weights = mask * gain
+    if basis == "dft" and new_size > size and size % 2 == 0:
+        return torch.cat([weights[:-1], weights[-1:] / 2])
+    return weights
+
+
+def cutoff_frequency(stride: float, spacing: float) -> float:
+    """The window's edge `1 / (2 S d)` for samples `spacing` units apart: with a 10 ms hop and S = 1.89, 26.5 Hz."""
+    return 1 / (2 * stride * spacing)

@@ -1,0 +1,80 @@
+"""Fixed spectral pooling, the baseline with fractional strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+
+from diffstride import _check, functional
+from diffstride.backends import BACKENDS, Backend
+from diffstride.geometry import BASES, NORM_EXPONENTS, Basis, Norm
+
+
+class SpectralPoolNd(nn.Module):
+    """Spectral pooling (Rippel et al. 2015): keep the lowest frequencies, `floor(N/S)` samples of each axis.
+
+    No parameters; the window is hard. Strides are never clamped: one that leaves no sample of an axis raises.
+    """
+
+    ndim: ClassVar[int]
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        *,
+        basis: Basis = "dft",
+        norm: Norm = "forward",
+        backend: Backend = "auto",
+    ) -> None:
+        """Make the layer.
+
+        Args:
+            stride: number(s) >= 1, fractional ones too; one, or one per axis.
+            basis: `"dft"` or `"dct"`.
+            norm: `"forward"` keeps the mean; `"ortho"` and `"backward"` as in `torch.fft`.
+            backend: `"fft"`, `"matmul"` or `"auto"`.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: a stride below 1 or not finite, an unknown option.
+        """
+        super().__init__()
+        self.strides = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
+        self.basis: Basis = _check.one_of("basis", basis, BASES)  # type: ignore[assignment]
+        self.norm: Norm = _check.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
+        self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+
+    def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
+        """The spatial sizes that an input of spatial `size` comes out with."""
+        return functional.pooled_sizes(_check.sizes("size", size, self.ndim), self.strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Downsample `x`."""
+        return functional.spectral_pool(x, self.strides, basis=self.basis, norm=self.norm, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The strides and options."""
+        return f"stride={self.strides}, basis={self.basis!r}, norm={self.norm!r}, backend={self.backend!r}"
+
+
+@final
+class SpectralPool1d(SpectralPoolNd):
+    """Fixed spectral pooling along one axis, for `[B, C, L]` or `[C, L]`."""
+
+    ndim = 1
+
+
+@final
+class SpectralPool2d(SpectralPoolNd):
+    """Fixed spectral pooling along height and width, for `[B, C, H, W]` or `[C, H, W]`."""
+
+    ndim = 2
+
+
+@final
+class SpectralPool3d(SpectralPoolNd):
+    """Fixed spectral pooling along three axes, for `[B, C, D, H, W]` or `[C, D, H, W]`."""
+
+    ndim = 3

@@ -1,0 +1,77 @@
+"""What one does with the strides of a whole model: list them, keep them in bounds, hand them to an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffstride.nn.diffstride import DiffStrideNd
+
+
+def learnable_layers(model: nn.Module) -> Iterator[tuple[str, DiffStrideNd]]:
+    """The model's learnable downsamplings with their names, in the order of registration, a shared layer once."""
+    for name, module in model.named_modules():
+        if isinstance(module, DiffStrideNd):
+            yield name, module
+
+
+def strides(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    """What has been learned: the strides in use, by layer name, one per axis, clamped to the user's bounds."""
+    return {name: layer.strides for name, layer in learnable_layers(model)}
+
+
+@torch.no_grad()
+def clamp_strides_(model: nn.Module) -> None:
+    """Project every raw stride to its layer's `bounds`, in place. Call it after each optimiser step.
+
+    Forward passes clamp what they use, not the parameter; without the projection a raw value could run far away from
+    the bounds and would take long to come back.
+    """
+    for _, layer in learnable_layers(model):
+        lower, upper = layer.bounds
+        layer.stride.clamp_(min=lower, max=upper)
+
+
+def param_groups(
+    model: nn.Module, lr: float, *, stride_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimiser: the strides in a group of their own, which never decays.
+
+    Args:
+        model: any module.
+        lr: learning rate of everything else.
+        stride_lr: learning rate of the strides; None: `lr`.
+        weight_decay: of everything else. Decay would pull strides towards 0, where they have no meaning.
+
+    Returns:
+        `[{"params", "lr", "weight_decay", "name": "weights"}, {..., "name": "strides"}]`; no group without parameters,
+        frozen parameters left out.
+
+    Raises:
+        ValueError: a negative rate or decay, a model without trainable parameters.
+    """
+    for name, value in (("lr", lr), ("stride_lr", stride_lr), ("weight_decay", weight_decay)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+    stride_ids = {id(layer.stride) for _, layer in learnable_layers(model)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"model must have trainable parameters, got none in {type(model).__name__}")
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in trainable if id(p) not in stride_ids],
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "name": "weights",
+        },
+        {
+            "params": [p for p in trainable if id(p) in stride_ids],
+            "lr": lr if stride_lr is None else stride_lr,
+            "weight_decay": 0.0,
+            "name": "strides",
+        },
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,103 @@
+"""Gradients of inputs and strides against finite differences, and where they must be alive."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import diffstride as ds
+from diffstride import functional as F
+
+OPTIONS = [
+    pytest.param({"backend": b, "basis": s, "window": w}, id=f"{b}-{s}-{w}")
+    for b in ("fft", "matmul")
+    for s in ("dft", "dct")
+    for w in ("outer", "inner")
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("shape", "strides", "smoothness"),
+    [((7,), (1.53,), 1.0), ((12,), (2.41,), 1.7), ((6, 9), (1.53, 2.21), 0.7), ((4, 5, 6), (1.43, 1.53, 1.87), 0.6)],
+)
+def test_gradcheck(options, shape, strides, smoothness):
+    x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
+    stride = torch.tensor(strides, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, s: F.diffstride(x, s, smoothness, **options), (x, stride))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_second_derivatives(options):
+    x = torch.randn(1, 1, 9, dtype=torch.float64, requires_grad=True)
+    stride = torch.tensor([1.73], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, s: F.diffstride(x, s, 1.1, **options), (x, stride))
+
+
+@pytest.mark.parametrize("backend", ["fft", "matmul"])
+def test_gradcheck_of_fixed_pool_and_resize(backend):
+    x = torch.randn(2, 1, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: F.spectral_pool(x, (1.5, 2.2), backend=backend), (x,))
+    assert gradcheck(lambda x: ds.spectral_resize(x, (9, 3), backend=backend), (x,))
+
+
+def test_stride_gradient_is_zero_where_the_signal_lies_inside_the_flat_band():
+    n = torch.arange(64, dtype=torch.float64)
+    layer = ds.DiffStride1d(2.0, 4.0).double()  # flat up to 16, ramp to 20
+    for cycles, on_ramp in ((3, False), (15, False), (18, True), (25, False)):
+        wave = torch.cos(2 * torch.pi * cycles * n / 64)[None, None]
+        (grad,) = torch.autograd.grad(layer(wave).square().sum(), layer.stride)
+        assert (grad.abs().item() > 1e-6) == on_ramp, cycles
+        if on_ramp:
+            assert grad.item() < 0  # a larger stride keeps less energy
+
+
+@pytest.mark.parametrize("size", [*range(4, 14), 16, 31, 32, 33, 64])
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_stride_one_is_the_identity_with_a_live_gradient(size, basis):
+    x = torch.randn(2, 3, size, dtype=torch.float64)
+    layer = ds.DiffStride1d(1.0, 4.0, basis=basis).double()
+    y = layer(x)
+    assert y.shape == x.shape
+    assert (y - x).norm() <= 1.001e-3 * x.norm()
+    (grad,) = torch.autograd.grad(y.square().sum(), layer.stride)
+    assert torch.isfinite(grad)
+    assert grad.item() < 0  # less energy with a larger stride: the loss -energy would hold S, +energy pushes it up
+
+
+def test_gradients_reach_both_entries_and_sum_in_a_shared_one():
+    x = torch.randn(2, 3, 12, 15, dtype=torch.float64)
+    own = ds.DiffStride2d((1.7, 1.7), 1).double()
+    shared = ds.DiffStride2d(1.7, 1, shared=True).double()
+    own(x).square().sum().backward()
+    shared(x).square().sum().backward()
+    assert own.stride.grad.shape == (2,)
+    assert shared.stride.grad.shape == (1,)
+    assert own.stride.grad.abs().min() > 0
+    torch.testing.assert_close(shared.stride.grad[0], own.stride.grad.sum())
+
+
+def test_gradient_through_one_layer_on_two_branches_is_the_sum():
+    layer = ds.DiffStride1d(1.7, 1).double()
+    a, b = torch.randn(2, 1, 3, 12, dtype=torch.float64)
+    each = [torch.autograd.grad(layer(x).square().sum(), layer.stride)[0] for x in (a, b)]
+    both = torch.autograd.grad(layer(a).square().sum() + layer(b).square().sum(), layer.stride)[0]
+    torch.testing.assert_close(both, each[0] + each[1])
+
+
+def test_map_of_one_sample_passes_and_its_stride_still_has_a_gradient_entry():
+    layer = ds.DiffStride2d(3.0)
+    x = torch.randn(2, 3, 1, 1)
+    y = layer(x)
+    torch.testing.assert_close(y, x)
+    y.sum().backward()
+    assert torch.equal(layer.stride.grad, torch.zeros(2))
+
+
+def test_half_precision_gradients_follow_the_float32_ones():
+    x = torch.randn(4, 3, 24, 24)
+    layer = ds.DiffStride2d((1.7, 2.3), 2.0)
+    full = torch.autograd.grad(layer(x).square().mean(), layer.stride)[0]
+    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        half = torch.autograd.grad(layer(x.to(dtype)).float().square().mean(), layer.stride)[0]
+        assert half.dtype == torch.float32
+        assert (half - full).norm() < tolerance * full.norm()
