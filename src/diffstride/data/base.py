@@ -1,0 +1,243 @@
+"""What every data set of the project is: arrays held in memory, an order, and the work done on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+class DataError(ValueError):
+    """A data set that cannot be used: one line that names the cure."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader worker re-raises with its whole traceback as the message: the last line is ours.
+        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+
+
+class BatchDataset(Dataset[Batch]):
+    """A data set that is asked for a whole batch at once, so that loading costs one indexing and no collation."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        raise NotImplementedError
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch at `indices`: raw inputs `[B, ...]` and int64 labels `[B]`."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Batch:
+        """One sample, without the batch axis."""
+        inputs, labels = self.__getitems__([index])
+        return inputs[0], labels[0]
+
+
+class InMemory(BatchDataset):
+    """Two tensors.
+
+    Args:
+        inputs: uint8 or floating `[N, ...]`.
+        labels: int64 `[N]`.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        if len(inputs) != len(labels):
+            raise ValueError(f"inputs and labels differ in length: {len(inputs)} and {len(labels)}")
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch at `indices`."""
+        index = torch.as_tensor(indices)
+        return self.inputs[index], self.labels[index]
+
+
+class ClassificationData(LightningDataModule):
+    """Base of all data sets: inputs of one shape, each with one class.
+
+    A subclass implements `load`, and may override `augment` (training only, on the device) and `example` (the shape of
+    one sample, where preparation changes it). The rest is done here: the order of training is a function of the seed
+    and the epoch alone, ranks get disjoint shards, random augmentation is a function of the seed, the global step and
+    the rank, and inputs are normalised on the device.
+
+    `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
+    sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
+
+    A training batch is `(inputs, targets)`: float inputs, and int64 targets `[B]` or class probabilities `[B, K]` when
+    the augmentation mixes samples. A batch of evaluation is `(inputs, labels)`.
+
+    Args:
+        batch_size: samples per batch and rank. Training drops the last incomplete batch of an epoch.
+        seed: of the order, the augmentation and every other choice made here.
+        num_workers: processes that load batches; sets held in memory need none.
+
+    Attributes:
+        num_classes: number of classes.
+        sample_shape: shape of one sample as the model sees it, for images `(C, H, W)`.
+        fingerprint: hexadecimal digest of the content and its preparation.
+        train_set: what `load` left: a pair of tensors, or a `BatchDataset`.
+        test_set: likewise.
+        mean: per channel, or None for inputs that are not to be normalised.
+        std: per channel, or None.
+    """
+
+    num_classes: int
+    sample_shape: tuple[int, ...]
+    fingerprint: str
+    train_set: Batch | BatchDataset
+    test_set: Batch | BatchDataset
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __init__(self, batch_size: int = 128, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, not {batch_size}")
+        if num_workers < 0:
+            raise DataError(f"num_workers must be 0 or more, not {num_workers}")
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+
+    def load(self) -> None:
+        """Set `train_set`, `test_set` and `num_classes`; where known also `sample_shape`, `fingerprint`, mean, std."""
+        raise NotImplementedError
+
+    def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
+        """Random changes to a training batch, on the device, before normalisation; inputs are floating."""
+        return inputs, labels
+
+    def prepare_evaluation(self, inputs: Tensor) -> Tensor:
+        """What evaluation does to floating inputs before normalisation, where training changes their shape."""
+        return inputs
+
+    def prepare_data(self) -> None:
+        """Load once per machine, so that other ranks find what can be cached."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, unless that is done, and fill in what `load` left open."""
+        if hasattr(self, "train_set"):
+            return
+        self.load()
+        if not hasattr(self, "sample_shape"):
+            self.sample_shape = tuple(_dataset(self.train_set)[0][0].shape)
+        if not hasattr(self, "fingerprint"):
+            self.fingerprint = digest(*_tensors(self.train_set), *_tensors(self.test_set), self.num_classes)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the train split in an order that is a function of the seed and the epoch."""
+        replicas, _ = self._place()
+        each = len(_dataset(self.train_set)) // replicas
+        if each < self.batch_size:
+            raise DataError(
+                f"batch_size {self.batch_size} is larger than the {each} training samples of a rank: lower batch_size"
+            )
+        return self._loader(self.train_set, train=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
+        return self._loader(self.test_set, train=False)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
+        return self._loader(self.test_set, train=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (in training) and normalise, on the device the batch has reached."""
+        trainer = self.trainer
+        if trainer is None:
+            return self.prepare_batch(batch)
+        if trainer.training:
+            inputs, targets = self.prepare_batch(batch, step=trainer.global_step, rank=trainer.global_rank)
+        else:
+            inputs, targets = self.prepare_batch(batch)
+        return trainer.precision_plugin.convert_input(inputs), targets
+
+    def prepare_batch(self, batch: Batch, *, step: int | None = None, rank: int = 0) -> Batch:
+        """From a raw batch to what the model sees.
+
+        Args:
+            batch: raw inputs and int64 labels.
+            step: the global step of training, or None for evaluation.
+            rank: of the process, so that ranks draw different numbers.
+
+        Returns:
+            Float inputs, and targets.
+        """
+        inputs, targets = batch
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float().div_(255)
+        if step is None:
+            inputs = self.prepare_evaluation(inputs)
+        else:
+            with seeded(self.seed, step, rank, device=inputs.device):
+                inputs, targets = self.augment(inputs, targets)
+        if self.mean is not None and self.std is not None:
+            shape = (-1,) + (1,) * (inputs.ndim - 2)
+            mean, std = (stat.to(inputs, non_blocking=True).view(shape) for stat in (self.mean, self.std))
+            inputs = (inputs - mean) / std
+        return inputs, targets
+
+    def _place(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(self, split: Batch | BatchDataset, *, train: bool) -> DataLoader[Batch]:
+        dataset = _dataset(split)
+        replicas, rank = self._place()
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=DistributedSampler(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train),
+            drop_last=train,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+@contextmanager
+def seeded(*key: int, device: torch.device) -> Iterator[None]:
+    """Random numbers on the CPU and on `device` become a function of `key`; the global state is put back after."""
+    seed = int(digest(*key)[:15], 16)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def digest(*parts: object) -> str:
+    """Hexadecimal digest of tensors' contents and of other parts' `repr`, the same in every process."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            total.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            total.update(part.detach().cpu().contiguous().numpy().data)
+        else:
+            total.update(f"{part!r};".encode())
+    return total.hexdigest()[:32]
+
+
+def _dataset(split: Batch | BatchDataset) -> BatchDataset:
+    return split if isinstance(split, BatchDataset) else InMemory(*split)
+
+
+def _tensors(split: Batch | BatchDataset) -> tuple[Any, ...]:
+    return split if isinstance(split, tuple) else (len(split),)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
