@@ -3,5 +3,6 @@
 from diffstride.data.augment import Augment
 from diffstride.data.base import BatchDataset, ClassificationData, DataError, InMemory
 from diffstride.data.images import ImageData
+from diffstride.data.planted import PlantedBands
 
-__all__ = ["Augment", "BatchDataset", "ClassificationData", "DataError", "ImageData", "InMemory"]
+__all__ = ["Augment", "BatchDataset", "ClassificationData", "DataError", "ImageData", "InMemory", "PlantedBands"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, DownsampleMethod, Stride, make_downsample
+from diffstride.models.network import Network
 
 
 class _Architecture(NamedTuple):
@@ -94,7 +95,7 @@ class ResidualBlock(nn.Module):
         return y if self.preactivation else y.relu()
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet-18, -50 or -56 for small or large images, with any way of downsampling.
 
     Networks that differ in ``downsample`` alone have the same convolutions and, from the same seed, the same initial

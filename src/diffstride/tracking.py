@@ -1,0 +1,92 @@
+"""The history of a model's strides as rows; no drawing."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from diffstride.nn.strides import learnable_layers
+
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+class StrideRow(NamedTuple):
+    """One stride at one moment. `size` is the output size of the layer along the axis."""
+
+    step: int
+    layer: str
+    axis: str
+    stride: float
+    size: int
+
+
+class InputSizes:
+    """Watches the spatial sizes that reach each learnable layer of a model, until it is closed.
+
+    The sizes are kept here, in hooks: the layers' `forward` changes no state.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self._handles = [
+            layer.register_forward_pre_hook(self._hook(name, layer.ndim)) for name, layer in learnable_layers(model)
+        ]
+
+    def _hook(self, name: str, ndim: int) -> Any:
+        def remember(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.sizes[name] = tuple(args[0].shape[-ndim:])
+
+        return remember
+
+    def close(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def stride_rows(model: nn.Module, step: int, input_sizes: dict[str, tuple[int, ...]]) -> Iterator[StrideRow]:
+    """A row per learnable layer and axis, for the layers whose input size is known."""
+    for name, layer in learnable_layers(model):
+        if name in input_sizes:
+            new_sizes = layer.output_size(input_sizes[name])
+            for axis, stride, size in zip(AXES[layer.ndim], layer.strides, new_sizes, strict=True):
+                yield StrideRow(step, name, axis, stride, size)
+
+
+def append_rows(path: Path, rows: Iterable[StrideRow]) -> None:
+    """Append to a CSV file, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(StrideRow._fields)
+        writer.writerows((r.step, r.layer, r.axis, f"{r.stride:.6g}", r.size) for r in rows)
+
+
+def read_rows(path: Path) -> list[StrideRow]:
+    """Read what `append_rows` wrote."""
+    return [
+        StrideRow(int(r["step"]), r["layer"], r["axis"], float(r["stride"]), int(r["size"])) for r in read_dicts(path)
+    ]
+
+
+def read_dicts(path: Path) -> list[dict[str, str]]:
+    """The rows of any CSV file with a header; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Forget the rows of a CSV file that were written after `step`: a resumed run writes them again."""
+    rows = read_dicts(path)
+    if rows:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(row for row in rows if float(row["step"]) <= step)

@@ -1,0 +1,224 @@
+"""What happens around a training step: strides kept in bounds, their history written, the result left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from diffstride import plotting, tracking
+from diffstride.cost import count_macs, stride_cost
+from diffstride.nn import clamp_strides_, strides
+from diffstride.training.classifier import Classifier
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: one line that says where, when and what to try."""
+
+
+class ClampStrides(Callback):
+    """Project raw strides to their bounds after each optimiser step; stop with a clear word if one is lost."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Clamp, and check that every stride is still a number."""
+        clamp_strides_(pl_module)
+        for name, values in strides(_model(pl_module)).items():
+            if not all(map(math.isfinite, values)):
+                raise TrainingError(
+                    f"step {trainer.global_step}: the stride of {name} became {values}: lower learning_rates or "
+                    "stride_lr, set stride_clip, or resume from the last checkpoint with --ckpt_path last"
+                )
+
+
+def _model(pl_module: LightningModule) -> nn.Module:
+    """The network by whose names layers are called."""
+    return pl_module.network if isinstance(pl_module, Classifier) else pl_module
+
+
+class StrideHistory(Callback):
+    """Write `strides.csv` and the TensorBoard curves of strides and output sizes.
+
+    Args:
+        path: of the CSV file.
+        every_n_steps: optimiser steps between two entries; the first and the last step are always there.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int = 10) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+        self._written = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start watching the sizes that reach the layers; go on behind the rows that a resumed run has."""
+        self._inputs = tracking.InputSizes(_model(pl_module))
+        if self.path.exists():
+            self._written = max((row.step for row in tracking.read_rows(self.path)), default=-1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Write every n-th step."""
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1:
+            self._write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was evaluated; before the first step, the initial strides."""
+        self._write(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching."""
+        if hasattr(self, "_inputs"):
+            self._inputs.close()
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._written:
+            return
+        self._written = step
+        rows = list(tracking.stride_rows(_model(pl_module), step, self._inputs.sizes))
+        if rows:
+            tracking.append_rows(self.path, rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for row in rows:
+                    logger.experiment.add_scalar(f"strides/{row.layer}/{row.axis}", row.stride, step)
+                    logger.experiment.add_scalar(f"sizes/{row.layer}/{row.axis}", row.size, step)
+
+
+class StrideProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with the current strides at the end of the line."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The metrics of the line."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        learned = strides(_model(pl_module)).values()
+        if learned:
+            metrics["strides"] = " ".join("x".join(f"{s:.2f}" for s in layer) for layer in learned)
+        return dict(metrics)
+
+
+class WriteResult(Callback):
+    """Write `result.json` and the figures of a finished run.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ends: list[float] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time, and the strides at the start of the run, which a resumed one keeps."""
+        self._start = time.perf_counter()
+        self._initial = strides(_model(pl_module))
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"initial": self._initial}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The strides at the start of the run that is resumed."""
+        self._resumed = state_dict["initial"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Take the time of the step, its data included."""
+        self._ends.append(time.perf_counter())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless the run was interrupted."""
+        if trainer.is_global_zero and not trainer.interrupted and isinstance(pl_module, Classifier):
+            result = self._result(trainer, pl_module)
+            target = self.folder / "result.json"
+            target.with_suffix(".tmp").write_text(json.dumps(result, indent=2) + "\n")
+            target.with_suffix(".tmp").replace(target)
+            history = self.folder / "strides.csv"
+            if history.exists():
+                plotting.stride_trajectories(tracking.read_rows(history), self.folder / "strides")
+
+    def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
+        network = module.network
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        example = torch.zeros(1, *data.sample_shape, device=module.device)
+        macs = count_macs(network, example)
+        steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
+        initial = getattr(self, "_resumed", self._initial)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        return {
+            "accuracy": metrics.get("val/accuracy"),
+            "loss": metrics.get("val/loss"),
+            "strides_initial": initial,
+            "strides": strides(network),
+            "stride_cost": stride_cost(network).item() if module.has_strides else None,
+            "macs": macs.model,
+            "resampling_macs": macs.resampling,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "train_seconds": round(time.perf_counter() - self._start, 1),
+            "step_time_ms": round(1e3 * statistics.median(steps), 2) if steps else None,
+            "peak_memory_mb": round(_peak_memory() / 2**20),
+            "seed": data.seed,
+            "data": type(data).__name__,
+            "data_fingerprint": data.fingerprint,
+            **provenance(module.device),
+        }
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and hardware: what a figure needs to be believed."""
+    cuda = device.type == "cuda"
+    return {
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("diffstride", "torch", "lightning")},
+        },
+        "hardware": torch.cuda.get_device_name(device)
+        if cuda
+        else f"{_processor()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _peak_memory() -> int:
+    """Bytes: allocated on the GPU, or the process's largest resident size."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, marked when files differ from it; None for an installed wheel."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,120 @@
+"""The training of a classifier with learnable strides, as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffstride.cost import stride_cost
+from diffstride.models import Network
+from diffstride.nn import learnable_layers, param_groups
+
+
+class Classifier(LightningModule):
+    """Cross-entropy plus `cost_weight` times Eq. 6, SGD with momentum, piecewise constant rates as in the paper.
+
+    Args:
+        network: inputs to logits. A class derived from diffstride.models.Network, by name.
+        learning_rates: rates of the weights, one more than `milestones`.
+        milestones: optimiser steps at which the rate goes on to the next.
+        momentum: of SGD, for weights and strides alike.
+        weight_decay: of the weights; strides never decay.
+        stride_lr: rate of the strides where `learning_rates` is highest; elsewhere in proportion.
+        stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
+            is a sum over batch and channels, and now and then a very large one.
+        label_smoothing: of the cross-entropy in training.
+        cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
+        channels_last: run 2-d convolutions in this memory format, faster on most hardware.
+
+    Raises:
+        ValueError: rates and milestones that do not fit together, a negative value.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        learning_rates: Sequence[float] = (0.1,),
+        milestones: Sequence[int] = (),
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        stride_lr: float = 0.1,
+        stride_clip: float | None = 1.0,
+        label_smoothing: float = 0.0,
+        cost_weight: float = 0.0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(learning_rates) != len(milestones) + 1:
+            raise ValueError(
+                f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
+            )
+        if list(milestones) != sorted(set(milestones)) or any(m < 1 for m in milestones):
+            raise ValueError(f"milestones must be increasing steps >= 1, got {list(milestones)}")
+        if not min(learning_rates) > 0:
+            raise ValueError(f"learning_rates must be > 0, got {list(learning_rates)}")
+        for name, value in ("stride_lr", stride_lr), ("cost_weight", cost_weight), ("label_smoothing", label_smoothing):
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        if stride_clip is not None and not stride_clip > 0:
+            raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = network
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.learning_rates, self.milestones = tuple(learning_rates), tuple(milestones)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.stride_lr, self.stride_clip = stride_lr, stride_clip
+        self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
+        self.has_strides = any(True for _ in learnable_layers(network))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        inputs, targets = batch
+        loss = F.cross_entropy(self(inputs), targets, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.has_strides:
+            cost = stride_cost(self.network)
+            self.log("train/stride_cost", cost)
+            if self.cost_weight:
+                loss = loss + self.cost_weight * cost
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy of one batch; their means over the set are logged."""
+        inputs, labels = batch
+        logits = self(inputs)
+        correct = (logits.argmax(-1) == labels).float().mean()
+        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
+        self.log("val/accuracy", correct, batch_size=len(labels), prog_bar=True, sync_dist=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip each layer's stride gradient, apart from the weights'."""
+        if self.stride_clip is not None:
+            for _, layer in learnable_layers(self.network):
+                clip_grad_norm_(layer.stride, self.stride_clip)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD over weights and strides, and the schedule that both follow."""
+        highest = max(self.learning_rates)
+        groups = param_groups(self.network, highest, stride_lr=self.stride_lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+
+        def factor(step: int) -> float:
+            return self.learning_rates[sum(step >= m for m in self.milestones)] / highest
+
+        schedule: Any = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
