@@ -11,6 +11,10 @@ from torch import Tensor
 Number = int | float
 
 
+class UserError(ValueError):
+    """A mistake of the one who calls: one line that names the cure. The command line prints it and exits with 2."""
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         return _fail(f"{name} needs the package {error.name}: pip install 'diffstride[train]'", 2)
-    from diffstride.data import DataError
+    from diffstride._check import UserError
     from diffstride.training import TrainingError
 
     try:
         command(arguments[1:])
-    except DataError as error:
+    except UserError as error:
         return _fail(str(error), 2)
     except TrainingError as error:
         return _fail(str(error), 1)

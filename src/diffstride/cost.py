@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +40,18 @@ def _in_bounds(layer: DiffStrideNd) -> Tensor:
     return clamp_stride(layer.stride, lower, float("inf") if upper is None else upper).expand(layer.ndim)
 
 
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class Macs(NamedTuple):
     """Multiply-accumulates of one forward pass."""
 
@@ -53,14 +67,8 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation(model), FlopCounterMode(display=False) as counter:
+        model(*inputs)
     total = counter.get_total_flops()
     by_module = counter.get_flop_counts()
     prefix = type(model).__name__

@@ -68,10 +68,12 @@ def windows_over_spectrum(
     """
     figure, axes = _figure(1, len(spectra), width=4.2, sharey=True)
     for panel, (axis, spectrum) in zip(axes, spectra.items(), strict=True):
-        panel.bar(range(len(spectrum)), spectrum / spectrum.max(), color="#BBBBBB", label="data, mean amplitude")
+        panel.bar(
+            range(len(spectrum)), (spectrum / spectrum.max()).tolist(), color="#BBBBBB", label="data, mean amplitude"
+        )
         panel.axvline(bands[axis], color="#009E73", lw=1.5, label="the class sits here")
         for i, (name, window) in enumerate(windows[axis].items()):
-            panel.plot(range(len(window)), window, marker=".", color=COLOURS[i % len(COLOURS)], label=name)
+            panel.plot(range(len(window)), window.tolist(), marker=".", color=COLOURS[i % len(COLOURS)], label=name)
         panel.set(title=f"along the {axis}", xlabel="frequency (cycles per image)", ylim=(0, 1.25))
     axes[0].set_ylabel("window, relative amplitude")
     axes[0].legend(frameon=False, fontsize="small", loc="upper right")
@@ -82,7 +84,7 @@ def before_and_after(pictures: Mapping[str, Tensor], path: Path) -> None:
     """Images `[H, W]` of one field of view side by side, each over its own range of grey, with name and size."""
     figure, axes = _figure(1, len(pictures), width=3)
     for panel, (name, picture) in zip(axes, pictures.items(), strict=True):
-        panel.imshow(picture, cmap="gray", extent=(0, 1, 1, 0), interpolation="nearest")
+        panel.imshow(picture.numpy(), cmap="gray", extent=(0, 1, 1, 0), interpolation="nearest")
         panel.set_title(f"{name}\n{picture.shape[0]} x {picture.shape[1]}", fontsize="medium")
         panel.set_axis_off()
     _save(figure, path)

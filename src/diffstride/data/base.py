@@ -12,10 +12,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from diffstride._check import UserError
+
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used: one line that names the cure."""
 
     def __init__(self, message: str) -> None:

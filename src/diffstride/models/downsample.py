@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from diffstride import _check
 from diffstride.nn import DiffStride2d, SpectralPool2d
 
-DownsampleMethod: TypeAlias = Literal["conv", "avg", "max", "blur", "spectral", "diffstride"]
+METHODS = ("conv", "avg", "max", "blur", "spectral", "diffstride")
 Stride: TypeAlias = float | tuple[float, float]
 # From a stride to a layer. The result is not annotated as nn.Module because jsonargparse would then list every module
 # class of torch in --help.
@@ -20,7 +20,7 @@ _SPECTRAL_OPTIONS = frozenset(inspect.signature(SpectralPool2d).parameters) - {"
 
 
 def make_downsample(
-    method: DownsampleMethod | DownsampleFactory, stride: Stride, **options: Any
+    method: str | DownsampleFactory, stride: Stride, **options: Any
 ) -> tuple[int | tuple[int, int], nn.Module]:
     """A stride as the two things that realise it: the stride of a convolution, and the layer that follows it.
 
@@ -58,7 +58,7 @@ def make_downsample(
         return 1, DiffStride2d((height, width), **options)
     if method == "spectral":
         return 1, SpectralPool2d((height, width), **{k: v for k, v in options.items() if k in _SPECTRAL_OPTIONS})
-    _check.one_of("downsample", method, get_args(DownsampleMethod))
+    _check.one_of("downsample", method, METHODS)
     if height != int(height) or width != int(width):
         raise ValueError(
             f"stride must be an integer for downsample={method!r}, got {stride!r}; 'spectral' and 'diffstride' take "

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, DownsampleMethod, Stride, make_downsample
+from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.models.network import Network
 
 
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
         *,
         stride: Stride | None = None,
         preactivation: bool = False,
-        downsample: DownsampleMethod | DownsampleFactory = "conv",
+        downsample: str | DownsampleFactory = "conv",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class ResNet(Network):
         stem: Literal["cifar", "imagenet"] = "cifar",
         preactivation: bool = False,
         width: float = 1.0,
-        downsample: DownsampleMethod | DownsampleFactory = "conv",
+        downsample: str | DownsampleFactory = "conv",
         strides: Sequence[Stride] | None = None,
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
@@ -209,7 +209,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int | tuple[
 
 
 def _downsample(
-    method: DownsampleMethod | DownsampleFactory, stride: Stride | None, options: Mapping[str, Any] | None
+    method: str | DownsampleFactory, stride: Stride | None, options: Mapping[str, Any] | None
 ) -> tuple[int | tuple[int, int], nn.Module]:
     return (1, nn.Identity()) if stride is None else make_downsample(method, stride, **(options or {}))
 
@@ -220,7 +220,7 @@ def _stem(
     channels: int,
     stride: Stride | None,
     preactivation: bool,
-    downsample: DownsampleMethod | DownsampleFactory,
+    downsample: str | DownsampleFactory,
     options: Mapping[str, Any] | None,
 ) -> nn.Sequential:
     """Convolution, downsampling, normalisation and ReLU (left to the first block under preactivation), max pooling."""

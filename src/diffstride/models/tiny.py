@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, DownsampleMethod, Stride, make_downsample
+from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.models.network import Network
 
 
@@ -36,7 +36,7 @@ class TinyCNN(Network):
         num_classes: int = 4,
         in_channels: int = 1,
         width: int = 16,
-        downsample: DownsampleMethod | DownsampleFactory = "diffstride",
+        downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[Stride] = (2.0,),
         downsample_options: dict[str, Any] | None = None,
     ) -> None:

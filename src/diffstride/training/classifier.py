@@ -14,7 +14,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffstride.cost import stride_cost
+from diffstride._check import UserError
+from diffstride.cost import evaluation, stride_cost
+from diffstride.data import ClassificationData
 from diffstride.models import Network
 from diffstride.nn import learnable_layers, param_groups
 
@@ -75,6 +77,26 @@ class Classifier(LightningModule):
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.has_strides = any(True for _ in learnable_layers(network))
+
+    def on_fit_start(self) -> None:
+        """Try the network on the data's shape, so that a misfit is told before any training."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ClassificationData):
+            return
+        example = torch.zeros(1, *data.sample_shape, device=self.device)
+        try:
+            with torch.no_grad(), evaluation(self.network):
+                outputs = self.network(example).shape[-1]
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
+                f"in_channels for example): {error}"
+            ) from error
+        if outputs != data.num_classes:
+            raise UserError(
+                f"the data has {data.num_classes} classes but the network {outputs} outputs: "
+                f"set model.network.num_classes to {data.num_classes}"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

@@ -22,8 +22,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride.data import ClassificationData, DataError
-from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
+from diffstride._check import UserError
+from diffstride.data import ClassificationData
+from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, TrainingError, WriteResult
 from diffstride.training.classifier import Classifier
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
@@ -37,6 +38,18 @@ The arguments most used: --name, --data.path, --data.batch_size, --model.network
 --model.network.help ResNet, --data.help ImageData. All of them, as YAML: --print_config."""
 
 
+# What libraries say to each other, and what a data set in memory need not be told.
+HARMLESS = (
+    "LightningCLI's args parameter",
+    "JsonargparseDeprecationWarning",
+    "was deprecated in v",  # jsonargparse to Lightning
+    "LeafSpec",
+    "does not have many workers",
+    "number of training batches",
+    "exists and is not empty",
+)
+
+
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description."""
 
@@ -47,7 +60,7 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         # The outer lines say where, the last one what: "Parser key "model.network": Problem with ...: strides must ..."
-        print(f"{self.prog}: error: {' '.join(lines)}", file=sys.stderr)
+        print(f"diffstride fit: error: {' '.join(lines)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -100,13 +113,13 @@ class FitCLI(LightningCLI):
         if config.ckpt_path:
             config.ckpt_path = str(_resume(self.run_folder, config.ckpt_path))
         elif (self.run_folder / "config.yaml").exists():
-            raise DataError(
+            raise UserError(
                 f"{self.run_folder} holds a run already: give another --name, or resume it with --ckpt_path last"
             )
         try:
             self.run_folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"cannot write to {self.run_folder} ({error.strerror}): give another --runs") from error
+            raise UserError(f"cannot write to {self.run_folder} ({error.strerror}): give another --runs") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that leaves what a run leaves."""
@@ -136,11 +149,11 @@ def _resume(folder: Path, ckpt_path: str) -> Path:
     """The checkpoint to resume from; rows written after it are dropped, since they will be written again."""
     path = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
-        raise DataError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
+        raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
     try:
         step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise DataError(
+        raise UserError(
             f"{path} is not a readable checkpoint: resume from another one in {folder}/checkpoints"
         ) from error
     for name in ("metrics.csv", "strides.csv"):
@@ -153,30 +166,30 @@ def train(arguments: Sequence[str]) -> FitCLI:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for harmless in (
-            "LightningCLI's args parameter",
-            "does not have many workers",
-            "LeafSpec",
-            "number of training batches",
-            "exists and is not",
-        ):
-            warnings.filterwarnings("ignore", f".*{harmless}")
-        cli = FitCLI(
-            Classifier,
-            ClassificationData,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            run=False,
-            trainer_defaults={"enable_model_summary": False},
-            parser_kwargs={
-                "prog": "diffstride fit",
-                "description": DESCRIPTION,
-                "formatter_class": _HelpFormatter,
-            },
-            save_config_kwargs={"overwrite": True},
-            args=list(arguments),
-        )
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+        for harmless in HARMLESS:
+            warnings.filterwarnings("ignore", f"(?s).*{harmless}")
+        try:
+            cli = FitCLI(
+                Classifier,
+                ClassificationData,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                run=False,
+                trainer_defaults={"enable_model_summary": False},
+                parser_kwargs={
+                    "prog": "diffstride fit",
+                    "description": DESCRIPTION,
+                    "formatter_class": _HelpFormatter,
+                },
+                save_config_kwargs={"overwrite": True},
+                args=list(arguments),
+            )
+        except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
+            raise UserError(" ".join(str(error).split())) from error
+        try:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
+            raise TrainingError("interrupted: resume with the same arguments and --ckpt_path last") from stop
     return cli
 
 

@@ -1,0 +1,38 @@
+"""The demo, in small: a table of what the runs found, and the pictures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffstride.cli import main
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def test_table_and_pictures_come_from_the_runs(tmp_path, capsys):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["data"]["init_args"] |= {"train_samples": 128, "test_samples": 64}
+    config["trainer"]["max_steps"] = 2
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(config))
+    assert main(["demo", str(small), "--runs", str(tmp_path)]) == 0
+    (folder,) = tmp_path.glob("demo-*")
+    printed = capsys.readouterr().out
+    results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    assert set(results) == {f"{s}-{m}" for s in ("good", "poor") for m in ("conv", "spectral", "diffstride")}
+    for result in results.values():
+        assert f"{result['accuracy']:.3f}" in printed
+        assert f"{result['macs'] / 1e6:.2f} M" in printed
+    assert "strides up to (4, 2) keep it" in " ".join(printed.split())
+    for name in ("strides", "windows", "example"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{name}.svg").read_text()[:2000]
+
+
+def test_a_missing_config_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", str(tmp_path / "none.yaml"), "--runs", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "none.yaml" in capsys.readouterr().err

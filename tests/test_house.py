@@ -1,0 +1,56 @@
+"""The rooms of the house: imports only go down the list of the design, and the core needs torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import diffstride
+
+SOURCE = Path(diffstride.__file__).parent
+ROOMS = [
+    "cli", "studies", "training", "plotting", "data", "models", "export", "convert", "cost", "trace", "tracking",
+    "nn", "functional", "backends", "geometry", "_check", "_version",
+]  # fmt: skip
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "diffstride" and len(parts) > 1 and parts[1] in ROOMS:
+                yield parts[1]
+
+
+def test_imports_only_go_down():
+    files = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py"]
+    assert len(files) > 20
+    for path in files:
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for other in imported_rooms(path):
+            assert ROOMS.index(other) >= ROOMS.index(room), f"{path.name} in {room} imports {other}, which is above it"
+
+
+def test_the_core_imports_nothing_but_torch():
+    script = (
+        "import sys, torch; before = set(sys.modules); import diffstride; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    heavy = {
+        "lightning",
+        "pytorch_lightning",
+        "datasets",
+        "kornia",
+        "jsonargparse",
+        "matplotlib",
+        "rich",
+        "PIL",
+        "scipy",
+    }
+    assert not heavy & set(ast.literal_eval(out))

@@ -1,0 +1,35 @@
+"""Histories of strides as rows."""
+
+import torch
+from torch import nn
+
+from diffstride import DiffStride1d, DiffStride2d, tracking
+
+
+def test_rows_of_a_model_have_strides_and_the_sizes_they_give():
+    model = nn.Sequential(DiffStride2d((2.0, 3.0), 1), nn.Identity(), DiffStride2d((1.5, 1.0), 1))
+    watch = tracking.InputSizes(model)
+    model(torch.randn(1, 1, 20, 24))
+    rows = list(tracking.stride_rows(model, 7, watch.sizes))
+    assert rows == [
+        (7, "0", "height", 2.0, 12),
+        (7, "0", "width", 3.0, 10),
+        (7, "2", "height", 1.5, 10),
+        (7, "2", "width", 1.0, 10),
+    ]
+    watch.close()
+    model(torch.randn(1, 1, 8, 8))
+    assert watch.sizes["0"] == (20, 24)
+    assert list(tracking.stride_rows(nn.Sequential(DiffStride1d(2.0)), 0, {})) == []
+
+
+def test_rows_survive_the_file_and_can_be_cut(tmp_path):
+    path = tmp_path / "strides.csv"
+    rows = [tracking.StrideRow(step, "a,b", "height", 2.0 + step / 8, 9) for step in range(5)]
+    tracking.append_rows(path, rows[:3])
+    tracking.append_rows(path, rows[3:])
+    assert tracking.read_rows(path) == rows
+    tracking.drop_rows_after(path, 2)
+    assert tracking.read_rows(path) == rows[:3]
+    tracking.drop_rows_after(tmp_path / "none.csv", 2)
+    assert not (tmp_path / "none.csv").exists()

@@ -1,0 +1,234 @@
+"""A run from arguments to its folder: what it leaves, that it repeats, resumes and refuses."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import diffstride as ds
+from diffstride import tracking
+from diffstride.cli import main
+from diffstride.training import Classifier, TrainingError
+from diffstride.training.fit import train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = [
+    "--config", str(CONFIGS / "demo.yaml"),
+    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32", "--model.network.width", "4",
+    "--model.milestones", "[3,8,10]",
+    "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Train in a folder of the test's own; returns (cli, result)."""
+
+    def start(name, *more, steps=None):
+        steps = [] if steps is None else ["--trainer.max_steps", str(steps)]
+        cli = train([*SMALL, "--runs", str(tmp_path), "--name", name, *steps, *more])
+        return cli, json.loads((cli.run_folder / "result.json").read_text())
+
+    return start
+
+
+def weights(cli):
+    return {k: v.clone() for k, v in cli.model.network.state_dict().items()}
+
+
+def without_times(result):
+    return {k: v for k, v in result.items() if k not in ("step_time_ms", "train_seconds", "peak_memory_mb")}
+
+
+def test_a_run_leaves_what_the_design_says_and_repeats_from_its_own_config(run):
+    cli, result = run("one", steps=12)
+    folder = cli.run_folder
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "metrics.csv", "strides.csv", "result.json", "strides.png", "strides.svg"}
+    assert expected <= left
+    assert "checkpoints/last.ckpt" in left
+    assert any(name.startswith("tensorboard/events") for name in left)
+
+    rows = tracking.read_rows(folder / "strides.csv")
+    assert (rows[0].step, rows[0].stride) == (0, 3.0)
+    assert rows[-1].step == 12
+    assert [round(s, 4) for s in result["strides"]["down"]] == [round(r.stride, 4) for r in rows[-2:]]
+    assert result["strides_initial"] == {"down": [3.0, 3.0]}
+    assert result["parameters"] == sum(p.numel() for p in cli.model.network.parameters())
+    assert result["stride_cost"] == pytest.approx(1 / math.prod(result["strides"]["down"]))
+    assert {"torch", "diffstride", "lightning"} <= set(result["versions"])
+    assert result["data_fingerprint"] == cli.datamodule.fingerprint
+    metrics = tracking.read_dicts(folder / "metrics.csv")
+    accuracies = [float(m["val/accuracy"]) for m in metrics if m["val/accuracy"]]
+    assert accuracies[-1] == pytest.approx(result["accuracy"])
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["init_args"]["train_samples"] == 192
+    again = folder.parent / "again.yaml"
+    again.write_text(yaml.safe_dump(config | {"name": "two"}))
+    twin, twin_result = run("two", "--config", str(again))
+    assert without_times(twin_result) == without_times(result)
+    assert all(torch.equal(a, b) for a, b in zip(weights(cli).values(), weights(twin).values(), strict=True))
+
+
+def test_a_resumed_run_ends_as_one_never_interrupted(run, tmp_path):
+    whole, result = run("whole", "--trainer.max_epochs", "3", "--trainer.max_steps", "-1")
+    # Interrupted after two epochs, with rows in the files that were written after the checkpoint.
+    half, _ = run("half", "--trainer.max_epochs", "2", "--trainer.max_steps", "-1")
+    tracking.append_rows(half.run_folder / "strides.csv", [tracking.StrideRow(17, "down", "height", 99.0, 1)])
+    resumed, resumed_result = run(
+        "half", "--trainer.max_epochs", "3", "--trainer.max_steps", "-1", "--ckpt_path", "last"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    assert without_times(resumed_result) == without_times(result)
+    for name in ("strides.csv", "metrics.csv"):
+        assert (half.run_folder / name).read_text() == (whole.run_folder / name).read_text(), name
+
+
+def test_nothing_is_overwritten(run, tmp_path, capsys):
+    cli, _ = run("one", steps=1)
+    before = (cli.run_folder / "result.json").read_bytes()
+    assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "one"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a run already: give another --name, or resume it with --ckpt_path last" in error
+    assert error.count("\n") == 1
+    assert (cli.run_folder / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.network.strides", "[[0.5,1]]"], r"stride must be >= 1, got 0.5, 1"),
+        (["--model.network.downsample", "conv", "--model.network.strides", "[1.5]"], "stride must be an integer"),
+        (["--model.network.downsample", "pool"], "'pool'"),
+        (["--model.learning_rates", "[0.1]"], "learning_rates must have one entry more than milestones"),
+        (["--model.cost_weight", "-1"], "cost_weight must be >= 0, got -1"),
+        (["--model.bogus", "1"], "bogus"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data", "ImageData", "--data.path", "./nowhere"], "./nowhere does not exist: check the path"),
+        (["--data.batch_size", "1000"], "batch_size 1000 is larger than the 192 training samples"),
+        (["--ckpt_path", "last"], "there is no checkpoint"),
+        (["--model.network.num_classes", "3"], "the data has 4 classes but the network 3 outputs"),
+        (["--model.network.in_channels", "3"], "in_channels"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_status_2(arguments, message, tmp_path, capsys):
+    try:
+        status = main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "x", "--trainer.max_steps", "1", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert message in error
+    assert error.count("\n") == 1, error
+    assert not (tmp_path / "x" / "result.json").exists()
+
+
+def test_commands_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert ds.__version__ in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "fit" in capsys.readouterr().out
+    assert main(["train"]) == 2
+    assert "unknown command 'train'; there are fit, demo" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "diffstride fit --config configs/cifar10-small.yaml --name strided" in out
+    assert "LazyLinear" not in out  # not every module of torch
+
+
+def test_the_cost_term_pushes_strides_up(run):
+    _, free = run("free", "--model.cost_weight", "0", steps=12)
+    _, costly = run("costly", "--model.cost_weight", "5", steps=12)
+    for without, with_cost in zip(free["strides"]["down"], costly["strides"]["down"], strict=True):
+        assert with_cost > without + 0.1
+    assert costly["macs"] < free["macs"]
+
+
+def test_schedule_groups_clipping_and_bounds(run):
+    """The optimiser as used: rates in proportion, no decay of strides, gradients clipped, raw values bounded."""
+    seen = []
+
+    class Spy(Classifier):
+        def on_before_optimizer_step(self, optimizer):
+            layer = self.network.down
+            layer.stride.grad.mul_(1e6)
+            super().on_before_optimizer_step(optimizer)
+            groups = {g["name"]: g for g in optimizer.param_groups}
+            seen.append((groups["weights"]["lr"], groups["strides"]["lr"], layer.stride.grad.norm().item()))
+            assert groups["strides"]["weight_decay"] == 0
+            assert groups["weights"]["weight_decay"] == 5e-4
+
+        def on_train_batch_start(self, batch, batch_idx):
+            assert (self.network.down.stride >= 1).all()
+
+    import diffstride.training.fit as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Classifier", Spy)
+        run("spied", "--model.stride_lr", "50", "--model.stride_clip", "0.5", steps=12)
+    factors = [0.1] * 3 + [1.0] * 5 + [0.1] * 2 + [0.01] * 2
+    assert [lr for lr, _, _ in seen] == pytest.approx([0.1 * f for f in factors])
+    assert [lr for _, lr, _ in seen] == pytest.approx([50 * f for f in factors])
+    assert all(norm <= 0.5001 for _, _, norm in seen)
+
+
+def test_a_lost_stride_stops_the_run_and_names_the_layer(run):
+    class Lost(Classifier):
+        def on_before_optimizer_step(self, optimizer):
+            self.network.down.stride.grad.fill_(math.nan)
+
+    import diffstride.training.fit as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Classifier", Lost)
+        with pytest.raises(
+            TrainingError, match=r"step 1: the stride of down became \(nan, nan\): lower learning_rates"
+        ):
+            run("lost", steps=3)
+
+
+def test_label_smoothing_and_soft_targets_reach_the_loss():
+    network = torch.nn.Linear(3, 4)
+    module = Classifier(network, label_smoothing=0.2)
+    module.log = lambda *args, **kwargs: None
+    x, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    log_p = network(x).log_softmax(-1)
+    target = torch.nn.functional.one_hot(labels, 4) * 0.8 + 0.2 / 4
+    expected = -(target * log_p).sum(-1).mean()
+    torch.testing.assert_close(module.training_step((x, labels), 0), expected)
+    soft = torch.rand(5, 4).softmax(-1)
+    expected = -((0.8 * soft + 0.05) * log_p).sum(-1).mean()
+    torch.testing.assert_close(module.training_step((x, soft), 0), expected)
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_cleanly_and_the_run_can_be_resumed(tmp_path):
+    arguments = [
+        sys.executable, "-m", "diffstride.cli", "fit", "--config", str(CONFIGS / "demo.yaml"), "--runs", str(tmp_path),
+        "--data.train_samples", "640", "--trainer.max_epochs", "6", "--trainer.max_steps", "-1",
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = tmp_path / "demo" / "checkpoints" / "last.ckpt"
+    deadline = time.time() + 120
+    while not last.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in error
+    assert "--ckpt_path last" in error
+    assert not (tmp_path / "demo" / "result.json").exists()
+    done = subprocess.run([*arguments, "--ckpt_path", "last"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo" / "result.json").exists()
