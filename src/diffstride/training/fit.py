@@ -175,9 +175,11 @@ def train(arguments: Sequence[str]) -> FitCLI:
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 run=False,
+                auto_configure_optimizers=False,
                 trainer_defaults={"enable_model_summary": False},
                 parser_kwargs={
                     "prog": "diffstride fit",
+                    "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
                     "description": DESCRIPTION,
                     "formatter_class": _HelpFormatter,
                 },
