@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: env        ## learn strides on a built-in set; a table and pictures at the end
-	$(BIN)/diffstride demo configs/demo.yaml
+	$(BIN)/diffstride demo
 
 test: env        ## the tests that every change must pass
 	$(BIN)/pytest -n auto

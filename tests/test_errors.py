@@ -21,6 +21,7 @@ CASES = [
     (lambda: ds.DiffStride2d(None), TypeError, r"stride must be a number or a sequence of 2 numbers, got None"),
     (lambda: ds.DiffStride2d(True), TypeError, r"stride must be a number"),
     (lambda: ds.DiffStride2d((2, 3), shared=True), ValueError, r"one number when shared=True, got \(2\.0, 3\.0\)"),
+    (lambda: ds.DiffStride2d(shared="no"), TypeError, r"shared must be True or False, got 'no'"),
     (lambda: ds.DiffStride2d(smoothness=0), ValueError, r"smoothness must be > 0 .*use SpectralPool.*, got 0"),
     (lambda: ds.DiffStride2d(smoothness=-1), ValueError, r"smoothness must be > 0 and finite, got -1"),
     (lambda: ds.DiffStride2d(smoothness="4"), TypeError, r"smoothness must be a number, got '4'"),

@@ -1,7 +1,5 @@
 """Sizes, bounds and the clamp that lets gradients point back inside."""
 
-import math
-
 import pytest
 import reference
 import torch
@@ -85,8 +83,3 @@ def test_mask_counts_the_gradient_at_both_ends_of_the_ramp():
             for m in geometry.mask(32, stride, 4.0, "outer", "dft", 17).unbind()
         ]
         assert rows == [0.0] * 8 + [-1.0] * 5 + [0.0] * 4
-
-
-def test_cutoff_frequency_of_the_paper():
-    assert geometry.cutoff_frequency(1.89, 0.010) == pytest.approx(26.455, abs=1e-3)
-    assert math.isclose(geometry.cutoff_frequency(2.0, 1.0), 0.25)

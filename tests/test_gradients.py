@@ -101,3 +101,16 @@ def test_half_precision_gradients_follow_the_float32_ones():
         half = torch.autograd.grad(layer(x.to(dtype)).float().square().mean(), layer.stride)[0]
         assert half.dtype == torch.float32
         assert (half - full).norm() < tolerance * full.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # in torch's own forward mode
+def test_forward_mode_agrees_with_backward_mode():
+    x = torch.randn(1, 2, 12, 9, dtype=torch.float64)
+    stride = torch.tensor([1.73, 2.21], dtype=torch.float64)
+    loss = lambda s: F.diffstride(x, s, 1.1, output_size=(9, 6)).square().sum()
+    gradient = torch.func.grad(loss)(stride)
+    for i, direction in enumerate(torch.eye(2, dtype=torch.float64)):
+        _, slope = torch.func.jvp(loss, (stride,), (direction,))
+        torch.testing.assert_close(slope, gradient[i])
+    hessian = torch.func.hessian(loss)(stride)
+    torch.testing.assert_close(hessian, hessian.T)

@@ -49,6 +49,24 @@ def test_one_axis_in_float64_at_all_sizes_and_strides(backend, basis, window):
             assert relative_error(actual, expected) < 1e-12, (size, stride, smoothness, norm)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_one_axis_in_lower_precision_at_all_sizes_and_strides(dtype, backend, basis):
+    """Relative to the input: some outputs are nothing but what cancellation leaves."""
+    for size in range(1, 66):
+        x = torch.randn(3, 4, size).to(dtype)
+        for stride, smoothness, window in itertools.product(strides_up_to(size), (0.5, 7.3), ("outer", "inner")):
+            stride = float(np.float32(stride))
+            expected = reference.diffstride(x.double(), (stride,), smoothness, window, basis)
+            actual = F.diffstride(
+                x, torch.tensor([stride], dtype=torch.float32), smoothness, window=window, basis=basis, backend=backend
+            )
+            scale = (expected.shape[-1] / size) ** 0.5 * x.double().norm().item()
+            assert np.linalg.norm(actual.double().numpy() - expected) < TOLERANCE[dtype] * scale, (size, stride)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("basis", ["dft", "dct"])
 def test_fixed_pool_in_float64_at_all_sizes_and_strides(backend, basis):

@@ -159,5 +159,9 @@ def test_stride_cost_is_equation_six():
     with torch.no_grad():
         layers[1].stride += 1e-6
     assert layers[1].stride.grad.item() == pytest.approx((ds.stride_cost(model).item() - cost.item()) / 1e-6, rel=1e-4)
+    bounded = ds.DiffStride1d(3.0, bounds=(2.0, 4.0))
+    with torch.no_grad():
+        bounded.stride.fill_(9.0)
+    assert ds.stride_cost(bounded).item() == pytest.approx(1 / 4)
     with pytest.raises(ValueError, match=r"model must have learnable strides .* got none in Conv2d"):
         ds.stride_cost(torch.nn.Conv2d(1, 1, 1))

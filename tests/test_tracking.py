@@ -9,6 +9,8 @@ from diffstride import DiffStride1d, DiffStride2d, tracking
 def test_rows_of_a_model_have_strides_and_the_sizes_they_give():
     model = nn.Sequential(DiffStride2d((2.0, 3.0), 1), nn.Identity(), DiffStride2d((1.5, 1.0), 1))
     watch = tracking.InputSizes(model)
+    model[0](x=torch.randn(1, 1, 8, 8))  # by keyword
+    assert watch.sizes == {"0": (8, 8)}
     model(torch.randn(1, 1, 20, 24))
     rows = list(tracking.stride_rows(model, 7, watch.sizes))
     assert rows == [
@@ -29,7 +31,9 @@ def test_rows_survive_the_file_and_can_be_cut(tmp_path):
     tracking.append_rows(path, rows[:3])
     tracking.append_rows(path, rows[3:])
     assert tracking.read_rows(path) == rows
-    tracking.drop_rows_after(path, 2)
+    with path.open("a") as file:
+        file.write("1,torn")
+    tracking.drop_rows_from(path, 3)
     assert tracking.read_rows(path) == rows[:3]
-    tracking.drop_rows_after(tmp_path / "none.csv", 2)
+    tracking.drop_rows_from(tmp_path / "none.csv", 2)
     assert not (tmp_path / "none.csv").exists()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Number = int | float
+Number = int | float  # numpy's scalars pass too
 
 
 class UserError(ValueError):
     """A mistake of the one who calls: one line that names the cure. The command line prints it and exits with 2."""
 
 
+class WorkError(RuntimeError):
+    """Work that cannot go on: one line that says where, when and what to try. The command line exits with 1."""
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
@@ -62,12 +67,19 @@ def positive_smoothness(smoothness: float) -> float:
     return float(smoothness)
 
 
-def positive_int(name: str, value: int) -> int:
+def positive_int(name: str, value: object) -> int:
     """Check that `value` is an int >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
+    return int(value)
+
+
+def boolean(name: str, value: bool) -> bool:
+    """Check that `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
@@ -79,7 +91,7 @@ def a_sequence(name: str, value: object) -> None:
 
 def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """One positive int per axis, from an int or a sequence."""
-    return tuple(positive_int(name, v) for v in per_axis(name, value, ndim))  # type: ignore[arg-type]
+    return tuple(positive_int(name, v) for v in per_axis(name, value, ndim))
 
 
 def stride_bounds(bounds: object) -> tuple[float, float | None]:

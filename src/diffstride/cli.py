@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
 from diffstride import __version__
+from diffstride._check import UserError, WorkError
 
-# Name, module that has it, function, what it does.
+# Name: module, function, what it does.
 COMMANDS = {
     "fit": ("diffstride.training.fit", "fit", "train one network; its run folder keeps everything"),
-    "demo": (
-        "diffstride.studies.demo",
-        "demo",
-        "strided convolution, spectral pooling and DiffStride on planted bands",
-    ),
+    "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
 }
 
-USAGE = "usage: diffstride [--help] [--version] COMMAND ...\n\ncommands:\n" + "".join(
-    f"  {name:6s} {text}\n" for name, (_, _, text) in COMMANDS.items()
-)
+USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
+
+commands:
+{"".join(f"  {name:6s} {text}{chr(10)}" for name, (_, _, text) in COMMANDS.items())}
+`diffstride COMMAND --help` says more. DIFFSTRIDE_TRACEBACK=1 shows where an error arose."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,31 +32,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diffstride {__version__}")
         return 0
     if name in ("", "-h", "--help"):
-        print(USAGE + "\n`diffstride COMMAND --help` says more.", file=sys.stdout if name else sys.stderr)
+        print(USAGE, file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
-    if name not in COMMANDS:
-        return _fail(f"unknown command {name!r}; there are {', '.join(COMMANDS)}", 2)
-    module, function, _ = COMMANDS[name]
     try:
-        command = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        return _fail(f"{name} needs the package {error.name}: pip install 'diffstride[train]'", 2)
-    from diffstride._check import UserError
-    from diffstride.training import TrainingError
-
-    try:
-        command(arguments[1:])
+        _command(name)(arguments[1:])
     except UserError as error:
-        return _fail(str(error), 2)
-    except TrainingError as error:
-        return _fail(str(error), 1)
+        return _fail(error, 2)
+    except WorkError as error:
+        return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     return 0
 
 
-def _fail(message: str, status: int) -> int:
-    print(f"diffstride: error: {message}", file=sys.stderr)
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+    module, function, _ = COMMANDS[name]
+    try:
+        command: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name} needs the package {error.name}: pip install 'diffstride[train]'") from error
+    return command
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    if os.environ.get("DIFFSTRIDE_TRACEBACK"):
+        traceback.print_exc()
+    print(f"diffstride: error: {error}", file=sys.stderr)
     return status
 
 

@@ -1,4 +1,4 @@
-"""Sizes, masks, bounds and cut-offs of one axis: numbers and 1-d tensors, no Module, no validation.
+"""Sizes, masks and bounds of one axis: numbers and 1-d tensors, no Module, no validation.
 
 An axis of `N` samples has the frequencies `f` in cycles per axis. A stride `S` keeps those below the edge `N / (2 S)`;
 the smoothness `R` is the width of the ramp, in frequencies, at the end of the window.
@@ -77,6 +77,7 @@ class _ClampInward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
         stride, ctx.lower, ctx.upper = inputs
         ctx.save_for_backward(stride)
+        ctx.save_for_forward(stride)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -85,6 +86,12 @@ class _ClampInward(torch.autograd.Function):
         # A descent step moves against the gradient: a positive one lowers the stride.
         outwards = ((stride <= ctx.lower) & (grad > 0)) | ((stride >= ctx.upper) & (grad < 0))
         return grad.masked_fill(outwards, 0), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        # Forward mode does not know where descent will go: outside the bounds nothing moves.
+        (stride,) = ctx.saved_tensors
+        return tangent.masked_fill((stride < ctx.lower) | (stride > ctx.upper), 0)
 
 
 def clamp_stride(stride: Tensor, lower: float, upper: float) -> Tensor:
@@ -127,8 +134,3 @@ def coefficient_weights(size: int, new_size: int, mask: Tensor, gain: float, bas
     if basis == "dft" and new_size > size and size % 2 == 0:
         return torch.cat([weights[:-1], weights[-1:] / 2])
     return weights
-
-
-def cutoff_frequency(stride: float, spacing: float) -> float:
-    """The window's edge `1 / (2 S d)` for samples `spacing` units apart: with a 10 ms hop and S = 1.89, 26.5 Hz."""
-    return 1 / (2 * stride * spacing)

@@ -51,7 +51,7 @@ def trajectories_to_bands(
                 panel.plot(*by_axis[axis], color=COLOURS[i % len(COLOURS)], label=name)
         panel.set(title=f"along the {axis}", xlabel="optimiser step", ylim=(1, top))
     axes[0].set_ylabel("stride")
-    axes[-1].legend(frameon=False, fontsize="small", loc="upper right")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     _save(figure, path)
 
 
@@ -76,7 +76,7 @@ def windows_over_spectrum(
             panel.plot(range(len(window)), window.tolist(), marker=".", color=COLOURS[i % len(COLOURS)], label=name)
         panel.set(title=f"along the {axis}", xlabel="frequency (cycles per image)", ylim=(0, 1.25))
     axes[0].set_ylabel("window, relative amplitude")
-    axes[0].legend(frameon=False, fontsize="small", loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     _save(figure, path)
 
 

@@ -33,12 +33,14 @@ class InputSizes:
     def __init__(self, model: nn.Module) -> None:
         self.sizes: dict[str, tuple[int, ...]] = {}
         self._handles = [
-            layer.register_forward_pre_hook(self._hook(name, layer.ndim)) for name, layer in learnable_layers(model)
+            layer.register_forward_pre_hook(self._hook(name, layer.ndim), with_kwargs=True)
+            for name, layer in learnable_layers(model)
         ]
 
     def _hook(self, name: str, ndim: int) -> Any:
-        def remember(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.sizes[name] = tuple(args[0].shape[-ndim:])
+        def remember(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            (x,) = args or kwargs.values()
+            self.sizes[name] = tuple(x.shape[-ndim:])
 
         return remember
 
@@ -82,11 +84,14 @@ def read_dicts(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Forget the rows of a CSV file that were written after `step`: a resumed run writes them again."""
+def drop_rows_from(path: Path, step: int) -> None:
+    """Forget the rows of a CSV file of `step` and later: a resumed run writes them again. A torn last row goes too."""
     rows = read_dicts(path)
     if rows:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+        whole = [row for row in rows if None not in row.values() and row["step"].isdigit()]
+        unfinished = path.with_suffix(".tmp")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(row for row in rows if float(row["step"]) <= step)
+            writer.writerows(row for row in whole if int(row["step"]) < step)
+        unfinished.replace(path)

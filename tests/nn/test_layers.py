@@ -29,6 +29,10 @@ def test_state_dict_round_trip_without_executing_pickled_code():
     buffer = io.BytesIO()
     torch.save(nn.Sequential(ds.DiffStride2d((2.5, 3.0))).state_dict(), buffer)
     buffer.seek(0)
+    parameters = io.BytesIO()
+    torch.save(dict(ds.DiffStride2d(2.5).named_parameters()), parameters)
+    parameters.seek(0)
+    assert torch.load(parameters, weights_only=True)["stride"].tolist() == [2.5, 2.5]
     other = nn.Sequential(ds.DiffStride2d(1.0))
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert other[0].strides == (2.5, 3.0)
@@ -145,7 +149,7 @@ def test_the_device_is_read_once_per_optimiser_step_and_never_in_evaluation(on_d
         optimizer.step()
     for _ in range(5):
         on_device.eval()(x)
-        assert on_device.strides == tuple(on_device.stride.detach().clone().tolist())
+        assert on_device.strides == tuple(torch.Tensor.tolist(on_device.stride))
     assert DeviceStride.copies == 4
 
 
@@ -166,6 +170,13 @@ def test_no_write_is_missed_on_a_device(on_device):
     copies = DeviceStride.copies
     assert host_values(stride) == (8.0, 4.0)
     assert DeviceStride.copies == copies
+    stride.detach().data.mul_(0.5)
+    assert host_values(stride) == (4.0, 2.0)
+    state = {"stride": stride.detach()}  # as in a moving average over a state_dict
+    assert host_values(stride) == (4.0, 2.0)
+    state["stride"].data.mul_(2)
+    assert host_values(stride) == (8.0, 4.0)
+    del state
     stride.data = torch.tensor([1.5, 1.5])
     assert host_values(stride) == (1.5, 1.5)
     torch._foreach_mul_([stride.detach()], 2.0)
@@ -196,3 +207,35 @@ def test_clamp_strides_projects_to_the_users_bounds():
     ds.clamp_strides_(model)
     assert [raw(layer) for layer in model] == [[3.0], [1.0, 50.0]]
     assert ds.strides(model) == {"0": (3.0,), "1": (1.0, 50.0)}
+
+
+def test_strides_without_values_say_what_to_do():
+    layer = ds.DiffStride1d(2.0, device="meta")
+    with pytest.raises(ValueError, match="got none on the meta device: use to_empty, then reset_parameters"):
+        layer.output_size(8)
+
+
+def test_a_parametrization_keeps_its_place():
+    class Twice(nn.Module):
+        def forward(self, stride):
+            return 2 * stride
+
+    layer = ds.DiffStride1d(2.0, 1)
+    nn.utils.parametrize.register_parametrization(layer, "stride", Twice())
+    layer = layer.double().float()
+    assert layer.output_size(32) == ds.DiffStride1d(4.0, 1).output_size(32)
+    layer(torch.randn(1, 1, 32)).square().sum().backward()
+    assert layer.parametrizations.stride.original.grad.abs().item() > 0
+
+
+def test_numbers_of_numpy_are_numbers():
+    np = pytest.importorskip("numpy")
+    layer = ds.DiffStride2d((np.float32(2), np.int64(3)))
+    assert layer.strides == (2.0, 3.0)
+    assert layer.output_size(np.int64(32)) == layer.output_size(32)
+
+
+def test_a_layer_made_in_inference_mode_works():
+    with torch.inference_mode():
+        layer = ds.DiffStride1d(2.0, 1)
+        assert layer(torch.randn(1, 1, 16)).shape[-1] == 10

@@ -15,8 +15,10 @@ import yaml
 
 import diffstride as ds
 from diffstride import tracking
+from diffstride._check import WorkError
 from diffstride.cli import main
-from diffstride.training import Classifier, TrainingError
+from diffstride.cost import count_macs
+from diffstride.training import Classifier
 from diffstride.training.fit import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,16 +83,29 @@ def test_a_run_leaves_what_the_design_says_and_repeats_from_its_own_config(run):
 
 def test_a_resumed_run_ends_as_one_never_interrupted(run, tmp_path):
     whole, result = run("whole", "--trainer.max_epochs", "3", "--trainer.max_steps", "-1")
-    # Interrupted after two epochs, with rows in the files that were written after the checkpoint.
-    half, _ = run("half", "--trainer.max_epochs", "2", "--trainer.max_steps", "-1")
-    tracking.append_rows(half.run_folder / "strides.csv", [tracking.StrideRow(17, "down", "height", 99.0, 1)])
-    resumed, resumed_result = run(
-        "half", "--trainer.max_epochs", "3", "--trainer.max_steps", "-1", "--ckpt_path", "last"
-    )
+    assert result["strides_initial"] == {"down": [3.0, 3.0]}
+    # Interrupted twice, with rows in the files that were written after the checkpoint.
+    half, _ = run("half", "--trainer.max_epochs", "1", "--trainer.max_steps", "-1")
+    for epochs in "2", "3":
+        tracking.append_rows(half.run_folder / "strides.csv", [tracking.StrideRow(17, "down", "height", 99.0, 1)])
+        with (half.run_folder / "metrics.csv").open("a") as file:
+            file.write(",".join([str(6 * (int(epochs) - 1))] * 8) + "\n")
+        resumed, resumed_result = run(
+            "half", "--trainer.max_epochs", epochs, "--trainer.max_steps", "-1", "--ckpt_path", "last"
+        )
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
     assert without_times(resumed_result) == without_times(result)
     for name in ("strides.csv", "metrics.csv"):
         assert (half.run_folder / name).read_text() == (whole.run_folder / name).read_text(), name
+
+
+def test_a_run_that_ends_inside_an_epoch_is_evaluated_as_it_is(run):
+    cli, result = run("short", steps=8)  # an epoch has 6 steps
+    images, labels = cli.datamodule.test_set
+    with torch.no_grad():
+        predicted = cli.model.network.eval()(images).argmax(-1)
+    assert result["accuracy"] == pytest.approx((predicted == labels).float().mean().item())
+    assert (result["steps"], result["macs"]) == (8, count_macs(cli.model.network, images[:1]).model)
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys):
@@ -101,6 +116,36 @@ def test_nothing_is_overwritten(run, tmp_path, capsys):
     assert "holds a run already: give another --name, or resume it with --ckpt_path last" in error
     assert error.count("\n") == 1
     assert (cli.run_folder / "result.json").read_bytes() == before
+
+
+def test_a_finished_run_is_not_run_again(run, tmp_path, capsys):
+    cli, _ = run("one", steps=3)
+    before = {path: path.read_bytes() for path in cli.run_folder.glob("*.*")}
+    assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "one", "--ckpt_path", "last",
+                 "--trainer.max_steps", "3"]) == 2  # fmt: skip
+    assert "is finished (max_steps 3): raise --trainer.max_steps, or give another --name" in capsys.readouterr().err
+    assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "one", "--ckpt_path", "last",
+                 "--model.network.width", "5", "--trainer.max_steps", "4"]) == 2  # fmt: skip
+    assert "is of another network: resume with --config" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in cli.run_folder.glob("*.*")} == before
+
+
+def test_a_name_is_free_again_after_a_mistake_and_the_command_says_what_came_of_it(tmp_path, capsys):
+    arguments = ["fit", *SMALL, "--runs", str(tmp_path), "--name", "one", "--trainer.max_steps", "2"]
+    assert main([*arguments, "--model.network.num_classes", "3"]) == 2
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "one" / "result.json").read_text())
+    assert f"accuracy {result['accuracy']:.4f}, strides 3.00x3.00, {result['macs'] / 1e6:.2f} million MACs" in printed
+    assert "DIFFSTRIDE_RUN_NAME" not in os.environ
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_precisions(run, precision):
+    cli, result = run("one", "--trainer.precision", precision, steps=2)
+    assert result["accuracy"] is not None
+    assert cli.model.network.down.stride.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    assert result["macs"] > 0
 
 
 @pytest.mark.parametrize(
@@ -118,6 +163,10 @@ def test_nothing_is_overwritten(run, tmp_path, capsys):
         (["--ckpt_path", "last"], "there is no checkpoint"),
         (["--model.network.num_classes", "3"], "the data has 4 classes but the network 3 outputs"),
         (["--model.network.in_channels", "3"], "in_channels"),
+        (["--trainer.accelerator", "abacus"], "abacus"),
+        (["--trainer.logger", "false"], "trainer.logger cannot be set"),
+        (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing cannot be false"),
+        (["--runs", "/dev/null"], "cannot write to /dev/null/x"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_status_2(arguments, message, tmp_path, capsys):
@@ -192,9 +241,7 @@ def test_a_lost_stride_stops_the_run_and_names_the_layer(run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "Classifier", Lost)
-        with pytest.raises(
-            TrainingError, match=r"step 1: the stride of down became \(nan, nan\): lower learning_rates"
-        ):
+        with pytest.raises(WorkError, match=r"step 1: the stride of down became \(nan, nan\): lower"):
             run("lost", steps=3)
 
 

@@ -12,8 +12,12 @@ from diffstride.geometry import Basis
 
 
 def apply(x: Tensor, dim: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
-    """Resample axis `dim` of `x` to `size` samples; the matrix is built in the (wide) dtype of `weights`."""
-    matrix = operator(x.shape[dim], size, weights, basis).to(x.dtype)
+    """Resample axis `dim` of `x` to `size` samples.
+
+    The matrix is built in float64 where the device has it: cheap, and out of reach of TF32 and its like.
+    """
+    exact = weights if weights.device.type == "mps" else weights.double()
+    matrix = operator(x.shape[dim], size, exact, basis).to(x.dtype)
     return F.linear(x.movedim(dim, -1), matrix).movedim(-1, dim)
 
 

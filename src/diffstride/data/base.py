@@ -68,10 +68,10 @@ class InMemory(BatchDataset):
 class ClassificationData(LightningDataModule):
     """Base of all data sets: inputs of one shape, each with one class.
 
-    A subclass implements `load`, and may override `augment` (training only, on the device) and `example` (the shape of
-    one sample, where preparation changes it). The rest is done here: the order of training is a function of the seed
-    and the epoch alone, ranks get disjoint shards, random augmentation is a function of the seed, the global step and
-    the rank, and inputs are normalised on the device.
+    A subclass implements `load`, and may override `augment` (training only, on the device) and `prepare_evaluation`
+    (where training changes the shape of inputs). The rest is done here: the order of training is a function of the seed
+    and the epoch alone, ranks get disjoint shards, random augmentation is a function of the seed, the number of the
+    batch and the rank, and inputs are normalised on the device.
 
     `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
     sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
@@ -160,7 +160,8 @@ class ClassificationData(LightningDataModule):
         if trainer is None:
             return self.prepare_batch(batch)
         if trainer.training:
-            inputs, targets = self.prepare_batch(batch, step=trainer.global_step, rank=trainer.global_rank)
+            step = trainer.fit_loop.epoch_loop.total_batch_idx  # counts micro-batches too
+            inputs, targets = self.prepare_batch(batch, step=step, rank=trainer.global_rank)
         else:
             inputs, targets = self.prepare_batch(batch)
         return trainer.precision_plugin.convert_input(inputs), targets
@@ -170,7 +171,7 @@ class ClassificationData(LightningDataModule):
 
         Args:
             batch: raw inputs and int64 labels.
-            step: the global step of training, or None for evaluation.
+            step: the number of the training batch, over all epochs, or None for evaluation.
             rank: of the process, so that ranks draw different numbers.
 
         Returns:

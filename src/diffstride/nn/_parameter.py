@@ -12,43 +12,55 @@ from torch import Tensor, nn
 class StrideParameter(nn.Parameter):
     """A parameter whose values are copied to the host at most once between two changes.
 
-    Sizes must be ints on the host. PyTorch counts in-place writes (`_version`), except those through `.data`; so
-    this class counts who was handed `.data`, and reads again as long as such an alias lives.
+    Sizes must be ints on the host. PyTorch counts in-place writes (`_version`), except those through `.data`; so this
+    class notes who was handed the storage (`.data`, `.detach()`), and reads again as long as such an alias lives.
     """
+
+    _host: tuple[int, tuple[float, ...]] | None = None
 
     @property
     def data(self) -> Tensor:
-        alias = super().data
-        self._aliases = [*(a for a in self._live_aliases() if a() is not None), weakref.ref(alias)]
-        self._host: tuple[int, tuple[float, ...]] | None = None
-        return alias
+        """The storage without history, as for any tensor."""
+        return self._hand_out(super().data)
 
     @data.setter
     def data(self, value: Tensor) -> None:
         self._host = None
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
 
-    def _live_aliases(self) -> list[weakref.ref[Tensor]]:
-        return getattr(self, "_aliases", [])
+    def detach(self) -> Tensor:
+        """The values without history, as for any tensor."""
+        return self._hand_out(super().detach())
 
     def host(self) -> tuple[float, ...]:
         """The values as floats. At most one device-to-host copy per change; on the CPU they are simply read."""
-        if self.is_cpu:
+        if self.is_cpu or self.is_inference():  # inference tensors do not count writes
             return tuple(self.tolist())
         return self._cached_host()
 
     def _cached_host(self) -> tuple[float, ...]:
-        cached: tuple[int, tuple[float, ...]] | None = getattr(self, "_host", None)
-        if cached is not None and cached[0] == self._version and not any(a() is not None for a in self._live_aliases()):
+        cached = self._host
+        if cached is not None and cached[0] == self._version and not self._live_aliases():
             return cached[1]
         values = tuple(self.tolist())
         self._host = (self._version, values)
         return values
 
+    def _hand_out(self, alias: Tensor) -> Tensor:
+        self._aliases = [*self._live_aliases(), weakref.ref(alias)]
+        self._host = None
+        return alias
+
+    def _live_aliases(self) -> list[weakref.ref[Tensor]]:
+        return [alias for alias in getattr(self, "_aliases", ()) if alias() is not None]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return type(self), (self.detach(), self.requires_grad)
+        # On disk it is a parameter like any other, which `torch.load` takes without trusting code.
+        return nn.Parameter(super().detach(), self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def host_values(stride: Tensor) -> tuple[float, ...]:
     """The entries of `stride` as floats, without a copy from the device where that can be avoided."""
+    if stride.is_meta:
+        raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
     return stride.host() if isinstance(stride, StrideParameter) else tuple(stride.tolist())

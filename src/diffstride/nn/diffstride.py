@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class DiffStrideNd(nn.Module):
         self.bounds = lower, upper = _check.stride_bounds(bounds)
         if not all(lower <= s and (upper is None or s <= upper) for s in initial):
             raise ValueError(f"stride must lie within bounds {self.bounds}, got {initial}")
-        self.shared = shared
+        self.shared = _check.boolean("shared", shared)
         if shared and len(set(initial)) > 1:
             raise ValueError(f"stride must be one number when shared=True, got {initial}")
         self.window: Window = _check.one_of("window", window, WINDOWS)  # type: ignore[assignment]
@@ -134,9 +134,17 @@ class DiffStrideNd(nn.Module):
             return t.to(new.device) if narrow else new
 
         super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
-        if not isinstance(self.stride, StrideParameter):  # a move off the meta device makes a new parameter
-            self.stride = StrideParameter(self.stride.detach(), self.stride.requires_grad)
+        self._keep_tracked()  # a move off the meta device makes a new parameter
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep_tracked()
+
+    def _keep_tracked(self) -> None:
+        stride = self._parameters.get("stride")
+        if type(stride) is nn.Parameter:  # not where a parametrization or a sharded tensor has its place
+            self.stride = StrideParameter(stride.detach(), stride.requires_grad)
 
     def extra_repr(self) -> str:
         """The arguments that differ from the defaults, with the present strides."""

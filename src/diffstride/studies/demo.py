@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diffstride import functional, plotting, tracking
+from diffstride._check import UserError, WorkError
 from diffstride.data import PlantedBands
 from diffstride.models import TinyCNN
 from diffstride.nn import DiffStride2d
@@ -57,9 +58,13 @@ def demo(arguments: Sequence[str]) -> None:
         description="Train strided convolution, spectral pooling and DiffStride on planted bands (built in), from a "
         "good and from a poor initial stride; print a table and draw pictures. About two minutes on two cores.",
     )
-    parser.add_argument("config", help="YAML file of one run, such as configs/demo.yaml")
+    parser.add_argument(
+        "config", nargs="?", default="configs/demo.yaml", help="YAML file of one run (default: configs/demo.yaml)"
+    )
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
     options = parser.parse_args(arguments)
+    if not Path(options.config).is_file():
+        raise UserError(f"there is no file {options.config}: give the path of configs/demo.yaml in the source tree")
     folder = Path(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = Console()
@@ -70,7 +75,7 @@ def demo(arguments: Sequence[str]) -> None:
         for start_name, start in STARTS.items():
             for method, title in METHODS.items():
                 progress.update(task, description=f"{title} from {start}")
-                cli = train([
+                cli = _train([
                     "--config", options.config, "--runs", str(folder), "--name", f"{start_name}-{method}",
                     "--model.network.downsample", method, "--model.network.strides", str([list(start)]),
                     "--trainer.enable_progress_bar", "false",
@@ -81,6 +86,18 @@ def demo(arguments: Sequence[str]) -> None:
     _print(runs, console)
     _draw(runs, folder)
     console.print(f"Pictures, curves and checkpoints are in {folder}/ (see strides.png, windows.png, example.png).")
+
+
+def _train(arguments: Sequence[str]) -> FitCLI:
+    try:
+        cli = train(arguments)
+    except WorkError as error:
+        if error.__cause__ is None:
+            raise
+        raise WorkError("interrupted: start the demo again, its runs are short") from error
+    if not isinstance(cli.datamodule, PlantedBands) or not isinstance(cli.model.network, TinyCNN):
+        raise UserError("the demo is about PlantedBands and TinyCNN: give configs/demo.yaml, or use `diffstride fit`")
+    return cli
 
 
 def _print(runs: Sequence[Run], console: Console) -> None:
@@ -129,7 +146,7 @@ def _draw(runs: Sequence[Run], folder: Path) -> None:
         plotting.before_and_after(
             {
                 "image": image[0],
-                f"every {sh}rd pixel (aliased)": image[0, ::sh, ::sw],
+                f"every pixel of {sh} x {sw} (aliased)": image[0, ::sh, ::sw],
                 f"spectral pooling {poor.start}": functional.spectral_pool(image, poor.start)[0],
                 "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -20,13 +21,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from diffstride import plotting, tracking
+from diffstride._check import WorkError
 from diffstride.cost import count_macs, stride_cost
 from diffstride.nn import clamp_strides_, strides
 from diffstride.training.classifier import Classifier
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on: one line that says where, when and what to try."""
 
 
 class ClampStrides(Callback):
@@ -37,7 +35,7 @@ class ClampStrides(Callback):
         clamp_strides_(pl_module)
         for name, values in strides(_model(pl_module)).items():
             if not all(map(math.isfinite, values)):
-                raise TrainingError(
+                raise WorkError(
                     f"step {trainer.global_step}: the stride of {name} became {values}: lower learning_rates or "
                     "stride_lr, set stride_clip, or resume from the last checkpoint with --ckpt_path last"
                 )
@@ -53,7 +51,7 @@ class StrideHistory(Callback):
 
     Args:
         path: of the CSV file.
-        every_n_steps: optimiser steps between two entries; the first and the last step are always there.
+        every_n_steps: optimiser steps between two entries; what is evaluated is always there.
     """
 
     def __init__(self, path: Path, every_n_steps: int = 10) -> None:
@@ -109,39 +107,51 @@ class StrideProgressBar(RichProgressBar):
 
 
 class WriteResult(Callback):
-    """Write `result.json` and the figures of a finished run.
+    """Notes what a run's result needs; `write` leaves `result.json` and the figures.
 
     Args:
         folder: of the run.
     """
 
+    validated_step = -1
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ends: list[float] = []
+        self._seconds = 0.0
+        self._initial: dict[str, tuple[float, ...]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the time, and the strides at the start of the run, which a resumed one keeps."""
-        self._start = time.perf_counter()
-        self._initial = strides(_model(pl_module))
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        """Note the time, and the strides of a run that is not resumed."""
+        self._start = time.perf_counter() - self._seconds
+        self._initial = self._initial or strides(_model(pl_module))
+        _reset_peak_memory(pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"initial": self._initial}
+        """What a resumed run goes on from."""
+        return {"initial": self._initial, "seconds": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The strides at the start of the run that is resumed."""
-        self._resumed = state_dict["initial"]
+        """The strides at the start of the run that is resumed, and the time it has taken."""
+        self._initial, self._seconds = state_dict["initial"], state_dict["seconds"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take the time of the step, its data included."""
         self._ends.append(time.perf_counter())
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note which step the accuracy belongs to."""
+        if not trainer.sanity_checking:
+            self.validated_step = trainer.global_step
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, unless the run was interrupted."""
-        if trainer.is_global_zero and not trainer.interrupted and isinstance(pl_module, Classifier):
-            result = self._result(trainer, pl_module)
+        """Take the time."""
+        self._seconds = time.perf_counter() - self._start
+
+    def write(self, trainer: Trainer, module: Classifier) -> None:
+        """Write the result of a run that has ended."""
+        result = self._result(trainer, module)
+        if trainer.is_global_zero:
             target = self.folder / "result.json"
             target.with_suffix(".tmp").write_text(json.dumps(result, indent=2) + "\n")
             target.with_suffix(".tmp").replace(target)
@@ -152,15 +162,14 @@ class WriteResult(Callback):
     def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
         network = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        example = torch.zeros(1, *data.sample_shape, device=module.device)
-        macs = count_macs(network, example)
+        with trainer.precision_plugin.forward_context():
+            macs = count_macs(network, module.example())
         steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
-        initial = getattr(self, "_resumed", self._initial)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         return {
             "accuracy": metrics.get("val/accuracy"),
             "loss": metrics.get("val/loss"),
-            "strides_initial": initial,
+            "strides_initial": self._initial,
             "strides": strides(network),
             "stride_cost": stride_cost(network).item() if module.has_strides else None,
             "macs": macs.model,
@@ -168,9 +177,9 @@ class WriteResult(Callback):
             "parameters": sum(p.numel() for p in network.parameters()),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
-            "train_seconds": round(time.perf_counter() - self._start, 1),
+            "train_seconds": round(self._seconds, 1),
             "step_time_ms": round(1e3 * statistics.median(steps), 2) if steps else None,
-            "peak_memory_mb": round(_peak_memory() / 2**20),
+            "peak_memory_mb": round(_peak_memory(module.device) / 2**20),
             "seed": data.seed,
             "data": type(data).__name__,
             "data_fingerprint": data.fingerprint,
@@ -193,10 +202,19 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _peak_memory() -> int:
+def _reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak of what ran before in this process; on the CPU only Linux can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(device: torch.device) -> int:
     """Bytes: allocated on the GPU, or the process's largest resident size."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffstride._check import UserError
 from diffstride.cost import evaluation, stride_cost
-from diffstride.data import ClassificationData
 from diffstride.models import Network
 from diffstride.nn import learnable_layers, param_groups
 
@@ -81,22 +80,25 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         """Try the network on the data's shape, so that a misfit is told before any training."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ClassificationData):
-            return
-        example = torch.zeros(1, *data.sample_shape, device=self.device)
         try:
-            with torch.no_grad(), evaluation(self.network):
-                outputs = self.network(example).shape[-1]
+            with torch.no_grad(), evaluation(self.network), self.trainer.precision_plugin.forward_context():
+                outputs = self.network(self.example()).shape[-1]
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
-                f"in_channels for example): {error}"
+                f"in_channels for example): {' '.join(str(error).split())}"
             ) from error
         if outputs != data.num_classes:
             raise UserError(
                 f"the data has {data.num_classes} classes but the network {outputs} outputs: "
                 f"set model.network.num_classes to {data.num_classes}"
             )
+
+    def example(self) -> Tensor:
+        """One input of the data's shape, as the trainer's precision has it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        zeros: Tensor = self.trainer.precision_plugin.convert_input(torch.zeros(1, *data.sample_shape))
+        return zeros.to(self.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""

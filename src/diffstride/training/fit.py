@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,9 +28,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride._check import UserError
+from diffstride._check import UserError, WorkError
 from diffstride.data import ClassificationData
-from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, TrainingError, WriteResult
+from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
 from diffstride.training.classifier import Classifier
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
@@ -37,12 +43,11 @@ The arguments most used: --name, --data.path, --data.batch_size, --model.network
 --model.cost_weight, --model.stride_lr, --trainer.max_epochs, --seed_everything. Choices of a class:
 --model.network.help ResNet, --data.help ImageData. All of them, as YAML: --print_config."""
 
-
 # What libraries say to each other, and what a data set in memory need not be told.
 HARMLESS = (
     "LightningCLI's args parameter",
     "JsonargparseDeprecationWarning",
-    "was deprecated in v",  # jsonargparse to Lightning
+    r"(``)?\w+(``)?( parameter)? was deprecated in v4",  # jsonargparse to Lightning
     "LeafSpec",
     "does not have many workers",
     "number of training batches",
@@ -58,9 +63,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        # The outer lines say where, the last one what: "Parser key "model.network": Problem with ...: strides must ..."
-        print(f"diffstride fit: error: {' '.join(lines)}", file=sys.stderr)
+        print(f"diffstride fit: error: {_one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -68,18 +71,15 @@ class ContinuedCSVLogger(CSVLogger):
     """Lightning's logger, which deletes what it finds, made to go on after the rows of a resumed run."""
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer of `metrics.csv`."""
         if self._experiment is None:
-            path = Path(self.log_dir) / "metrics.csv"
-            rows = tracking.read_dicts(path)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Experiment logs directory", UserWarning)
-                writer = super().experiment
+            rows = tracking.read_dicts(Path(self.log_dir) / "metrics.csv")
+            writer = super().experiment
             if rows:
                 writer.metrics.extend(rows)
                 writer.save()
-            return writer
         return super().experiment
 
 
@@ -87,6 +87,7 @@ class FitCLI(LightningCLI):
     """LightningCLI with a run folder."""
 
     run_folder: Path
+    result: WriteResult
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are one line."""
@@ -108,31 +109,53 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run folder, so that nothing is overwritten and nothing lost."""
         config = self.config
-        config.name = config.name or datetime.now().strftime("%Y%m%d-%H%M%S")
+        for option in ("logger", "default_root_dir"):
+            if config.trainer[option] is not None:
+                raise UserError(f"trainer.{option} cannot be set: records are kept in RUNS/NAME (--runs, --name)")
+        if config.trainer.enable_checkpointing is False:
+            raise UserError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
+        # Processes that Lightning starts for further devices inherit the name.
+        config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
+        os.environ[_RUN_NAME] = config.name
         self.run_folder = Path(config.runs) / config.name
         if config.ckpt_path:
-            config.ckpt_path = str(_resume(self.run_folder, config.ckpt_path))
-        elif (self.run_folder / "config.yaml").exists():
-            raise UserError(
-                f"{self.run_folder} holds a run already: give another --name, or resume it with --ckpt_path last"
-            )
+            config.ckpt_path = str(self._checkpoint(config))
+        else:
+            _make_empty(self.run_folder)
+
+    def _checkpoint(self, config: Any) -> Path:
+        """The checkpoint to resume from, which has steps left to do."""
+        folder = self.run_folder
+        path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
         try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.run_folder} ({error.strerror}): give another --runs") from error
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.resumed_step, self.resumed_state = saved["global_step"], saved["state_dict"]
+            epochs = saved["epoch"] + 1
+        except Exception as error:  # whatever a damaged file makes the unpickler say
+            raise UserError(f"{path} is not a readable checkpoint: resume from another one in {path.parent}") from error
+        trainer = config.trainer
+        for option, done in ("max_steps", self.resumed_step), ("max_epochs", epochs):
+            if (trainer[option] or -1) != -1 and done >= trainer[option]:
+                raise UserError(
+                    f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
+                )
+        return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that leaves what a run leaves."""
         folder = self.run_folder
-        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        self.result = WriteResult(folder)
+        trainer = self._get(self.config_init, "trainer")
         callbacks = [
             ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
             ClampStrides(),
             StrideHistory(folder / "strides.csv"),
-            WriteResult(folder),
+            self.result,
         ]
-        if self._get(self.config_init, "trainer").get("enable_progress_bar") is not False and sys.stderr.isatty():
+        if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
         else:
             kwargs["enable_progress_bar"] = False
@@ -140,69 +163,129 @@ class FitCLI(LightningCLI):
             ContinuedCSVLogger(folder, name="", version=""),
             TensorBoardLogger(folder, name="", version="tensorboard"),
         ]
-        return super().instantiate_trainer(
-            logger=loggers, callbacks=[*configured, *callbacks], default_root_dir=str(folder), **kwargs
-        )
+        callbacks = [*(trainer.get("callbacks") or []), *callbacks]
+        return super().instantiate_trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(folder), **kwargs)
+
+    def run(self) -> None:
+        """Train, evaluate what was trained, write the result."""
+        if self.config.ckpt_path:
+            self._trim()
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
+            resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
+            cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
+            raise WorkError(f"interrupted: {cure}") from stop
+        if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        self.result.write(self.trainer, self.model)
+
+    def _trim(self) -> None:
+        """Drop what was written after the checkpoint, since it will be written again."""
+        own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        saved = {name: tuple(value.shape) for name, value in self.resumed_state.items()}
+        if own != saved:
+            raise UserError(
+                f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
+            )
+        # Lightning numbers metrics by steps done before, strides.csv by steps done.
+        drop_rows = rank_zero_only(tracking.drop_rows_from)
+        drop_rows(self.run_folder / "metrics.csv", self.resumed_step)
+        drop_rows(self.run_folder / "strides.csv", self.resumed_step + 1)
 
 
-def _resume(folder: Path, ckpt_path: str) -> Path:
-    """The checkpoint to resume from; rows written after it are dropped, since they will be written again."""
-    path = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
+_RUN_NAME = "DIFFSTRIDE_RUN_NAME"
+
+
+@rank_zero_only
+def _make_empty(folder: Path) -> None:
+    """A folder for a new run. What a run left that never reached a checkpoint is cleared away."""
+    if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
+        raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
     try:
-        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
-    except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(
-            f"{path} is not a readable checkpoint: resume from another one in {folder}/checkpoints"
-        ) from error
-    for name in ("metrics.csv", "strides.csv"):
-        tracking.drop_rows_after(folder / name, step)
-    return path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
 
 
-def train(arguments: Sequence[str]) -> FitCLI:
-    """Train with the arguments of `diffstride fit`; model, data and folder are attributes of what is returned."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries' chatter off; put back after."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for harmless in HARMLESS:
             warnings.filterwarnings("ignore", f"(?s).*{harmless}")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
         try:
-            cli = FitCLI(
-                Classifier,
-                ClassificationData,
-                subclass_mode_data=True,
-                seed_everything_default=0,
-                run=False,
-                auto_configure_optimizers=False,
-                trainer_defaults={"enable_model_summary": False},
-                parser_kwargs={
-                    "prog": "diffstride fit",
-                    "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
-                    "description": DESCRIPTION,
-                    "formatter_class": _HelpFormatter,
-                },
-                save_config_kwargs={"overwrite": True},
-                args=list(arguments),
-            )
-        except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
-            raise UserError(" ".join(str(error).split())) from error
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def train(arguments: Sequence[str]) -> FitCLI:
+    """Train with the arguments of `diffstride fit`; the result has `model`, `datamodule`, `trainer`, `run_folder`."""
+    inherited = os.environ.get(_RUN_NAME)
+    with _quiet():
         try:
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
-            raise TrainingError("interrupted: resume with the same arguments and --ckpt_path last") from stop
+            cli = _construct(arguments)
+            cli.run()
+        except MisconfigurationException as error:
+            raise UserError(_one_line(str(error))) from error
+        finally:
+            if inherited is None:
+                os.environ.pop(_RUN_NAME, None)
     return cli
+
+
+def _construct(arguments: Sequence[str]) -> FitCLI:
+    try:
+        return FitCLI(
+            Classifier,
+            ClassificationData,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            run=False,
+            auto_configure_optimizers=False,
+            trainer_defaults={"enable_model_summary": False},
+            parser_kwargs={
+                "prog": "diffstride fit",
+                "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
+                "description": DESCRIPTION,
+                "formatter_class": _HelpFormatter,
+            },
+            save_config_kwargs={"overwrite": True},
+            args=list(arguments),
+        )
+    except UserError:
+        raise
+    except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
+        raise UserError(_one_line(str(error))) from error
 
 
 def fit(arguments: Sequence[str]) -> None:
     """`diffstride fit`: train, then say in one line what came of it."""
-    print(summary(train(arguments).run_folder))
+    cli = train(arguments)
+    if cli.trainer.is_global_zero:
+        print(summary(cli.run_folder))
 
 
 def summary(folder: Path) -> str:
     """One line about a finished run."""
     result = json.loads((folder / "result.json").read_text())
-    learned = ", ".join("x".join(f"{s:.2f}" for s in layer) for layer in result["strides"].values())
-    strides = f", strides {learned}" if learned else ""
-    return f"{folder}: accuracy {result['accuracy']:.4f}{strides}, {result['macs'] / 1e6:.2f} million MACs an image"
+    parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
+    if result["strides"]:
+        parts.append(
+            "strides " + ", ".join("x".join(f"{s:.2f}" for s in layer) for layer in result["strides"].values())
+        )
+    parts.append(f"{result['macs'] / 1e6:.2f} million MACs an image")
+    return f"{folder}: {', '.join(parts)}"
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
