@@ -203,3 +203,21 @@ def test_autocast_changes_neither_the_dtype_nor_the_numbers(dtype, backend):
         actual = layer(x)
     assert actual.dtype == dtype
     assert torch.equal(actual, expected)
+
+
+def test_tables_kept_between_calls_serve_training_after_inference():
+    x = torch.randn(1, 1, 37, dtype=torch.float64)
+    layer = ds.DiffStride1d(2.3, 1, backend="matmul")
+    with torch.inference_mode():
+        first = layer(x)
+    second = layer(x)
+    second.sum().backward()
+    assert torch.equal(first, second)
+
+
+def test_growing_beyond_the_own_coefficients_uses_no_table_of_the_wrong_length():
+    """Up from 8 to 13 the kept waves of 13 points are more than the 5 coefficients of 8 samples."""
+    x = torch.randn(1, 1, 8, dtype=torch.float64)
+    for size in (13, 8, 5):
+        expected = reference.spectral_resize(x, (size,))
+        assert relative_error(ds.spectral_resize(x, (size,), backend="matmul"), expected) < 1e-12

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.geometry import Basis
+from diffstride.geometry import Basis, num_coefficients
 
 
 def apply(x: Tensor, dim: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
@@ -40,11 +41,24 @@ def operator(n: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
 
 def _waves(n: int, count: int, like: Tensor, basis: Basis) -> Tensor:
     """The first `count` waves of the basis at `n` points: cosines and sines `[2, count, n]` or cosines `[1, ..]`."""
-    k = torch.arange(count, device=like.device)[:, None]
-    i = torch.arange(n, device=like.device)[None, :]
-    # The phase is reduced to one turn in integers: floating point stays exact on long axes.
-    if basis == "dft":
-        angle = ((k * i) % n).to(like.dtype) * (2 * math.pi / n)
-        return torch.stack([angle.cos(), angle.sin()])
-    angle = ((k * (2 * i + 1)) % (4 * n)).to(like.dtype) * (math.pi / (2 * n))
-    return angle.cos()[None]
+    # Constants are kept between calls, except where tensors only stand for others (tracing, fake tensors).
+    keep = n <= _KEPT_UP_TO and type(like) is Tensor and not torch.compiler.is_compiling()
+    table = _kept_table if keep else _table
+    return table(n, basis, like.dtype, like.device)[:, :count]
+
+
+def _table(n: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be used in training
+        k = torch.arange(num_coefficients(n, basis), device=device)[:, None]
+        i = torch.arange(n, device=device)[None, :]
+        # The phase is reduced to one turn in integers: floating point stays exact on long axes.
+        if basis == "dft":
+            angle = ((k * i) % n).to(dtype) * (2 * math.pi / n)
+            return torch.stack([angle.cos(), angle.sin()])
+        angle = ((k * (2 * i + 1)) % (4 * n)).to(dtype) * (math.pi / (2 * n))
+        return angle.cos()[None]
+
+
+# At most 64 tables of 512 x 512 float64: 128 MiB at the very worst, a few in practice.
+_KEPT_UP_TO = 512
+_kept_table = lru_cache(maxsize=64)(_table)
