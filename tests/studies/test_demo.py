@@ -25,6 +25,9 @@ def test_table_and_pictures_come_from_the_runs(tmp_path, capsys):
         assert f"{result['accuracy']:.3f}" in printed
         assert f"{result['macs'] / 1e6:.2f} M" in printed
     assert "strides up to (4, 2) keep it" in " ".join(printed.split())
+    rows = json.loads((folder / "results.json").read_text())
+    assert [(row["method"], row["start"]) for row in rows[3:5]] == [("conv", [3, 3]), ("spectral", [3, 3])]
+    assert rows[5]["strides"] == results["poor-diffstride"]["strides"]
     for name in ("strides", "windows", "example"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()[:2000]

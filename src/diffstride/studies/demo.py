@@ -83,9 +83,11 @@ def demo(arguments: Sequence[str]) -> None:
                 result = json.loads((cli.run_folder / "result.json").read_text())
                 runs.append(Run(method, start, cli, result))
                 progress.advance(task)
+    rows = [{"method": run.method, "start": run.start, **run.result} for run in runs]
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     _print(runs, console)
     _draw(runs, folder)
-    console.print(f"Pictures, curves and checkpoints are in {folder}/ (see strides.png, windows.png, example.png).")
+    console.print(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
 
 
 def _train(arguments: Sequence[str]) -> FitCLI:
@@ -146,7 +148,7 @@ def _draw(runs: Sequence[Run], folder: Path) -> None:
         plotting.before_and_after(
             {
                 "image": image[0],
-                f"every pixel of {sh} x {sw} (aliased)": image[0, ::sh, ::sw],
+                f"one of every {sh} x {sw} pixels": image[0, ::sh, ::sw],
                 f"spectral pooling {poor.start}": functional.spectral_pool(image, poor.start)[0],
                 "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
             },
