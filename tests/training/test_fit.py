@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 import diffstride as ds
 from diffstride import tracking
 from diffstride._check import WorkError
 from diffstride.cli import main
 from diffstride.cost import count_macs
-from diffstride.training import Classifier
+from diffstride.models import TinyCNN
+from diffstride.training import ClampStrides, Classifier
 from diffstride.training.fit import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -257,6 +259,22 @@ def test_label_smoothing_and_soft_targets_reach_the_loss():
     soft = torch.rand(5, 4).softmax(-1)
     expected = -((0.8 * soft + 0.05) * log_p).sum(-1).mean()
     torch.testing.assert_close(module.training_step((x, soft), 0), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
+def test_the_module_trains_with_plain_loaders_too():
+    torch.manual_seed(0)
+    network = TinyCNN(width=4)
+    before = network.down.strides
+    x, y = torch.randn(32, 1, 16, 16), torch.randint(4, (32,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[ClampStrides()],
+    )  # fmt: skip
+    trainer.fit(Classifier(network), loader, loader)
+    assert network.down.strides != before
+    assert 0 <= trainer.callback_metrics["val/accuracy"] <= 1
 
 
 @pytest.mark.long

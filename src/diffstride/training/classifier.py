@@ -80,6 +80,8 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         """Try the network on the data's shape, so that a misfit is told before any training."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:  # plain loaders, in a loop of the user's own
+            return
         try:
             with torch.no_grad(), evaluation(self.network), self.trainer.precision_plugin.forward_context():
                 outputs = self.network(self.example()).shape[-1]
