@@ -351,7 +351,8 @@ def test_the_hook_augments_in_training_only(folder):
     batch = epoch(data)[0]
     plain = data.on_after_batch_transfer(batch, 0)
     same = SimpleNamespace(convert_input=lambda inputs: inputs.bfloat16())
-    place(data, 2, 1, training=True, global_step=8, precision_plugin=same)
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=7))
+    place(data, 2, 1, training=True, fit_loop=loops, precision_plugin=same)
     inputs, targets = data.on_after_batch_transfer(batch, 0)
     expected = data.prepare_batch(batch, step=8, rank=1)
     assert torch.equal(inputs, expected[0].bfloat16())
@@ -362,7 +363,8 @@ def test_the_hook_augments_in_training_only(folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
-def test_under_lightning_order_and_augmentation_follow_epoch_and_step(folder, tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_under_lightning_order_and_augmentation_follow_epoch_and_batch(folder, tmp_path, accumulated):
     import lightning
 
     class Recorder(lightning.LightningModule):
@@ -386,6 +388,7 @@ def test_under_lightning_order_and_augmentation_follow_epoch_and_step(folder, tm
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+        accumulate_grad_batches=accumulated,
     )  # fmt: skip
     trainer.fit(model, datamodule=ImageData(str(folder.path), **options))
     data = ready(folder.path, **options)

@@ -160,7 +160,7 @@ class ClassificationData(LightningDataModule):
         if trainer is None:
             return self.prepare_batch(batch)
         if trainer.training:
-            step = trainer.fit_loop.epoch_loop.total_batch_idx  # counts micro-batches too
+            step = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # the last batch's number; counts micro-batches too
             inputs, targets = self.prepare_batch(batch, step=step, rank=trainer.global_rank)
         else:
             inputs, targets = self.prepare_batch(batch)
