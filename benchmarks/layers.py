@@ -84,7 +84,7 @@ def main() -> None:
             for shape, dtype in cases
         ]
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
-    Console().print(table)
+    Console(width=max(110, Console().width)).print(table)
     if options.out:
         malloc = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
         facts = {**provenance(torch.device(device)), "repeats": options.repeats, "malloc": malloc, "rows": rows}
