@@ -5,12 +5,12 @@ python benchmarks/draw_sweep.py results/planted-bands.json runs/sweep docs/image
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import yaml
 
 from diffstride import plotting, tracking
+from diffstride.data import PlantedBands
 
 
 def main() -> None:
@@ -22,12 +22,8 @@ def main() -> None:
     rows = json.loads(options.table.read_text())["rows"]
     folders = [options.runs / f"{options.table.stem}-{i}" for i in range(len(rows))]
     config = yaml.safe_load((folders[0] / "config.yaml").read_text())
-    data = config["data"]["init_args"]
     smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
-    limits = {
-        axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
-        for axis, n, b in zip(("height", "width"), data["size"], data["band"], strict=True)
-    }
+    limits = PlantedBands(**config["data"]["init_args"]).stride_limits(smoothness)
     histories = {
         f"from ({row['start'].strip('[]').replace(',', ', ')}): accuracy {row['accuracy']:.2f}": tracking.read_rows(
             folder / "strides.csv"

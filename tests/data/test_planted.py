@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffstride.data import DataError, PlantedBands
+from diffstride.functional import stride_mask
 
 
 def drawn(**options):
@@ -90,3 +91,17 @@ def test_images_are_a_function_of_the_seed():
 def test_bad_settings(options, message):
     with pytest.raises(DataError, match=message):
         PlantedBands(**options)
+
+
+def test_limits_of_a_stride_are_where_the_window_loses_the_band():
+    data = PlantedBands(size=(32, 48), band=(4, 10), nuisance=(8, 16))
+    for axis, (whole, seen) in data.stride_limits(3.0).items():
+        size, band = {"height": (32, 4), "width": (48, 10)}[axis]
+        for stride, least, most in (
+            (whole, 1, 1),
+            (1.01 * whole, 0.9, 0.99),
+            (0.99 * seen, 1e-6, 0.05),
+            (seen, 0, 1e-6),
+        ):
+            assert least <= stride_mask(size, stride, 3.0)[band].item() <= most
+    assert data.stride_limits(4.0)["height"] == (4.0, float("inf"))

@@ -43,13 +43,14 @@ def _waves(n: int, count: int, like: Tensor, basis: Basis) -> Tensor:
     """The first `count` waves of the basis at `n` points: cosines and sines `[2, count, n]` or cosines `[1, ..]`."""
     # Constants are kept between calls, except where tensors only stand for others (tracing, fake tensors).
     keep = n <= _KEPT_UP_TO and type(like) is Tensor and not torch.compiler.is_compiling()
-    table = _kept_table if keep else _table
-    return table(n, basis, like.dtype, like.device)[:, :count]
+    if keep:  # one table serves every count
+        return _kept_table(n, num_coefficients(n, basis), basis, like.dtype, like.device)[:, :count]
+    return _table(n, count, basis, like.dtype, like.device)
 
 
-def _table(n: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _table(n: int, count: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be used in training
-        k = torch.arange(num_coefficients(n, basis), device=device)[:, None]
+        k = torch.arange(count, device=device)[:, None]
         i = torch.arange(n, device=device)[None, :]
         # The phase is reduced to one turn in integers: floating point stays exact on long axes.
         if basis == "dft":

@@ -63,6 +63,13 @@ class PlantedBands(ClassificationData):
         self.nuisance_waves, self.nuisance_amplitude, self.noise = nuisance_waves, nuisance_amplitude, noise
         self.train_samples, self.test_samples = train_samples, test_samples
 
+    def stride_limits(self, smoothness: float) -> dict[str, tuple[float, float]]:
+        """By axis, the strides that put the band `b` at a window's edge, `N/(2b)`, and its end, `N / (2 (b - R))`."""
+        return {
+            axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
+            for axis, n, b in zip(("height", "width"), self.size, self.band, strict=True)
+        }
+
     def load(self) -> None:
         """Draw the images."""
         generator = torch.Generator().manual_seed(self.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -121,7 +120,7 @@ def _print(runs: Sequence[Run], console: Console) -> None:
         )
     console.print(table)
     data = _data(runs[0])
-    b, (height, width) = data.band, _stride_limits(data, runs).values()
+    b, (height, width) = data.band, _stride_limits(runs).values()
     console.print(
         f"The class sits at up to {b[0]} cycles along the height and {b[1]} along the width, where strides up to "
         f"({height[0]:g}, {width[0]:g}) keep it whole.\nOne lost axis leaves an accuracy of 0.5, two leave 0.25."
@@ -132,7 +131,7 @@ def _draw(runs: Sequence[Run], folder: Path) -> None:
     data = _data(runs[0])
     learned = {f"DiffStride from {run.start}": run for run in runs if run.method == "diffstride"}
     plotting.trajectories_to_bands(
-        {name: run.history for name, run in learned.items()}, _stride_limits(data, runs), folder / "strides"
+        {name: run.history for name, run in learned.items()}, _stride_limits(runs), folder / "strides"
     )
     images, _ = data.test_set if isinstance(data.test_set, tuple) else (torch.empty(0), None)
     plotting.windows_over_spectrum(
@@ -162,13 +161,9 @@ def _data(run: Run) -> PlantedBands:
     return data
 
 
-def _stride_limits(data: PlantedBands, runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """The strides at which the band `b` lies at the window's edge, `N/(2b)`, and at its end, `N / (2 (b - R))`."""
+def _stride_limits(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     (smoothness,) = {run.layer.smoothness for run in runs if run.method == "diffstride"}
-    return {
-        axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
-        for axis, n, b in zip(AXES, data.size, data.band, strict=True)
-    }
+    return _data(runs[0]).stride_limits(smoothness)
 
 
 def _mean_amplitude(images: Tensor, dim: int) -> Tensor:
