@@ -67,8 +67,10 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
-    with evaluation(model), FlopCounterMode(display=False) as counter:
-        model(*inputs)
+    with evaluation(model):
+        model(*inputs)  # builds the operators, whose own products are not those of a forward pass
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
     total = counter.get_total_flops()
     by_module = counter.get_flop_counts()
     prefix = type(model).__name__

@@ -6,15 +6,15 @@ Riad, Teboul, Grangier, Zeghidour, "Learning strides in convolutional neural net
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffstride import _check, geometry
-from diffstride.backends import BACKENDS, Axis, Backend, resample
-from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
+from diffstride.backends import BACKENDS, Backend, Step, is_dense, resample
+from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Window
 
 __all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
 
@@ -52,8 +52,8 @@ def stride_mask(
         raise ValueError(f"stride must be one number, got {len(stride)}")
     if stride.is_cpu:  # on a GPU the check would wait for the device
         _check.strides_at_least_one("stride", stride.tolist())
-    count = geometry.num_coefficients(size, basis)
-    return geometry.mask(size, stride[0], float(smoothness), window, basis, count)
+    f = geometry.frequencies(basis, geometry.num_coefficients(size, basis), stride)
+    return geometry.mask(size, stride[0], float(smoothness), window, f)
 
 
 def diffstride(
@@ -100,19 +100,43 @@ def diffstride(
     bounds = _check.stride_bounds(bounds)
     _check.one_of("window", window, WINDOWS)
     _check_options(basis, norm, backend)
+    # With the sizes given, strides on another device need not be read.
+    known = strides.tolist() if output_size is None or strides.is_cpu else None
     if output_size is None:
-        new_sizes = output_sizes(spatial, strides.tolist(), smoothness, bounds, window, basis, size_multiple)
+        assert known is not None
+        new_sizes = output_sizes(spatial, known, smoothness, bounds, window, basis, size_multiple)
     else:
         new_sizes = _check.sizes("output_size", output_size, len(spatial))
+    return windowed(x, strides, known, new_sizes, smoothness, bounds, window, basis, norm, backend)
 
-    wide = torch.promote_types(strides.dtype, x.dtype)
 
-    def axis_mask(i: int, size: int, count: int) -> Tensor:
-        lower, upper = geometry.stride_range(size, smoothness, bounds, window, basis)
-        stride = geometry.clamp_stride(strides[i].to(device=x.device, dtype=wide), lower, upper)
-        return geometry.mask(size, stride, smoothness, window, basis, count)
-
-    return _resample(x, new_sizes, axis_mask, basis, norm, backend)
+def windowed(
+    x: Tensor,
+    strides: Tensor,
+    known: Sequence[float] | None,
+    new_sizes: Sequence[int],
+    smoothness: float,
+    bounds: tuple[float, float | None],
+    window: Window,
+    basis: Basis,
+    norm: Norm,
+    backend: Backend,
+) -> Tensor:
+    """`diffstride` with everything checked and settled; `known` are the values of `strides` if the host has them."""
+    spatial = x.shape[-len(new_sizes) :]
+    axes = [
+        Axis(
+            size,
+            new_size,
+            basis,
+            geometry.gain(size, new_size, norm),
+            smoothness,
+            window,
+            *geometry.stride_range(size, smoothness, bounds, window, basis),
+        )
+        for size, new_size in zip(spatial, new_sizes, strict=True)
+    ]
+    return _along_axes(x, axes, backend, strides, known)
 
 
 def output_sizes(
@@ -205,10 +229,8 @@ def spectral_resize(
     ndim = len(size)
     _check.spatial_sizes(x, ndim)
     new_sizes = _check.sizes("size", size, ndim)
-    ones_dtype = torch.promote_types(x.dtype, torch.float32)
-    return _resample(
-        x, new_sizes, lambda i, n, count: torch.ones(count, dtype=ones_dtype, device=x.device), basis, norm, backend
-    )
+    axes = [Axis(n, new, basis, geometry.gain(n, new, norm)) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]
+    return _along_axes(x, axes, backend)
 
 
 def _check_options(basis: Basis, norm: Norm, backend: Backend) -> None:
@@ -217,28 +239,27 @@ def _check_options(basis: Basis, norm: Norm, backend: Backend) -> None:
     _check.one_of("backend", backend, BACKENDS)
 
 
-def _resample(
+def _along_axes(
     x: Tensor,
-    new_sizes: Sequence[int],
-    axis_mask: Callable[[int, int, int], Tensor],
-    basis: Basis,
-    norm: Norm,
+    axes: Sequence[Axis],
     backend: Backend,
+    strides: Tensor | None = None,
+    known: Sequence[float] | None = None,
 ) -> Tensor:
-    """Bring the last axes of `x` to `new_sizes`; `axis_mask(i, size, count)` weighs axis i's first coefficients."""
-    first = x.ndim - len(new_sizes)
-    # Windows and operators are built in float32 or wider, and the result has the input's dtype, also under autocast.
+    """Apply one operator to each of the last axes of `x`, in the order in which `x` lies in memory."""
+    channels_last = _channels_last(x)
+    ndim = len(axes)
+    laid_out = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
+    steps = [
+        Step(
+            i - ndim - channels_last, axis, None if known is None else known[i], is_dense(axis, backend, x.numel() == 0)
+        )
+        for i, axis in enumerate(axes)
+    ]
+    # The result has the input's dtype, also under autocast.
     with _no_autocast(x.device.type):
-        axes = []
-        for i, new_size in enumerate(new_sizes):
-            size = x.shape[first + i]
-            count = geometry.num_coefficients(min(size, new_size), basis)
-            weights = geometry.coefficient_weights(
-                size, new_size, axis_mask(i, size, count), geometry.gain(size, new_size, norm), basis
-            )
-            axes.append(Axis(first + i, new_size, weights))
-        y = resample(x, axes, basis, backend)
-    return y.contiguous(memory_format=_memory_format(x))
+        y = resample(laid_out, strides, steps)
+    return y.movedim(-1, -ndim - 1) if channels_last else y
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
@@ -247,8 +268,6 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if channels_last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last):
-        return channels_last
-    return torch.contiguous_format
+def _channels_last(x: Tensor) -> bool:
+    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    return memory_format is not None and not x.is_contiguous() and x.is_contiguous(memory_format=memory_format)

@@ -7,7 +7,7 @@ the smoothness `R` is the width of the ramp, in frequencies, at the end of the w
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class _ClampInward(torch.autograd.Function):
         outwards = ((stride <= ctx.lower) & (grad > 0)) | ((stride >= ctx.upper) & (grad < 0))
         return grad.masked_fill(outwards, 0), None, None
 
+
+class _ClampInwardEager(_ClampInward):
+    """With forward mode, which `torch.compile` does not take."""
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         # Forward mode does not know where descent will go: outside the bounds nothing moves.
@@ -96,41 +100,122 @@ class _ClampInward(torch.autograd.Function):
 
 def clamp_stride(stride: Tensor, lower: float, upper: float) -> Tensor:
     """`stride` within `[lower, upper]`, upper winning; gradients that point back inside pass, others stop."""
-    clamped: Tensor = _ClampInward.apply(stride, lower, upper)  # type: ignore[no-untyped-call]
+    function = _ClampInward if torch.compiler.is_compiling() else _ClampInwardEager
+    clamped: Tensor = function.apply(stride, lower, upper)  # type: ignore[no-untyped-call]
     return clamped
 
 
-def mask(size: int, stride: Tensor, smoothness: float, window: Window, basis: Basis, count: int) -> Tensor:
-    """The window's first `count` coefficients, in the dtype of `stride` (0-d), differentiable in it.
+class Taps(NamedTuple):
+    """A convolution of `kernel` taps before the window: tap `i` reads sample `m + i dilation - left` of `length`."""
+
+    kernel: int
+    dilation: int
+    left: int
+    length: int
+
+
+class Axis(NamedTuple):
+    """What happens to one axis, all but the stride: `n` samples become `size`.
+
+    Its operator is `P[j, i] = sum_k c_k m_k s_k(j) a_k(i)` with the window `m`, the constants `c` of `scale`, and the
+    waves `a` at `n` and `s` at `size` points. With `taps` it becomes `kernel` shifted operators, interleaved.
+    """
+
+    n: int
+    size: int
+    basis: Basis
+    gain: float
+    smoothness: float | None = None  # None: no window, every coefficient passes
+    window: Window = "outer"
+    lower: float = 1.0
+    upper: float = math.inf
+    taps: Taps | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of coefficients kept."""
+        return num_coefficients(min(self.n, self.size), self.basis)
+
+    def clamp(self, stride: float) -> float:
+        """The stride in use; upper wins."""
+        return min(max(stride, self.lower), self.upper)
+
+    def frequencies(self, like: Tensor, first: int = 0, count: int | None = None) -> Tensor:
+        """Of `count` coefficients from `first` on, in cycles per axis."""
+        return frequencies(self.basis, self.kept if count is None else count, like, first)
+
+    def weights(self, stride: Tensor | float | None, like: Tensor) -> Tensor:
+        """What each coefficient is multiplied by: the mask at the (clamped) stride, the gain, the rule for growing.
+
+        When the axis grows, the Nyquist coefficient of an even `N` is halved, since it stands for `+N/2` and `-N/2`
+        alike (the rule of `scipy.signal.resample`).
+        """
+        f = self.frequencies(like)
+        if self.smoothness is None or stride is None:
+            weights = torch.full_like(f, self.gain)
+        else:
+            weights = mask(self.n, stride, self.smoothness, self.window, f) * self.gain
+        if self._nyquist_splits:
+            weights = torch.cat([weights[:-1], weights[-1:] / 2])
+        return weights
+
+    def ramp(self, stride: float) -> tuple[int, int]:
+        """The coefficients `first .. last - 1` whose weight moves with the stride, the ends of the ramp included."""
+        assert self.smoothness is not None
+        edge = self.n / (2 * stride)
+        if self.window == "inner":
+            low, high = edge - min(edge / 2, self.smoothness), edge
+        else:
+            low, high = edge, edge + self.smoothness
+        per_cycle = 1 if self.basis == "dft" else 2
+        first, last = math.ceil(low * per_cycle), math.floor(high * per_cycle) + 1
+        return first, max(first, min(last, self.kept))
+
+    def slopes(self, stride: Tensor | float, like: Tensor, first: int, last: int) -> Tensor:
+        """`d weights / d S` of the coefficients `first .. last - 1`, which lie on the ramp."""
+        assert self.smoothness is not None
+        f = self.frequencies(like, first, last - first)
+        slopes = mask_slope(self.n, stride, self.smoothness, self.window, f) * self.gain
+        if self._nyquist_splits and last == self.kept and first < last:
+            slopes = torch.cat([slopes[:-1], slopes[-1:] / 2])
+        return slopes
+
+    @property
+    def _nyquist_splits(self) -> bool:
+        return self.basis == "dft" and self.size > self.n and self.n % 2 == 0
+
+
+def frequencies(basis: Basis, count: int, like: Tensor, first: int = 0) -> Tensor:
+    """Of coefficients `first .. first + count - 1` in cycles per axis, in the dtype and on the device of `like`."""
+    k = torch.arange(first, first + count, dtype=like.dtype, device=like.device)
+    return k if basis == "dft" else k / 2
+
+
+def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
+    """The window at the frequencies `f`, differentiable in a 0-d `stride`.
 
     Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`; inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)` with
-    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. `f = k` for dft and `k/2` for dct. At the ends
-    of the ramp the gradient counts, as `torch.clamp` has it.
+    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. At the ends of the ramp the gradient counts,
+    as `torch.clamp` has it.
     """
-    f = torch.arange(count, dtype=stride.dtype, device=stride.device)
-    if basis == "dct":
-        f = f / 2
     edge = size / (2 * stride)
     if smoothness == 0:
-        return (f <= edge + _SIZE_SLACK).to(stride.dtype)
+        return (f <= edge + _SIZE_SLACK).to(f.dtype)
     if window == "inner":
-        return ((edge - f) / (edge / 2).clamp(max=smoothness)).clamp(0, 1)
+        width = (edge / 2).clamp(max=smoothness) if isinstance(edge, Tensor) else min(edge / 2, smoothness)
+        return ((edge - f) / width).clamp(0, 1)
     # Written so that a frequency exactly at an end of the ramp gives exactly 1 or 0 in floating point.
     return (1 + (edge - f) / smoothness).clamp(0, 1)
+
+
+def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
+    """`dm/dS` at frequencies `f` of the ramp: `-N/(2 S^2 R)`, or `-2 f / (S N/(2S))` where the inner ramp scales."""
+    edge = size / (2 * stride)
+    if window == "inner" and edge / 2 <= smoothness:  # the width is a half of the edge and moves with it
+        return -2 * f / (edge * stride)
+    return torch.ones_like(f) * (-edge / (stride * smoothness))
 
 
 def gain(size: int, new_size: int, norm: Norm) -> float:
     """What the norm multiplies the mean-keeping result by: 1, `sqrt(N/N')` or `N/N'`."""
     return math.pow(size / new_size, NORM_EXPONENTS[norm])
-
-
-def coefficient_weights(size: int, new_size: int, mask: Tensor, gain: float, basis: Basis) -> Tensor:
-    """What each coefficient is multiplied by on its way from `size` to `new_size` samples.
-
-    The mask times the gain; when the axis grows, the Nyquist coefficient of an even `N` is halved, since it stands
-    for `+N/2` and `-N/2` alike (the rule of `scipy.signal.resample`).
-    """
-    weights = mask * gain
-    if basis == "dft" and new_size > size and size % 2 == 0:
-        return torch.cat([weights[:-1], weights[-1:] / 2])
-    return weights

@@ -7,29 +7,88 @@ import math
 import torch
 from torch import Tensor
 
-from diffstride.geometry import Basis
+from diffstride.geometry import Axis, Basis
 
 
-def apply(x: Tensor, dim: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
-    """Resample axis `dim` of `x` to `size` samples; half precision is computed in float32."""
+class SpectralOperator:
+    """`y = irfft((w * rfft(x))[:K], n=size)` along an axis of `n` samples, or the same with the DCT-II.
+
+    `slopes`, if any, are those of the weights of the coefficients `first ..` on the ramp, times what they count.
+    """
+
+    def __init__(self, axis: Axis, weights: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
+        assert axis.taps is None, "convolutions are folded into dense operators only"
+        self.n, self.size, self.basis = axis.n, axis.size, axis.basis
+        self.weights = weights
+        self.first, self.slopes = first, slopes
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        """`P x` along `dim`."""
+        if x.numel() == 0:  # FFT libraries refuse them
+            return x.new_empty([*x.shape[:dim], self.size, *x.shape[x.ndim + dim + 1 :]])
+        return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.n, self.size, x, dim)
+
+    def split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """`P x`, and the coefficients of `x` on the ramp times their slopes: from one transform."""
+        spectrum = _analyse(x, dim, self.basis)
+        y = self._synthesise(spectrum, self.weights / self.n, self.size, x, dim)
+        return y, self._on_ramp(spectrum, self.slopes, x, dim)
+
+    def adjoint(self, y: Tensor, dim: int) -> Tensor:
+        """`P^T y` along `dim`."""
+        return self._synthesise(_analyse(y, dim, self.basis), self._adjoint_weights(), self.n, y, dim)
+
+    def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
+        """The coefficients of `y` on the ramp."""
+        return self._on_ramp(_analyse(y, dim, self.basis), None, y, dim)
+
+    def _adjoint_weights(self) -> Tensor:
+        """Those of the same operator from `size` to `n` samples, but for counting the coefficient of Nyquist."""
+        weights = self.weights / self.n
+        last = 2 * (len(weights) - 1)
+        if self.basis == "dft" and self.n != self.size and last in (self.n, self.size):
+            # `irfft` counts it once, any other frequency twice; so did the transform that is transposed.
+            weights = torch.cat([weights[:-1], weights[-1:] * (2.0 if last == self.n else 0.5)])
+        return weights
+
+    def _synthesise(self, spectrum: Tensor, weights: Tensor, size: int, like: Tensor, dim: int) -> Tensor:
+        """Weigh and transform back to `size` samples in the dtype of `like`."""
+        weights = weights.to(like.dtype if like.dtype == torch.float64 else torch.float32)
+        spectrum = spectrum[..., : len(weights)]
+        if self.basis == "dft":
+            y = torch.fft.irfft(weights * spectrum, n=size, norm="forward")
+        else:  # a shift by half a (new) sample out
+            phase = torch.polar(weights, _half_turns(weights) / size)
+            y = torch.fft.irfft(phase * spectrum, n=2 * size, norm="forward")[..., :size]
+        moved: Tensor = y.movedim(-1, dim)
+        return moved.to(like.dtype)
+
+    def _on_ramp(self, spectrum: Tensor, slopes: Tensor | None, like: Tensor, dim: int) -> Tensor:
+        assert self.slopes is not None
+        ramp = spectrum[..., self.first : self.first + len(self.slopes)]
+        if slopes is not None:
+            ramp = ramp * slopes.to(ramp.real.dtype)
+        parts = ramp.real if self.basis == "dct" else torch.cat([ramp.real, ramp.imag], -1)
+        return parts.movedim(-1, dim).to(like.dtype)
+
+
+def _analyse(x: Tensor, dim: int, basis: Basis) -> Tensor:
+    """`sum_i x_i exp(-2 pi j f i / n)` (dft) or `sum_i x_i cos(pi k (2i + 1) / (2n))` (dct), at the end of the shape.
+
+    Half precision is computed in float32. The DCT-II is the DFT of the even extension `[x, flip(x)]`, whose centre of
+    symmetry is half a sample off.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim, -1)
-    weights = weights.to(wide.dtype)
-    y = _dft(wide, size, weights) if basis == "dft" else _dct(wide, size, weights)
-    return y.movedim(-1, dim).to(x.dtype)
+    n = wide.shape[-1]
+    spectrum: Tensor
+    if basis == "dft":
+        spectrum = torch.fft.rfft(wide)
+        return spectrum
+    spectrum = torch.fft.rfft(torch.cat([wide, wide.flip(-1)], -1))[..., :n]
+    k = torch.empty(n, dtype=wide.dtype, device=wide.device)
+    phase = torch.polar(torch.full_like(k, 0.5), -_half_turns(k) / n)
+    return spectrum * phase
 
 
-def _dft(x: Tensor, size: int, weights: Tensor) -> Tensor:
-    spectrum = torch.fft.rfft(x, norm="forward")[..., : len(weights)]
-    y: Tensor = torch.fft.irfft(weights * spectrum, n=size, norm="forward")
-    return y
-
-
-def _dct(x: Tensor, size: int, weights: Tensor) -> Tensor:
-    """DCT-II as the DFT of the even extension `[x, flip(x)]`, whose centre of symmetry is half a sample off."""
-    n, count = x.shape[-1], len(weights)
-    spectrum = torch.fft.rfft(torch.cat([x, x.flip(-1)], -1), norm="forward")[..., :count]
-    # A shift by half a sample in, and by half a (new) sample out.
-    k = torch.arange(count, dtype=x.dtype, device=x.device)
-    phase = torch.polar(weights, k * (math.pi / 2) * (1 / size - 1 / n))
-    y: Tensor = torch.fft.irfft(phase * spectrum, n=2 * size, norm="forward")
-    return y[..., :size]
+def _half_turns(like: Tensor) -> Tensor:
+    return torch.arange(len(like), dtype=like.dtype, device=like.device) * (math.pi / 2)

@@ -1,56 +1,151 @@
-"""The axis operator as a dense real matrix `P [size, N]`, `y = P x`."""
+"""The axis operator as a dense real matrix `P [size, n]`, `y = P x`."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.geometry import Basis, num_coefficients
+from diffstride.geometry import Axis, Basis, num_coefficients
 
 
-def apply(x: Tensor, dim: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
-    """Resample axis `dim` of `x` to `size` samples.
+class DenseOperator:
+    """A matrix, applied along an axis; with `axis.taps` the matrix of the shifted operators, interleaved.
 
-    The matrix is built in float64 where the device has it: cheap, and out of reach of TF32 and its like.
+    It is built in the precision of the weights (float64 where the device has it: cheap, and out of reach of TF32 and
+    its like) and applied in `dtype`. `slopes`, if any, are those of the weights of the coefficients `first ..` on the
+    ramp, times what they count.
     """
-    exact = weights if weights.device.type == "mps" else weights.double()
-    matrix = operator(x.shape[dim], size, exact, basis).to(x.dtype)
-    return F.linear(x.movedim(dim, -1), matrix).movedim(-1, dim)
+
+    def __init__(
+        self, axis: Axis, weights: Tensor, dtype: torch.dtype, first: int = 0, slopes: Tensor | None = None
+    ) -> None:
+        self.axis, self.first, self.slopes = axis, first, slopes
+        self.matrix = operator(axis, weights).to(dtype)
+
+    def apply(self, x: Tensor, dim: int) -> Tensor:
+        """`P x` along `dim`."""
+        return product(self.matrix, x, dim)
+
+    def stacked(self, x: Tensor, dim: int) -> Tensor:
+        """`P x`, and below it along `dim` the coefficients on the ramp times their slopes."""
+        return product(self._stack, x, dim)
+
+    def split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """`P x`, and the coefficients of `x` on the ramp times their slopes."""
+        return product(self.matrix, x, dim), product(self._ramp[0], x, dim)
+
+    def adjoint(self, y: Tensor, dim: int) -> Tensor:
+        """`P^T y` along `dim`."""
+        return product(self._transposed, y, dim)
+
+    def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
+        """The coefficients of `y` on the ramp."""
+        return product(self._ramp[1], y, dim)
+
+    @cached_property
+    def _transposed(self) -> Tensor:
+        return self.matrix.mT.contiguous()
+
+    @cached_property
+    def _ramp(self) -> tuple[Tensor, Tensor]:
+        """The waves on the ramp: `[waves r taps, n]`, times their slopes, and `[waves r taps, size]`."""
+        axis = self.axis
+        assert self.slopes is not None
+        last = self.first + len(self.slopes)
+        analysis = _waves(axis.n, axis.basis, self.slopes, self.first, last) * self.slopes[:, None]
+        synthesis = _waves(axis.size, axis.basis, self.slopes, self.first, last).flatten(0, 1)
+        analysis = analysis.flatten(0, 1)
+        if axis.taps is not None:
+            analysis = _shifted(axis, analysis).flatten(0, 1)
+            taps = torch.eye(axis.taps.kernel, dtype=synthesis.dtype, device=synthesis.device)
+            synthesis = torch.kron(synthesis.contiguous(), taps)
+        return analysis.to(self.matrix.dtype), synthesis.to(self.matrix.dtype)
+
+    @cached_property
+    def _stack(self) -> Tensor:
+        return torch.cat([self.matrix, self._ramp[0]])
 
 
-def operator(n: int, size: int, weights: Tensor, basis: Basis) -> Tensor:
-    """The matrix `P [size, n]` of one axis.
+def product(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`matrix @ x` along axis `dim < 0` of `x`, in the order in which `x` lies in memory: no axis is moved."""
+    before, n, after = x.shape[:dim], x.shape[dim], x.shape[x.ndim + dim + 1 :]
+    size = matrix.shape[0]
+    if dim == -1:
+        return _pointwise(matrix, x) if _convolution_is_faster(matrix, x) else F.linear(x, matrix)
+    planes = x.reshape(math.prod(before), n, math.prod(after))
+    return torch.bmm(matrix.expand(planes.shape[0], size, n), planes).reshape(*before, size, *after)
+
+
+def _convolution_is_faster(matrix: Tensor, x: Tensor) -> bool:
+    # PyTorch hands float32 products on x86 to MKL, convolutions to oneDNN, which on AMD takes 0.4-0.9 of the time.
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and x.numel() * len(matrix) > 1 << 20  # a call costs more
+        and _HAS_ONEDNN
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _pointwise(matrix: Tensor, x: Tensor) -> Tensor:
+    """`x @ matrix.T` as a convolution with a 1x1 kernel, rows as positions, in channels_last."""
+    size, n = matrix.shape
+    y = F.conv2d(x.reshape(1, -1, 1, n).permute(0, 3, 1, 2), matrix[:, :, None, None])
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], size)
+
+
+def operator(axis: Axis, weights: Tensor) -> Tensor:
+    """The matrix of one axis.
 
     dft: `P[j, i] = 1/n sum_f c_f w_f cos(2 pi f (j/size - i/n))`, `c_f = 1` for `f = 0` and `2 f = size`, else 2.
     dct: `P[j, i] = 1/n sum_k c_k w_k cos(pi k (2j+1)/(2 size)) cos(pi k (2i+1)/(2n))`, `c_k = 1` for `k = 0`, else 2.
+    With taps: `Q[j kernel + t, i] = P[j, i - t dilation + left]`, zero where that is no sample of the convolution.
     """
-    count = len(weights)
-    multiplicity = torch.full_like(weights, 2 / n)
-    multiplicity[0] = 1 / n
-    if basis == "dft" and 2 * (count - 1) == size:
-        multiplicity[-1] = 1 / n
-    weighted = multiplicity * weights
-    synthesis, analysis = _waves(size, count, weights, basis), _waves(n, count, weights, basis)
+    weighted = multiplicity(axis, weights) * weights
+    synthesis = _waves(axis.size, axis.basis, weights, 0, axis.kept)
+    analysis = _waves(axis.n, axis.basis, weights, 0, axis.kept)
     # One product for cosines and sines together: [size, waves * count] @ [waves * count, n].
-    return (synthesis * weighted[:, None]).flatten(0, 1).T @ analysis.flatten(0, 1)
+    matrix = (synthesis * weighted[:, None]).flatten(0, 1).mT @ analysis.flatten(0, 1)
+    return matrix if axis.taps is None else _shifted(axis, matrix).flatten(0, 1)
 
 
-def _waves(n: int, count: int, like: Tensor, basis: Basis) -> Tensor:
-    """The first `count` waves of the basis at `n` points: cosines and sines `[2, count, n]` or cosines `[1, ..]`."""
+def multiplicity(axis: Axis, like: Tensor) -> Tensor:
+    """`c_k / n` of every coefficient kept: how often it counts, where and in the dtype of `like`."""
+    factors = like.new_full((axis.kept,), 2 / axis.n)
+    factors[0] = 1 / axis.n
+    if axis.basis == "dft" and 2 * (axis.kept - 1) == axis.size:
+        factors[-1] = 1 / axis.n
+    return factors
+
+
+def _shifted(axis: Axis, rows: Tensor) -> Tensor:
+    """`[rows, n]` to `[rows, kernel, length]`: what every tap of the convolution makes of its samples."""
+    assert axis.taps is not None
+    kernel, dilation, left, length = axis.taps
+    shifts = [tap * dilation - left for tap in range(kernel)]
+    return torch.stack([F.pad(rows, (shift, length - axis.n - shift)) for shift in shifts], 1)
+
+
+def _waves(n: int, basis: Basis, like: Tensor, first: int, last: int) -> Tensor:
+    """Waves `first .. last - 1` of the basis at `n` points: cosines and sines `[2, r, n]` or cosines `[1, r, n]`."""
     # Constants are kept between calls, except where tensors only stand for others (tracing, fake tensors).
     keep = n <= _KEPT_UP_TO and type(like) is Tensor and not torch.compiler.is_compiling()
     if keep:  # one table serves every count
-        return _kept_table(n, num_coefficients(n, basis), basis, like.dtype, like.device)[:, :count]
-    return _table(n, count, basis, like.dtype, like.device)
+        return _kept_table(n, 0, num_coefficients(n, basis), basis, like.dtype, like.device)[:, first:last]
+    return _table(n, first, last, basis, like.dtype, like.device)
 
 
-def _table(n: int, count: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _table(n: int, first: int, last: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be used in training
-        k = torch.arange(count, device=device)[:, None]
+        k = torch.arange(first, last, device=device)[:, None]
         i = torch.arange(n, device=device)[None, :]
         # The phase is reduced to one turn in integers: floating point stays exact on long axes.
         if basis == "dft":

@@ -109,16 +109,18 @@ class DiffStrideNd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""
         spatial = _check.spatial_sizes(x, self.ndim)
-        return functional.diffstride(
+        known = self._raw_strides()
+        return functional.windowed(
             x,
             self.stride.expand(self.ndim),
+            known,
+            self.output_size(spatial),
             self.smoothness,
-            output_size=self.output_size(spatial),
-            bounds=self.bounds,
-            window=self.window,
-            basis=self.basis,
-            norm=self.norm,
-            backend=self.backend,
+            self.bounds,
+            self.window,
+            self.basis,
+            self.norm,
+            self.backend,
         )
 
     def _raw_strides(self) -> tuple[float, ...]:
