@@ -13,6 +13,7 @@ from diffstride.nn import (
     SpectralPool3d,
     clamp_strides_,
     param_groups,
+    refresh_sizes,
     strides,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "functional",
     "nn",
     "param_groups",
+    "refresh_sizes",
     "spectral_resize",
     "stride_cost",
     "strides",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.geometry import clamp_stride
-from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
 
@@ -35,7 +35,7 @@ def stride_cost(model: nn.Module) -> Tensor:
     return torch.stack(inverse_strides).cumprod(0).sum()
 
 
-def _in_bounds(layer: DiffStrideNd) -> Tensor:
+def _in_bounds(layer: LearnableStrides) -> Tensor:
     lower, upper = layer.bounds
     return clamp_stride(layer.stride, lower, float("inf") if upper is None else upper).expand(layer.ndim)
 
@@ -77,6 +77,6 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     resampling = sum(
         sum(by_module.get(f"{prefix}.{name}" if name else prefix, {}).values())
         for name, module in model.named_modules()
-        if isinstance(module, (DiffStrideNd, SpectralPoolNd))
+        if isinstance(module, (LearnableStrides, SpectralPoolNd))
     )
     return Macs((total - resampling) // 2, resampling // 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,56 +100,55 @@ def diffstride(
     bounds = _check.stride_bounds(bounds)
     _check.one_of("window", window, WINDOWS)
     _check_options(basis, norm, backend)
+    settings = Settings(smoothness, bounds, window, basis, norm, size_multiple, backend)
     # With the sizes given, strides on another device need not be read.
-    known = strides.tolist() if output_size is None or strides.is_cpu else None
+    known = tuple(strides.tolist()) if output_size is None or strides.is_cpu else None
     if output_size is None:
         assert known is not None
-        new_sizes = output_sizes(spatial, known, smoothness, bounds, window, basis, size_multiple)
+        new_sizes = output_sizes(spatial, known, settings)
     else:
         new_sizes = _check.sizes("output_size", output_size, len(spatial))
-    return windowed(x, strides, known, new_sizes, smoothness, bounds, window, basis, norm, backend)
+    return windowed(x, strides, known, new_sizes, settings)
+
+
+class Settings(NamedTuple):
+    """The options of a learnable layer, checked; `diffstride` says what they mean."""
+
+    smoothness: float
+    bounds: tuple[float, float | None]
+    window: Window
+    basis: Basis
+    norm: Norm
+    size_multiple: int
+    backend: Backend
+
+    def axis(self, size: int, new_size: int, taps: geometry.Taps | None = None) -> Axis:
+        """The operator from `size` to `new_size` samples, but for the stride."""
+        return Axis(
+            size,
+            new_size,
+            self.basis,
+            geometry.gain(size, new_size, self.norm),
+            self.smoothness,
+            self.window,
+            *geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis),
+            taps,
+        )
 
 
 def windowed(
-    x: Tensor,
-    strides: Tensor,
-    known: Sequence[float] | None,
-    new_sizes: Sequence[int],
-    smoothness: float,
-    bounds: tuple[float, float | None],
-    window: Window,
-    basis: Basis,
-    norm: Norm,
-    backend: Backend,
+    x: Tensor, strides: Tensor, known: Sequence[float] | None, new_sizes: Sequence[int], settings: Settings
 ) -> Tensor:
-    """`diffstride` with everything checked and settled; `known` are the values of `strides` if the host has them."""
-    spatial = x.shape[-len(new_sizes) :]
-    axes = [
-        Axis(
-            size,
-            new_size,
-            basis,
-            geometry.gain(size, new_size, norm),
-            smoothness,
-            window,
-            *geometry.stride_range(size, smoothness, bounds, window, basis),
-        )
-        for size, new_size in zip(spatial, new_sizes, strict=True)
-    ]
-    return _along_axes(x, axes, backend, strides, known)
+    """`diffstride` with everything settled; `known` are the values of `strides` if the host has them."""
+    axes = [settings.axis(n, new) for n, new in zip(x.shape[-len(new_sizes) :], new_sizes, strict=True)]
+    return _along_axes(x, axes, settings.backend, strides, known)
 
 
 def output_sizes(
-    spatial: Sequence[int],
-    strides: Sequence[float],
-    smoothness: float,
-    bounds: tuple[float, float | None],
-    window: Window,
-    basis: Basis,
-    size_multiple: int,
-    owner: object = None,
+    spatial: Sequence[int], strides: Sequence[float], settings: Settings, owner: object = None
 ) -> tuple[int, ...]:
     """The sizes that `diffstride` gives: host numbers in, ints out. `owner` is the layer to name in errors."""
+    smoothness, bounds, window, basis, _, size_multiple, _ = settings
     _check.finite_strides("stride", strides, owner)
     _check.positive_int("size_multiple", size_multiple)
     new_sizes = []

@@ -2,7 +2,7 @@
 
 from diffstride.nn.diffstride import DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride.nn.spectral import SpectralPool1d, SpectralPool2d, SpectralPool3d
-from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, strides
+from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, refresh_sizes, strides
 
 __all__ = [
     "DiffStride1d",
@@ -14,5 +14,6 @@ __all__ = [
     "clamp_strides_",
     "learnable_layers",
     "param_groups",
+    "refresh_sizes",
     "strides",
 ]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.learnable import LearnableStrides
 
 
-def learnable_layers(model: nn.Module) -> Iterator[tuple[str, DiffStrideNd]]:
+def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
     """The model's learnable downsamplings with their names, in the order of registration, a shared layer once."""
     for name, module in model.named_modules():
-        if isinstance(module, DiffStrideNd):
+        if isinstance(module, LearnableStrides):
             yield name, module
 
 
@@ -33,6 +33,17 @@ def clamp_strides_(model: nn.Module) -> None:
     for _, layer in learnable_layers(model):
         lower, upper = layer.bounds
         layer.stride.clamp_(min=lower, max=upper)
+        layer.refresh_sizes()
+
+
+def refresh_sizes(model: nn.Module) -> None:
+    """Tell graphs of `torch.compile` the output sizes that follow from the present strides.
+
+    Not needed after an optimizer step, `load_state_dict`, `reset_parameters` or `clamp_strides_`; call it after
+    writing strides in any other way. In eager mode sizes follow the strides by themselves.
+    """
+    for _, layer in learnable_layers(model):
+        layer.refresh_sizes()
 
 
 def param_groups(

@@ -1,0 +1,157 @@
+"""What every layer with trained strides has: the parameter, its options, and the sizes that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from diffstride import _check, functional
+from diffstride.backends import BACKENDS, Backend
+from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
+from diffstride.nn._parameter import StrideParameter, host_values
+from diffstride.nn._watch import watch
+
+
+class LearnableStrides(nn.Module):
+    """The strides of a layer as a parameter, one entry per axis (one in all when shared)."""
+
+    ndim: ClassVar[int]
+    stride: nn.Parameter
+
+    def __init__(
+        self,
+        stride: float | Sequence[float],
+        smoothness: float,
+        *,
+        shared: bool,
+        bounds: tuple[float, float | None],
+        window: Window,
+        basis: Basis,
+        norm: Norm,
+        size_multiple: int,
+        backend: Backend,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        initial = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
+        self.smoothness = _check.positive_smoothness(smoothness)
+        self.bounds = lower, upper = _check.stride_bounds(bounds)
+        if not all(lower <= s and (upper is None or s <= upper) for s in initial):
+            raise ValueError(f"stride must lie within bounds {self.bounds}, got {initial}")
+        self.shared = _check.boolean("shared", shared)
+        if shared and len(set(initial)) > 1:
+            raise ValueError(f"stride must be one number when shared=True, got {initial}")
+        self.window: Window = _check.one_of("window", window, WINDOWS)  # type: ignore[assignment]
+        self.basis: Basis = _check.one_of("basis", basis, BASES)  # type: ignore[assignment]
+        self.norm: Norm = _check.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
+        self.size_multiple = _check.positive_int("size_multiple", size_multiple)
+        self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        self._initial = initial[:1] if shared else initial
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
+        self.reset_strides()
+
+    def reset_strides(self) -> None:
+        """Set the strides back to those that the layer was constructed with."""
+        with torch.no_grad():
+            self.stride.copy_(torch.tensor(self._initial, dtype=self.stride.dtype))
+        self.refresh_sizes()
+
+    @property
+    def strides(self) -> tuple[float, ...]:
+        """The strides in use, one per axis, clamped to `bounds`."""
+        lower, upper = self.bounds
+        return tuple(min(max(s, lower), s if upper is None else upper) for s in self._raw_strides())
+
+    def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
+        """The spatial sizes that an input of spatial `size` comes out with."""
+        sampled = self._window_size(_check.sizes("size", size, self.ndim))
+        return functional.output_sizes(sampled, self._raw_strides(), self._settings, owner=self)
+
+    def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes that the window sees, given those of the layer's input."""
+        return spatial
+
+    @property
+    def _settings(self) -> functional.Settings:
+        return functional.Settings(
+            self.smoothness, self.bounds, self.window, self.basis, self.norm, self.size_multiple, self.backend
+        )
+
+    def _settled(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
+        """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
+        strides = self.stride.expand(self.ndim)
+        if torch.compiler.is_compiling():
+            return strides, None, self._settled_size(spatial)
+        return strides, self._raw_strides(), self.output_size(spatial)
+
+    def _settled_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """`output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
+
+        While the graph is traced, `_settle` computes the sizes outside of it; the graph guards on what it finds here,
+        and `refresh_sizes` writes anew after every optimizer step. So a graph is made again only where a size changes.
+        """
+        size = tuple(len(range(n)) for n in spatial)  # where the batch is symbolic, these are not
+        self._settle(*size)
+        return self._sizes[size]
+
+    @torch.compiler.assume_constant_result
+    def _settle(self, *size: int) -> None:
+        self._sizes[size] = self.output_size(size)
+        watch(self)
+
+    def refresh_sizes(self) -> None:
+        """Settle the sizes that compiled graphs use anew, from the present strides."""
+        for size in self._sizes:
+            self._sizes[size] = self.output_size(size)
+
+    def _raw_strides(self) -> tuple[float, ...]:
+        values = host_values(self.stride)
+        return values * self.ndim if self.shared else values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert; a stride stays float32 where a model goes to half precision."""
+
+        def keep_wide(t: Tensor) -> Tensor:
+            new = fn(t)
+            narrow = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
+            return t.to(new.device) if narrow else new
+
+        super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
+        self._keep_tracked()  # a move off the meta device makes a new parameter
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._sizes = {}  # a copy is not watched until it is compiled itself
+        self._keep_tracked()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+        self.refresh_sizes()
+
+    def _keep_tracked(self) -> None:
+        stride = self._parameters.get("stride")
+        if type(stride) is nn.Parameter:  # not where a parametrization or a sharded tensor has its place
+            self.stride = StrideParameter(stride.detach(), stride.requires_grad)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from the defaults, with the present strides."""
+        values = "meta" if self.stride.is_meta else ", ".join(f"{s:.4g}" for s in self._raw_strides())
+        parts = [f"stride=({values})", f"smoothness={self.smoothness:g}"]
+        defaults = {
+            "shared": False,
+            "bounds": (1.0, None),
+            "window": "outer",
+            "basis": "dft",
+            "norm": "forward",
+            "size_multiple": 1,
+            "backend": "auto",
+        }
+        parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
+        return ", ".join(parts)
