@@ -33,5 +33,6 @@ format: env      ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: env       ## layers against ordinary pooling, side by side on this machine
-	$(BIN)/python benchmarks/layers.py
+bench: env       ## speed and memory against the alternatives, side by side on this machine
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
+		$(BIN)/diffstride bench --out results/bench-cpu.json

@@ -94,6 +94,22 @@ def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     return tuple(positive_int(name, v) for v in per_axis(name, value, ndim))
 
 
+def padding(value: int | str | Sequence[int], ndim: int) -> str | tuple[int, ...]:
+    """Padding of a convolution of stride 1: samples on both sides of each axis, or PyTorch's names for them."""
+    if isinstance(value, str):
+        return one_of("padding", value, ("same", "valid"))
+    for v in per_axis("padding", value, ndim):
+        if not v >= 0:
+            raise ValueError(f"padding must be >= 0, got {v}")
+    return tuple(positive_int("padding", v) if v else 0 for v in per_axis("padding", value, ndim))
+
+
+def channels(x: Tensor, ndim: int, expected: int) -> None:
+    """Check the channels of `[B, C, *spatial]` or `[C, *spatial]`."""
+    if x.shape[-ndim - 1] != expected:
+        raise ValueError(f"input must have {expected} channels, got shape {tuple(x.shape)}")
+
+
 def stride_bounds(bounds: object) -> tuple[float, float | None]:
     """A pair (lower, upper) with 1 <= lower <= upper; upper None is no bound of the user's."""
     if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:

@@ -15,6 +15,7 @@ from diffstride._check import UserError, WorkError
 COMMANDS = {
     "fit": ("diffstride.training.fit", "fit", "train one network; its run folder keeps everything"),
     "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
+    "bench": ("diffstride.studies.bench", "bench", "measure speed and memory against the alternatives"),
 }
 
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.geometry import clamp_stride
+from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
@@ -67,16 +68,30 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
+    convolutions = 0  # of layers that resample and convolve
+
+    def count(layer: DiffStrideConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal convolutions
+        (x,) = inputs
+        batch = x.shape[0] if x.ndim == layer.ndim + 2 else 1
+        convolutions += batch * layer.convolution_macs(x.shape[-layer.ndim :])
+
     with evaluation(model):
         model(*inputs)  # builds the operators, whose own products are not those of a forward pass
-        with FlopCounterMode(display=False) as counter:
-            model(*inputs)
+        handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, DiffStrideConvNd)]
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
     total = counter.get_total_flops()
     by_module = counter.get_flop_counts()
     prefix = type(model).__name__
-    resampling = sum(
+    in_layers = sum(
         sum(by_module.get(f"{prefix}.{name}" if name else prefix, {}).values())
         for name, module in model.named_modules()
         if isinstance(module, (LearnableStrides, SpectralPoolNd))
     )
-    return Macs((total - resampling) // 2, resampling // 2)
+    resampling = in_layers // 2 - convolutions
+    return Macs(total // 2 - resampling, resampling)

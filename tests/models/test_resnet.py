@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import diffstride as ds
 from diffstride.models import ResidualBlock, ResNet
-from diffstride.nn import DiffStride2d
+from diffstride.nn import DiffStride2d, learnable_layers
 
 METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
 SMALL = {"width": 0.125, "num_classes": 5}
@@ -203,10 +204,9 @@ def test_network_ends_in_the_mean_of_the_activated_maps():
 def test_methods_share_every_initial_weight(method):
     options = {"strides": [1, 1, 2, 2, 2], "downsample_options": {"smoothness": 2.0, "basis": "dct"}}
     state, conv = network(method, **options).state_dict(), network("conv", **options).state_dict()
-    own = {name for name in state if name.split(".")[-2] == "down"}
-    assert own == (
-        {"stem.down.stride", *(f"stages.{i}.0.down.stride" for i in range(4))} if method == "diffstride" else set()
-    )
+    own = {name for name in state if name.split(".")[-1] == "stride"}
+    stages = {f"stages.{i}.0.{name}.stride" for i in range(4) for name in ("down", "convs.0")}
+    assert own == ({"stem.conv.stride", *stages} if method == "diffstride" else set())
     assert state.keys() - own == conv.keys()
     assert all(torch.equal(state[name], conv[name]) for name in conv)
     assert not torch.equal(conv["stem.conv.weight"], network(seed=1, **options).state_dict()["stem.conv.weight"])
@@ -276,8 +276,8 @@ def test_unknown_option_of_a_layer_raises():
 def test_entries_belong_to_the_last_sites(depth, count, sites):
     strides = [1.0 + i / 4 for i in range(count)]
     model = network("diffstride", depth=depth, strides=strides)
-    found = {name: m.strides for name, m in model.named_modules() if isinstance(m, DiffStride2d)}
-    assert found == {f"{site}.down": (s, s) for site, s in zip(sites, strides, strict=True)}
+    names = [f"{site}.conv" if site == "stem" else f"{site}.down" for site in sites]
+    assert ds.strides(model) == {name: (s, s) for name, s in zip(names, strides, strict=True)}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -300,7 +300,7 @@ def test_every_entry_learns_from_one(window, preactivation):
     options = {"window": window, "smoothness": 1.0}
     model = network("diffstride", strides=[1] * 5, preactivation=preactivation, downsample_options=options)
     x = torch.randn(4, 3, 16, 12)
-    layers = [m for m in model.modules() if isinstance(m, DiffStride2d)]
+    layers = [layer for _, layer in learnable_layers(model)]
     assert len(layers) == 5
     gradients = {}
     for sign in (1, -1):

@@ -6,6 +6,7 @@ No validation. The operator of an axis takes `n` samples to `size`: `irfft((w * 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -27,24 +28,27 @@ MATMUL_MAX_SIZE = 256
 
 
 class Step(NamedTuple):
-    """One axis operator: along which dimension (counted from the end, in memory), and at which raw stride if known."""
+    """One axis operator: along which dimension (counted from the end, in memory), with which raw stride if known."""
 
     dim: int
     axis: Axis
+    entry: int
+    """Which entry of the vector of strides."""
     stride: float | None
     dense: bool
 
 
 def is_dense(axis: Axis, backend: Backend, empty: bool) -> bool:
     """Whether the axis is a matrix product; `"auto"` chooses by its length."""
+    if axis.taps is not None or empty:  # FFT libraries refuse empty batches
+        return True
     if backend == "auto":
-        # FFT libraries refuse empty batches.
-        return axis.taps is not None or empty or max(axis.n, axis.size) <= MATMUL_MAX_SIZE
-    return backend == "matmul" or empty
+        return max(axis.n, axis.size) <= MATMUL_MAX_SIZE
+    return backend == "matmul"
 
 
 def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step]) -> Tensor:
-    """Apply the operators one after another. `strides` has one entry per step, None where all are fixed.
+    """Apply the operators one after another. `strides` is None where all are fixed.
 
     With the strides' values at hand (`Step.stride`) operators are built from numbers, kept, and differentiated by
     hand; without (under `torch.compile`, or to leave a device alone) they are built from the tensor.
@@ -74,11 +78,11 @@ def _operators(
     """From tensors, differentiable in `strides`."""
     like = _like(x)
     built = []
-    for i, (dim, axis, raw, dense) in enumerate(steps):
+    for dim, axis, entry, raw, dense in steps:
         if strides is None:
             operator = _operator(axis, axis.weights(None, like), dense, x.dtype)
         else:
-            stride = clamp_stride(strides[i].to(like), axis.lower, axis.upper)
+            stride = clamp_stride(strides[entry].to(like), axis.lower, axis.upper)
             ramp = _ramp(axis, raw, stride, like) if ramps else ()
             operator = _operator(axis, axis.weights(stride, like), dense, x.dtype, *ramp)
         built.append((dim, operator))
@@ -130,47 +134,52 @@ class _Resample(torch.autograd.Function):
 
     `dm/dS` is non-zero only on the ramp, where each coefficient is one pair of waves: the gradient of a stride is the
     inner product of a few coefficients of the input with those of the upstream gradient. No gradient of a matrix is
-    made, and no intermediate is saved but these coefficients.
+    made. Saved are the input and, where they are few, these coefficients; else they are taken from the input again.
     """
 
     @staticmethod
     def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], learning: bool) -> tuple[Tensor, ...]:
         operators = _known_operators(steps, x)
-        if not learning:
-            return (_apply(x, operators),)
-        y, sides = _split(x, operators)
-        return y, *sides
+        if learning and _share_of_ramps(operators) <= _KEEP_RAMPS_UP_TO:
+            y, ramps = _apply_and_split(x, operators)
+            return y, *ramps
+        return (_apply(x, operators),)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, strides, ctx.steps, ctx.learning = inputs
-        # The input is for second derivatives.
         ctx.save_for_backward(x if ctx.learning else None, strides, *output[1:])
         ctx.save_for_forward(x, strides)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.more_outputs = len(output) - 1
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad = grads[0]
-        x, strides, *of_x = ctx.saved_tensors
+        x, strides, *kept = ctx.saved_tensors
         if torch.is_grad_enabled() and ctx.learning:
             # For second derivatives: once more, in operators that depend on the strides' tensor.
             operators = _operators(ctx.steps, strides, x, ramps=True)
-            _, of_x = _split(x, operators)
+            kept = []
         else:
             operators = _known_operators(ctx.steps, grad)
-        grad_x = grad_strides = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad
-            for dim, operator in reversed(operators):
+        slopes = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
+        grad_x = grad
+        for i, (dim, operator) in enumerate(operators):
+            if ctx.learning and kept:
+                slopes[i] = _inner_product(kept[i], operator.adjoint_on_ramp(grad, dim))
+            elif ctx.learning:  # axes before this one as in the input, axes after it as in the output
+                of_x = _apply(operator.on_ramp(x, dim), operators[i + 1 :])
+                slopes[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
+            if ctx.needs_input_grad[0] or i + 1 < len(operators):
                 grad_x = operator.adjoint(grad_x, dim)
-        if of_x:
-            slopes = [
-                _pointing_inwards(_inner_product(side, operator.adjoint_on_ramp(grad, dim)), step)
-                for side, (dim, operator), step in zip(of_x, operators, ctx.steps, strict=True)
-            ]
-            grad_strides = torch.stack(slopes).to(strides)
-        return grad_x, grad_strides, None, None
+        if not ctx.learning:
+            return grad_x, None, None, None
+        entries = [torch.zeros_like(slopes[0])] * len(strides)
+        for slope, step in zip(slopes, ctx.steps, strict=True):
+            entries[step.entry] = _pointing_inwards(slope, step)
+        grad_strides = torch.stack(entries).to(strides)
+        return (grad_x if ctx.needs_input_grad[0] else None), grad_strides, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -179,15 +188,15 @@ class _Resample(torch.autograd.Function):
         terms = [] if tangent is None else [_apply(tangent, operators)]
         if strides_tangent is not None:
             like = _like(x)
-            for i, (dim, axis, raw, dense) in enumerate(ctx.steps):
+            for i, (dim, axis, entry, raw, dense) in enumerate(ctx.steps):
                 if not axis.lower <= raw <= axis.upper:
                     continue  # forward mode does not know where descent will go: outside nothing moves
                 first, last = axis.ramp(axis.clamp(raw))
-                slopes = axis.slopes(strides[i].to(like), like, first, last)
+                slopes = axis.slopes(strides[entry].to(like), like, first, last)
                 moved = torch.nn.functional.pad(slopes, (first, axis.kept - last))
                 changed = [*operators[:i], (dim, _operator(axis, moved, dense, x.dtype)), *operators[i + 1 :]]
-                terms.append(_apply(x, changed) * strides_tangent[i].to(x))
-        return torch.stack(terms).sum(0), *[None] * (len(ctx.steps) if ctx.learning else 0)
+                terms.append(_apply(x, changed) * strides_tangent[entry].to(x))
+        return torch.stack(terms).sum(0), *[None] * ctx.more_outputs
 
     @staticmethod
     def vmap(
@@ -199,26 +208,35 @@ class _Resample(torch.autograd.Function):
         return _Resample.apply(x.movedim(in_dims[0], 0), strides, *constants), 0  # type: ignore[no-untyped-call]
 
 
-def _split(x: Tensor, operators: Sequence[tuple[int, Operator]]) -> tuple[Tensor, list[Tensor]]:
+# Where the coefficients on the ramps are more than this share of the input, they are not saved.
+_KEEP_RAMPS_UP_TO = 0.25
+
+
+def _share_of_ramps(operators: Sequence[tuple[int, Operator]]) -> float:
+    """The coefficients on the ramps over the elements of the input."""
+    shrink = math.prod(operator.size / operator.length for _, operator in operators)
+    return sum(shrink * operator.ramp_size / operator.size for _, operator in operators)
+
+
+def _apply_and_split(x: Tensor, operators: Sequence[tuple[int, Operator]]) -> tuple[Tensor, list[Tensor]]:
     """The result, and for each axis the coefficients of `x` on its ramp, resampled along the other axes."""
-    sides: list[Tensor] = []
-    if len(operators) == 2 and all(isinstance(operator, DenseOperator) for _, operator in operators):
+    if len(operators) == 2 and operators[1][0] == -1 and all(isinstance(op, DenseOperator) for _, op in operators):
         return _split_plane(x, operators)  # type: ignore[arg-type]
+    ramps: list[Tensor] = []
     for dim, operator in operators:
-        sides = [operator.apply(side, dim) for side in sides]
-        x, side = operator.split(x, dim)
-        sides.append(side)
-    return x.contiguous(), sides
+        ramps = [operator.apply(ramp, dim) for ramp in ramps]
+        x, ramp = operator.apply_and_split(x, dim)
+        ramps.append(ramp)
+    return x.contiguous(), ramps
 
 
 def _split_plane(x: Tensor, operators: Sequence[tuple[int, DenseOperator]]) -> tuple[Tensor, list[Tensor]]:
     """The same of two dense axes with one product for each; what lies on both ramps is thrown away."""
     (rows, first), (columns, second) = operators
-    height, width = len(first.matrix), len(second.matrix)
     stacked = second.stacked(first.stacked(x, rows), columns)
-    left, right = stacked.narrow(columns, 0, width), stacked.narrow(columns, width, stacked.shape[columns] - width)
-    below = left.narrow(rows, height, stacked.shape[rows] - height)
-    return left.narrow(rows, 0, height).contiguous(), [below.contiguous(), right.narrow(rows, 0, height).contiguous()]
+    left, right = torch.split(stacked, [second.size, second.ramp_size], columns)
+    y, below = torch.split(left, [first.size, first.ramp_size], rows)
+    return y.contiguous(), [below.contiguous(), right.narrow(rows, 0, first.size).contiguous()]
 
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:

@@ -18,37 +18,47 @@ class SpectralOperator:
 
     def __init__(self, axis: Axis, weights: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
         assert axis.taps is None, "convolutions are folded into dense operators only"
-        self.n, self.size, self.basis = axis.n, axis.size, axis.basis
+        self.length, self.size, self.basis = axis.n, axis.size, axis.basis
         self.weights = weights
         self.first, self.slopes = first, slopes
+
+    @property
+    def ramp_size(self) -> int:
+        """The number of coefficients on the ramp, cosines and sines."""
+        assert self.slopes is not None
+        return len(self.slopes) * (2 if self.basis == "dft" else 1)
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """`P x` along `dim`."""
         if x.numel() == 0:  # FFT libraries refuse them
             return x.new_empty([*x.shape[:dim], self.size, *x.shape[x.ndim + dim + 1 :]])
-        return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.n, self.size, x, dim)
+        return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.length, self.size, x, dim)
 
-    def split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """`P x`, and the coefficients of `x` on the ramp times their slopes: from one transform."""
+    def on_ramp(self, x: Tensor, dim: int) -> Tensor:
+        """The coefficients of `x` on the ramp."""
+        return self._on_ramp(_analyse(x, dim, self.basis), None, x, dim)
+
+    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """`apply` and `on_ramp` from one transform."""
         spectrum = _analyse(x, dim, self.basis)
-        y = self._synthesise(spectrum, self.weights / self.n, self.size, x, dim)
-        return y, self._on_ramp(spectrum, self.slopes, x, dim)
+        y = self._synthesise(spectrum, self.weights / self.length, self.size, x, dim)
+        return y, self._on_ramp(spectrum, None, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """`P^T y` along `dim`."""
-        return self._synthesise(_analyse(y, dim, self.basis), self._adjoint_weights(), self.n, y, dim)
+        return self._synthesise(_analyse(y, dim, self.basis), self._adjoint_weights(), self.length, y, dim)
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
-        """The coefficients of `y` on the ramp."""
-        return self._on_ramp(_analyse(y, dim, self.basis), None, y, dim)
+        """The coefficients of `y` on the ramp times their slopes."""
+        return self._on_ramp(_analyse(y, dim, self.basis), self.slopes, y, dim)
 
     def _adjoint_weights(self) -> Tensor:
         """Those of the same operator from `size` to `n` samples, but for counting the coefficient of Nyquist."""
-        weights = self.weights / self.n
+        weights = self.weights / self.length
         last = 2 * (len(weights) - 1)
-        if self.basis == "dft" and self.n != self.size and last in (self.n, self.size):
+        if self.basis == "dft" and self.length != self.size and last in (self.length, self.size):
             # `irfft` counts it once, any other frequency twice; so did the transform that is transposed.
-            weights = torch.cat([weights[:-1], weights[-1:] * (2.0 if last == self.n else 0.5)])
+            weights = torch.cat([weights[:-1], weights[-1:] * (2.0 if last == self.length else 0.5)])
         return weights
 
     def _synthesise(self, spectrum: Tensor, weights: Tensor, size: int, like: Tensor, dim: int) -> Tensor:

@@ -25,25 +25,35 @@ class DenseOperator:
     ) -> None:
         self.axis, self.first, self.slopes = axis, first, slopes
         self.matrix = operator(axis, weights).to(dtype)
+        self.size, self.length = self.matrix.shape
+
+    @property
+    def ramp_size(self) -> int:
+        """The number of coefficients on the ramp."""
+        return len(self._ramp[0])
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """`P x` along `dim`."""
         return product(self.matrix, x, dim)
 
-    def stacked(self, x: Tensor, dim: int) -> Tensor:
-        """`P x`, and below it along `dim` the coefficients on the ramp times their slopes."""
-        return product(self._stack, x, dim)
+    def on_ramp(self, x: Tensor, dim: int) -> Tensor:
+        """The coefficients of `x` on the ramp."""
+        return product(self._ramp[0], x, dim)
 
-    def split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """`P x`, and the coefficients of `x` on the ramp times their slopes."""
-        return product(self.matrix, x, dim), product(self._ramp[0], x, dim)
+    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """`apply` and `on_ramp`."""
+        return self.apply(x, dim), self.on_ramp(x, dim)
+
+    def stacked(self, x: Tensor, dim: int) -> Tensor:
+        """`apply`, and below it along `dim`, `on_ramp`."""
+        return product(self._stack, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """`P^T y` along `dim`."""
         return product(self._transposed, y, dim)
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
-        """The coefficients of `y` on the ramp."""
+        """The coefficients of `y` on the ramp times their slopes."""
         return product(self._ramp[1], y, dim)
 
     @cached_property
@@ -52,18 +62,10 @@ class DenseOperator:
 
     @cached_property
     def _ramp(self) -> tuple[Tensor, Tensor]:
-        """The waves on the ramp: `[waves r taps, n]`, times their slopes, and `[waves r taps, size]`."""
-        axis = self.axis
+        """Two thin matrices `A`, `B` with `dP/dS = B^T A`: waves on the ramp at the input, and at the output."""
         assert self.slopes is not None
-        last = self.first + len(self.slopes)
-        analysis = _waves(axis.n, axis.basis, self.slopes, self.first, last) * self.slopes[:, None]
-        synthesis = _waves(axis.size, axis.basis, self.slopes, self.first, last).flatten(0, 1)
-        analysis = analysis.flatten(0, 1)
-        if axis.taps is not None:
-            analysis = _shifted(axis, analysis).flatten(0, 1)
-            taps = torch.eye(axis.taps.kernel, dtype=synthesis.dtype, device=synthesis.device)
-            synthesis = torch.kron(synthesis.contiguous(), taps)
-        return analysis.to(self.matrix.dtype), synthesis.to(self.matrix.dtype)
+        thin = _change(self.axis, self.slopes, self.first)
+        return thin[0].to(self.matrix.dtype), thin[1].to(self.matrix.dtype)
 
     @cached_property
     def _stack(self) -> Tensor:
@@ -117,6 +119,34 @@ def operator(axis: Axis, weights: Tensor) -> Tensor:
     return matrix if axis.taps is None else _shifted(axis, matrix).flatten(0, 1)
 
 
+def _change(axis: Axis, slopes: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """`A`, `B` with `dP/dS = B^T A`, as few rows as there are waves on the ramp, `slopes` being those of the weights.
+
+    A shift turns the phase of a wave, so all taps of a convolution share the waves at the input, but for the samples
+    near the ends that some tap does not see: those have a row of their own.
+    """
+    last = first + len(slopes)
+    analysis = _waves(axis.n, axis.basis, slopes, first, last)
+    synthesis = _waves(axis.size, axis.basis, slopes, first, last) * slopes[:, None]
+    if axis.taps is None:
+        return analysis.flatten(0, 1), synthesis.flatten(0, 1)
+    kernel, dilation, left, length = axis.taps
+    taps = torch.arange(kernel, dtype=slopes.dtype, device=slopes.device)
+    turns = axis.frequencies(slopes, first, len(slopes))[:, None] * (taps * dilation - left) * (2 * math.pi / axis.n)
+    cosine, sine = turns.cos()[:, None], turns.sin()[:, None]  # [r, 1, kernel]
+    even, odd = (*synthesis[..., None], torch.zeros_like(synthesis[0, ..., None]))[:2]  # [r, size, 1]
+    turned = torch.cat([even * cosine - odd * sine, even * sine + odd * cosine]).flatten(1)
+    angle = _angle(axis.n, axis.basis, slopes, first, last, length)
+    waves = torch.cat([angle.cos(), angle.sin()])
+    # Samples from `seen[0]` to `seen[1]` are seen by every tap.
+    seen = (kernel - 1) * dilation - left, axis.n - left
+    outside = [i for i in range(length) if not seen[0] <= i < seen[1]]
+    change = _shifted(axis, synthesis.flatten(0, 1).mT @ analysis.flatten(0, 1)).flatten(0, 1)
+    rest = change[:, outside] - turned.mT @ waves[:, outside]
+    alone = torch.eye(length, dtype=slopes.dtype, device=slopes.device)[outside]
+    return torch.cat([waves, alone]), torch.cat([turned, rest.mT])
+
+
 def multiplicity(axis: Axis, like: Tensor) -> Tensor:
     """`c_k / n` of every coefficient kept: how often it counts, where and in the dtype of `like`."""
     factors = like.new_full((axis.kept,), 2 / axis.n)
@@ -145,14 +175,18 @@ def _waves(n: int, basis: Basis, like: Tensor, first: int, last: int) -> Tensor:
 
 def _table(n: int, first: int, last: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be used in training
-        k = torch.arange(first, last, device=device)[:, None]
-        i = torch.arange(n, device=device)[None, :]
-        # The phase is reduced to one turn in integers: floating point stays exact on long axes.
-        if basis == "dft":
-            angle = ((k * i) % n).to(dtype) * (2 * math.pi / n)
-            return torch.stack([angle.cos(), angle.sin()])
-        angle = ((k * (2 * i + 1)) % (4 * n)).to(dtype) * (math.pi / (2 * n))
-        return angle.cos()[None]
+        angle = _angle(n, basis, torch.empty(0, dtype=dtype, device=device), first, last, n)
+        return torch.stack([angle.cos(), angle.sin()] if basis == "dft" else [angle.cos()])
+
+
+def _angle(n: int, basis: Basis, like: Tensor, first: int, last: int, points: int) -> Tensor:
+    """`2 pi f i / n` (dft) or `pi k (2 i + 1) / (2 n)` (dct) of waves `first .. last - 1` at the first `points`."""
+    k = torch.arange(first, last, device=like.device)[:, None]
+    i = torch.arange(points, device=like.device)[None, :]
+    # The phase is reduced to one turn in integers: floating point stays exact on long axes.
+    if basis == "dft":
+        return ((k * i) % n).to(like.dtype) * (2 * math.pi / n)
+    return ((k * (2 * i + 1)) % (4 * n)).to(like.dtype) * (math.pi / (2 * n))
 
 
 # At most 64 tables of 512 x 512 float64: 128 MiB at the very worst, a few in practice.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.models.network import Network
+from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
 class _Architecture(NamedTuple):
@@ -70,6 +71,10 @@ class ResidualBlock(nn.Module):
             _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
             for i, ((a, b), kernel) in enumerate(zip(pairwise(widths), kernels, strict=True))
         )
+        if isinstance(self.down, DiffStride2d):  # with the shortcut's layer it shares the stride
+            conv = self.convs[self.downsample_at]
+            assert isinstance(conv, nn.Conv2d)
+            self.convs[self.downsample_at] = DiffStrideConv2d.fuse(conv, self.down)
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (widths[:-1] if preactivation else channels))
         self.project: nn.Module | None = None
         if stride is not None or in_channels != channels[-1]:
@@ -86,7 +91,7 @@ class ResidualBlock(nn.Module):
             if self.preactivation and i > 0:
                 y = norm(y).relu()
             y = conv(y)
-            if i == self.downsample_at:
+            if i == self.downsample_at and not isinstance(conv, DiffStrideConv2d):
                 y = self.down(y)
             if not self.preactivation:
                 y = norm(y)
@@ -194,7 +199,7 @@ class ResNet(Network):
         Downsampling layers keep what they start with and take no random numbers here.
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and "down" not in name.split("."):
+            if isinstance(module, nn.Conv2d | DiffStrideConv2d) and "down" not in name.split("."):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,8 +233,10 @@ def _stem(
     if stride is None and kind == "imagenet":
         conv_stride = 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv"] = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
+    layers["conv"] = conv = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
     layers["down"] = down
+    if isinstance(down, DiffStride2d):
+        layers["conv"], layers["down"] = DiffStrideConv2d.fuse(conv, down), nn.Identity()
     if not preactivation:
         layers["norm"] = nn.BatchNorm2d(channels)
         layers["relu"] = nn.ReLU()

@@ -64,3 +64,12 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
     if stride.is_meta:
         raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
     return stride.host() if isinstance(stride, StrideParameter) else tuple(stride.tolist())
+
+
+def tracked(stride: nn.Parameter) -> StrideParameter:
+    """A plain parameter (from a file, off the meta device) as one that is tracked; the same one for all its owners."""
+    known: StrideParameter | None = getattr(stride, "_tracked", None)
+    if known is None:
+        known = StrideParameter(stride.detach(), stride.requires_grad)
+        stride._tracked = known  # type: ignore[attr-defined]
+    return known

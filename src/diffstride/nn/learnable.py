@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffstride import _check, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
-from diffstride.nn._parameter import StrideParameter, host_values
+from diffstride.nn._parameter import StrideParameter, host_values, tracked
 from diffstride.nn._watch import watch
 
 
@@ -63,6 +63,11 @@ class LearnableStrides(nn.Module):
         self.refresh_sizes()
 
     @property
+    def initial_strides(self) -> tuple[float, ...]:
+        """Those that the layer was constructed with, one per axis."""
+        return self._initial * self.ndim if self.shared else self._initial
+
+    @property
     def strides(self) -> tuple[float, ...]:
         """The strides in use, one per axis, clamped to `bounds`."""
         lower, upper = self.bounds
@@ -100,7 +105,7 @@ class LearnableStrides(nn.Module):
         self._settle(*size)
         return self._sizes[size]
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _settle(self, *size: int) -> None:
         self._sizes[size] = self.output_size(size)
         watch(self)
@@ -116,11 +121,13 @@ class LearnableStrides(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; a stride stays float32 where a model goes to half precision."""
+        stride = self._parameters.get("stride")
+        strides = [] if stride is None else [id(stride), id(stride.grad)]
 
         def keep_wide(t: Tensor) -> Tensor:
             new = fn(t)
             narrow = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
-            return t.to(new.device) if narrow else new
+            return t.to(new.device) if narrow and id(t) in strides else new
 
         super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
         self._keep_tracked()  # a move off the meta device makes a new parameter
@@ -132,13 +139,13 @@ class LearnableStrides(nn.Module):
         self._keep_tracked()
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args)
         self.refresh_sizes()
 
     def _keep_tracked(self) -> None:
         stride = self._parameters.get("stride")
         if type(stride) is nn.Parameter:  # not where a parametrization or a sharded tensor has its place
-            self.stride = StrideParameter(stride.detach(), stride.requires_grad)
+            self.stride = tracked(stride)
 
     def extra_repr(self) -> str:
         """The arguments that differ from the defaults, with the present strides."""

@@ -12,7 +12,18 @@ from diffstride.nn.learnable import LearnableStrides
 
 
 def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
-    """The model's learnable downsamplings with their names, in the order of registration, a shared layer once."""
+    """The model's learnable downsamplings with their names, in the order of registration, each stride once.
+
+    Layers that share a stride (`b.stride = a.stride`: branches whose outputs meet) are one downsampling.
+    """
+    seen: set[int] = set()
+    for name, layer in _layers(model):
+        if id(layer.stride) not in seen:
+            seen.add(id(layer.stride))
+            yield name, layer
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
     for name, module in model.named_modules():
         if isinstance(module, LearnableStrides):
             yield name, module
@@ -33,7 +44,7 @@ def clamp_strides_(model: nn.Module) -> None:
     for _, layer in learnable_layers(model):
         lower, upper = layer.bounds
         layer.stride.clamp_(min=lower, max=upper)
-        layer.refresh_sizes()
+    refresh_sizes(model)
 
 
 def refresh_sizes(model: nn.Module) -> None:
@@ -42,7 +53,7 @@ def refresh_sizes(model: nn.Module) -> None:
     Not needed after an optimizer step, `load_state_dict`, `reset_parameters` or `clamp_strides_`; call it after
     writing strides in any other way. In eager mode sizes follow the strides by themselves.
     """
-    for _, layer in learnable_layers(model):
+    for _, layer in _layers(model):
         layer.refresh_sizes()
 
 

@@ -1,0 +1,123 @@
+"""What the benchmark compares with: DiffStride written with `torch.fft` in three ways, and the cost of touching memory.
+
+Nothing of ours is in here. All three take `N' = min(N, floor(N/S + 2R))` samples along height and width under the mask
+`m(f) = clip((R + N/(2S) - f) / R, 0, 1)`, keep the mean, leave strides unclamped, compute half precision in float32 and
+return dtype and memory format of their input. They agree where no energy sits at `N'/2` of an even `N'`: there, the
+transforms over both axes at once keep one of the rows `+N'/2` and `-N'/2`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DataMovement(nn.Module):
+    """Copies the input, and later the gradient: reads and writes each once, computes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A copy of `x`."""
+        y: Tensor = _Copy.apply(x)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].clone()
+
+
+class _Windowed(nn.Module):
+    """Two strides, height before width, and the width of the ramp."""
+
+    def __init__(self, stride: float = 2.0, smoothness: float = 4.0) -> None:
+        super().__init__()
+        self.strides = nn.Parameter(torch.full((2,), stride))
+        self.smoothness = smoothness
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` to `[B, C, H', W']`."""
+        sizes = [
+            min(n, math.floor(n / s + 2 * self.smoothness + 1e-5))
+            for n, s in zip(x.shape[-2:], self.strides.tolist(), strict=True)
+        ]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = self.resample(wide, sizes[0], sizes[1]).to(x.dtype)
+        return y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+
+    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """To `height` and `width`, in single or double precision."""
+        raise NotImplementedError
+
+    def mask(self, axis: int, n: int, f: Tensor) -> Tensor:
+        """`m` at the frequencies `f` of an axis (0: height, 1: width) of `n` samples."""
+        edge = n / (2 * self.strides[axis])
+        return ((self.smoothness + edge - f) / self.smoothness).clamp(0, 1)
+
+
+class AxisByAxisFFT(_Windowed):
+    """One axis after the other: real transform, slice, real mask, back. The dft layer as it is best written in FFTs.
+
+    Width comes first: the transforms along the height, across memory, then have fewer columns.
+    """
+
+    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """See the class."""
+        for axis, new in ((1, width), (0, height)):
+            dim = axis - 2
+            n, kept = x.shape[dim], new // 2 + 1
+            mask = self.mask(axis, n, torch.arange(kept, device=x.device))
+            spectrum = torch.fft.rfft(x, dim=dim, norm="forward").narrow(dim, 0, kept)
+            x = torch.fft.irfft(spectrum * (mask[:, None] if axis == 0 else mask), n=new, dim=dim, norm="forward")
+        return x
+
+
+class JointFFT(_Windowed):
+    """Both axes at once, cropped as early as can be: columns by a slice before the transform along the height."""
+
+    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """See the class."""
+        rows, columns = x.shape[-2:]
+        f = torch.arange(width // 2 + 1, device=x.device)
+        horizontal = self.mask(1, columns, f)
+        spectrum = torch.fft.rfft(x, norm="forward")[..., : len(f)]
+        f = torch.cat(
+            [torch.arange((height + 1) // 2, device=x.device), torch.arange(height // 2, 0, -1, device=x.device)]
+        )
+        vertical = self.mask(0, rows, f)
+        spectrum = torch.fft.fft(spectrum, dim=-2, norm="forward")
+        spectrum = torch.cat([spectrum[..., : (height + 1) // 2, :], spectrum[..., rows - height // 2 :, :]], -2)
+        spectrum = torch.fft.ifft(spectrum * (vertical[:, None] * horizontal), dim=-2, norm="forward")
+        y: Tensor = torch.fft.irfft(spectrum, n=width, norm="forward")
+        return y
+
+
+class NaiveFFT(_Windowed):
+    """The authors' program line by line, as public PyTorch ports have it.
+
+    One transform of both axes, complex masks over the whole spectrum, one for each axis and the vertical one shifted
+    into the transform's order; then the frequencies to keep are gathered by index.
+    """
+
+    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """See the class."""
+        rows, columns = x.shape[-2:]
+        spectrum = torch.fft.rfft2(x, norm="forward")
+        f = torch.arange(columns // 2 + 1, device=x.device)
+        horizontal = self.mask(1, columns, f).to(spectrum.dtype)
+        f = torch.arange(-(rows // 2), rows - rows // 2, device=x.device)
+        vertical = torch.fft.ifftshift(self.mask(0, rows, f.abs()).to(spectrum.dtype))
+        spectrum = spectrum * horizontal
+        spectrum = spectrum * vertical[:, None]
+        f = torch.arange(-(height // 2), height - height // 2, device=x.device)
+        spectrum = spectrum[:, :, torch.fft.ifftshift(f) % rows, :]
+        spectrum = spectrum[:, :, :, torch.arange(width // 2 + 1, device=x.device)]
+        y: Tensor = torch.fft.irfft2(spectrum, s=(height, width), norm="forward")
+        return y
