@@ -118,3 +118,26 @@ def spectral_resize(x, news, basis="dft", norm="forward"):
     sizes = np.shape(x)[-len(news) :]
     ones = [[1.0] * (n // 2 + 1 if basis == "dft" else n) for n in sizes]
     return resample(x, news, ones, basis, norm)
+
+
+def convolve(x, weight, bias=None, padding=0, dilation=1, groups=1):
+    """Stride 1, zeros outside: `[B, C, *spatial]`, one number or one per axis for padding and dilation."""
+    x, weight = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+    ndim = x.ndim - 2
+    padding = (padding,) * ndim if isinstance(padding, int) else padding
+    dilation = (dilation,) * ndim if isinstance(dilation, int) else dilation
+    out_channels, per_group = weight.shape[:2]
+    kernel = weight.shape[2:]
+    spatial = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(x.shape[2:], padding, dilation, kernel, strict=True)]
+    y = np.zeros((x.shape[0], out_channels, *spatial))
+    for o in range(out_channels):
+        first = o // (out_channels // groups) * per_group
+        for c in range(per_group):
+            for tap in product(*map(range, kernel)):
+                for place in product(*map(range, spatial)):
+                    at = [m + t * d - p for m, t, d, p in zip(place, tap, dilation, padding, strict=True)]
+                    if all(0 <= i < n for i, n in zip(at, x.shape[2:], strict=True)):
+                        y[(slice(None), o, *place)] += weight[(o, c, *tap)] * x[(slice(None), first + c, *at)]
+        if bias is not None:
+            y[:, o] += float(bias[o])
+    return y

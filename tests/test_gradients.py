@@ -27,6 +27,43 @@ def test_gradcheck(options, shape, strides, smoothness):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [(64,), (37, 40), (1, 2, 16, 3, 20)], ids=str)
+def test_gradients_by_hand_are_those_of_autograd(options, shape):
+    """Ramps of few coefficients, kept from the forward pass, and of many, in every layout."""
+    ndim = len(shape) if len(shape) < 3 else 2
+    x = torch.randn(2, 3, *shape[-ndim:], dtype=torch.float64)
+    strides = torch.tensor((2.0, 2.3)[:ndim], dtype=torch.float64, requires_grad=True)
+    for smoothness in (0.6, 1.0, 4.0):
+        settings = F.Settings(
+            smoothness, (1.0, None), options["window"], options["basis"], "ortho", 1, options["backend"]
+        )
+        known = tuple(strides.tolist())
+        sizes = F.output_sizes(shape[-ndim:], known, settings)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+            x.requires_grad_()
+            by_hand, by_autograd = (F.windowed(x, strides, values, sizes, settings) for values in (known, None))
+            torch.testing.assert_close(by_hand, by_autograd)
+            upstream = torch.randn_like(by_hand)
+            found = torch.autograd.grad(by_hand, [x, strides], upstream)
+            expected = torch.autograd.grad(by_autograd, [x, strides], upstream)
+            torch.testing.assert_close(found, expected)
+            x = x.detach()
+
+
+def test_only_what_is_asked_for_is_computed():
+    x = torch.randn(2, 3, 20, 20)
+    layer = ds.DiffStride2d(2.0, 1.0)
+    layer(x).sum().backward()  # the input needs no gradient: a first layer
+    assert layer.stride.grad is not None
+    layer.requires_grad_(False)
+    y = layer(x.requires_grad_())
+    assert all(t is None or t.numel() < x.numel() for t in y.grad_fn.saved_tensors)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad.sum(), y.sum() * 0 + 2 * 3 * 12 * 12)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_second_derivatives(options):
     x = torch.randn(1, 1, 9, dtype=torch.float64, requires_grad=True)
     stride = torch.tensor([1.73], dtype=torch.float64, requires_grad=True)
@@ -114,3 +151,23 @@ def test_forward_mode_agrees_with_backward_mode():
         torch.testing.assert_close(slope, gradient[i])
     hessian = torch.func.hessian(loss)(stride)
     torch.testing.assert_close(hessian, hessian.T)
+
+
+def test_dual_numbers_and_batches_of_tangents():
+    x, t = torch.randn(2, 2, 3, 12, 9, dtype=torch.float64)
+    strides = torch.tensor([1.73, 2.21], dtype=torch.float64)
+    f = lambda x: F.diffstride(x, strides, 1.1)
+    with torch.autograd.forward_ad.dual_level():
+        y = f(torch.autograd.forward_ad.make_dual(x, t))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, f(t))  # it is linear
+
+
+def test_gradients_of_single_samples():
+    layer = ds.DiffStrideConv2d(3, 4, 3, (1.7, 2.2), padding=1, smoothness=1).double()
+    x = torch.randn(5, 3, 13, 12, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+    loss = lambda p, x: torch.func.functional_call(layer, p, x[None]).square().sum()
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i in range(len(x)):
+        expected = torch.autograd.grad(layer(x[i : i + 1]).square().sum(), list(parameters.values()))
+        torch.testing.assert_close([each[name][i] for name in parameters], list(expected))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import diffstride as ds
 from diffstride import functional as F
-from diffstride.backends import MATMUL_MAX_SIZE
+from diffstride.backends import DENSE_UP_TO
 
 BACKENDS = ("fft", "matmul")
 NORMS = ("forward", "ortho", "backward")
@@ -156,7 +156,7 @@ def test_mask(basis, window):
 
 
 def test_auto_backend_is_exact_on_both_sides_of_its_threshold():
-    for size in (MATMUL_MAX_SIZE, MATMUL_MAX_SIZE + 1):
+    for size in (DENSE_UP_TO[torch.float32], DENSE_UP_TO[torch.float32] + 1):
         x = torch.randn(1, 1, size, dtype=torch.float64)
         assert relative_error(F.diffstride(x, (5.3,), 9.0), reference.diffstride(x, (5.3,), 9.0)) < 1e-12
 

@@ -281,9 +281,9 @@ def test_calibration_finds_the_crossover_and_records_the_allocator(tmp_path, cap
     assert "MALLOC" not in printed
     assert f"DENSE_UP_TO = {{torch.float32: {report['crossover']['float32']}}}" in printed
     assert report["crossover"] == bench.crossovers(report["rows"])
-    assert {(*r["case"]["shape"], r["name"]) for r in report["rows"]} == {
-        (rows // 16, 16, length, name) for rows in (16, 32) for length in (16, 32) for name in ("fft", "matmul")
-    }
+    shapes = {tuple(r["case"]["shape"]) for r in report["rows"]}
+    assert shapes == {(16, 16, 16), (8, 16, 32), (1, 16, 16, 16), (1, 16, 32, 32)}
+    assert {r["name"] for r in report["rows"]} == {"fft", "matmul"}
 
 
 def test_the_crossover_is_the_last_length_at_which_half_the_ratios_are_at_most_one():

@@ -22,9 +22,8 @@ Backend = Literal["auto", "fft", "matmul"]
 BACKENDS = ("auto", "fft", "matmul")
 Operator = SpectralOperator | DenseOperator
 
-# On two CPU cores a dense product took 0.2-0.8 of the FFT's time up to this size with 4,096 rows, forward and backward
-# in float32, and 0.9-1.3 with 256 rows; above it the building of the matrix outweighs it.
-MATMUL_MAX_SIZE = 256
+# Up to this length a dense product is taken, above it an FFT; `diffstride bench --calibrate` measures it anew.
+DENSE_UP_TO = {torch.float64: 128, torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
 
 
 class Step(NamedTuple):
@@ -38,12 +37,12 @@ class Step(NamedTuple):
     dense: bool
 
 
-def is_dense(axis: Axis, backend: Backend, empty: bool) -> bool:
-    """Whether the axis is a matrix product; `"auto"` chooses by its length."""
-    if axis.taps is not None or empty:  # FFT libraries refuse empty batches
+def is_dense(axis: Axis, backend: Backend, x: Tensor) -> bool:
+    """Whether the axis is a matrix product; `"auto"` chooses by its length and the dtype."""
+    if axis.taps is not None or x.numel() == 0:  # FFT libraries refuse empty batches
         return True
     if backend == "auto":
-        return max(axis.n, axis.size) <= MATMUL_MAX_SIZE
+        return max(axis.n, axis.size) <= DENSE_UP_TO.get(x.dtype, 128)
     return backend == "matmul"
 
 

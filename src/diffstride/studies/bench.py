@@ -405,26 +405,26 @@ def training_step(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Con
 
 
 def calibration(settings: Settings) -> Iterator[Case]:
-    """One axis of growing length, as a dense product and as FFTs."""
-    lengths = (16, 32) if settings.quick else (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+    """Axes of growing length, as dense products and as FFTs: signals (R = N/16) and images (R = 4), ours and equal."""
+    lengths = (16, 32) if settings.quick else (64, 128, 192, 256, 384, 512, 768, 1024)
+    elements = 1 << (12 if settings.quick else 21)
     for dtype in settings.dtypes:
-        for length in lengths:
-            for rows in (16, 32) if settings.quick else (256, 4096):
-                facts = {"shape": [rows // 16, 16, length], "dtype": dtype, "memory_format": "contiguous"}
+        for n in lengths:
+            for shape in ([elements // (16 * n), 16, n], [max(1, elements // (16 * n * n)), 16, n, n]):
+                facts = {"shape": shape, "dtype": dtype, "memory_format": "contiguous"}
                 yield Case("calibrate", facts, partial(_backends, facts, settings.device), {"fft": None})
 
 
 def _backends(facts: Mapping[str, Any], device: torch.device) -> dict[str, Contestant]:
     x = _input(facts, device)
-    smoothness = x.shape[-1] / 16
-    return {
-        "fft": layer_step(ds.DiffStride1d(2, smoothness, backend="fft", device=device), x),
-        "matmul": layer_step(ds.DiffStride1d(2, smoothness, backend="matmul", device=device), x),
-    }
+    signal = x.ndim == 3
+    make = ds.DiffStride1d if signal else ds.DiffStride2d
+    smoothness = x.shape[-1] / 16 if signal else 4.0
+    return {name: layer_step(make(2, smoothness, backend=name, device=device), x) for name in ("fft", "matmul")}
 
 
 def crossovers(rows: Iterable[Row]) -> dict[str, int]:
-    """For each dtype the largest length at which the median ratio of dense products to FFTs is at most 1, or 0."""
+    """For each dtype the largest length up to which the median ratio of dense products to FFTs is at most 1, or 0."""
     ratios: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         if row["name"] == "matmul":
@@ -494,7 +494,7 @@ def _case(row: Row) -> str:
         return f"{cin}→{cout} at {shape[2]}×{shape[3]}, S={case['stride']}, {window}"
     if row["suite"] == "steps":
         return f"width {case['width']:g}, {text}"
-    return f"length {shape[-1]}, {shape[0] * shape[1]} rows"
+    return f"signals of {shape[-1]}" if len(shape) == 3 else f"images of {shape[-2]}×{shape[-1]}"
 
 
 def _time(row: Row) -> str:

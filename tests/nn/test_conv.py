@@ -1,0 +1,265 @@
+"""Convolution and stride as one operator, in every order, against naive sums and against the two layers."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+
+import diffstride as ds
+from diffstride import functional
+from diffstride.cost import count_macs
+
+ORDERS = ["convolve first", "resample the first axis", "resample first"]
+CASES = [
+    # kernel, other arguments, spatial sizes
+    pytest.param((3, 3), {"padding": 1}, (13, 12), id="same"),
+    pytest.param((3, 4), {"padding": (2, 0), "dilation": (2, 1)}, (12, 11), id="dilated"),
+    pytest.param((2, 3), {"groups": 2, "padding": (0, 1)}, (9, 14), id="groups"),
+    pytest.param((1, 1), {}, (7, 10), id="pointwise"),
+    pytest.param((5, 3), {"padding": (6, 1)}, (5, 4), id="wider than the map"),
+    pytest.param((3,), {"padding": 1}, (17,), id="1d"),
+    pytest.param((4,), {"dilation": 3}, (20,), id="1d dilated"),
+]
+OPTIONS = [
+    pytest.param({"window": w, "basis": b, "norm": n}, id=f"{w}-{b}-{n}")
+    for w in ("outer", "inner")
+    for b, n in (("dft", "forward"), ("dft", "ortho"), ("dct", "backward"))
+]
+
+
+def make(kernel, arguments, stride=(2.3, 1.7), smoothness=1.3, **options):
+    layer = {1: ds.DiffStrideConv1d, 2: ds.DiffStrideConv2d}[len(kernel)]
+    return layer(4, 6, kernel, stride[: len(kernel)], smoothness=smoothness, **arguments, **options).double()
+
+
+def run(layer, x, order):
+    settled = layer._settled(tuple(x.shape[-layer.ndim :]))
+    return functional.convolved(x, layer.weight, layer.bias, *settled, layer._convolution, layer._settings, order)
+
+
+def two_layers(layer):
+    conv = {1: nn.Conv1d, 2: nn.Conv2d}[layer.ndim](
+        4, 6, layer.kernel_size, 1, layer.padding, layer.dilation, layer.groups, layer.bias is not None,
+        layer.padding_mode,
+    ).double()  # fmt: skip
+    conv.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "stride"})
+    pool = {1: ds.DiffStride1d, 2: ds.DiffStride2d}[layer.ndim](
+        layer.initial_strides, layer.smoothness, window=layer.window, basis=layer.basis, norm=layer.norm
+    ).double()
+    pool.load_state_dict({"stride": layer.stride})
+    return conv, pool
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("kernel", "arguments", "size"), CASES)
+def test_every_order_is_convolution_then_layer_by_naive_sums(kernel, arguments, size, options):
+    layer = make(kernel, arguments, **options)
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    full = reference.convolve(x, layer.weight.detach(), layer.bias.detach(), **arguments)
+    expected = reference.diffstride(full, layer.stride.tolist(), 1.3, **options)
+    for order in ORDERS:
+        y = run(layer, x, order)
+        assert y.shape[2:] == layer.output_size(size)
+        assert np.abs(y.detach().numpy() - expected).max() < 1e-11, order
+    assert np.abs(layer(x).detach().numpy() - expected).max() < 1e-11
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("kernel", "arguments", "size"), CASES)
+def test_gradients_of_every_order_are_those_of_the_two_layers(kernel, arguments, size, options):
+    layer = make(kernel, arguments, **options)
+    conv, pool = two_layers(layer)
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    y = pool(conv(x))
+    upstream = torch.randn_like(y)
+    expected = torch.autograd.grad(y, [x, conv.weight, conv.bias, pool.stride], upstream)
+    for order in ORDERS:
+        found = torch.autograd.grad(run(layer, x, order), [x, layer.weight, layer.bias, layer.stride], upstream)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("window", ["outer", "inner"])
+def test_gradcheck(order, window):
+    layer = make((3, 2), {"padding": 1}, window=window)
+    x = torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+
+    def f(x, weight, bias, stride):
+        values = tuple(stride.tolist())
+        sizes = functional.output_sizes(layer._window_size((6, 5)), values, layer._settings)
+        return functional.convolved(x, weight, bias, stride, values, sizes, layer._convolution, layer._settings, order)
+
+    inputs = (x, layer.weight, layer.bias, layer.stride)
+    assert gradcheck(f, inputs)
+    assert torch.autograd.gradgradcheck(f, inputs, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", ORDERS)
+def test_narrow_dtypes_and_channels_last(dtype, order):
+    layer = make((3, 3), {"padding": 1})
+    x = torch.randn(2, 4, 15, 18, dtype=torch.float64)
+    expected = layer(x).detach()
+    narrow = layer.to(dtype)
+    assert narrow.stride.dtype == (torch.float32 if dtype == torch.float32 else torch.float64)  # never half
+    assert narrow.weight.dtype == dtype
+    y = run(narrow, x.to(dtype).contiguous(memory_format=torch.channels_last), order)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    assert (y.double() - expected).norm() < tolerance * expected.norm()
+
+
+def test_autocast_gives_what_a_convolution_gives():
+    layer = ds.DiffStrideConv2d(4, 6, 3, 2.0, padding=1)
+    x = torch.randn(2, 4, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        y.float().square().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - layer(x)).norm() < 2e-2 * layer(x).norm()
+    assert layer.stride.grad.dtype == layer.weight.grad.dtype == torch.float32
+
+
+def test_unbatched_empty_and_transposed():
+    layer = ds.DiffStrideConv2d(4, 6, 3, (1.7, 2.4), padding=1, smoothness=1)
+    x = torch.randn(2, 4, 14, 11)
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+    empty = layer(x[:0])
+    assert empty.shape == (0, 6, *layer.output_size((14, 11)))
+    flipped = copy.deepcopy(layer)
+    with torch.no_grad():
+        flipped.stride.copy_(layer.stride.flip(0))
+        flipped.weight.copy_(layer.weight.mT)
+    torch.testing.assert_close(flipped(x.mT), layer(x).mT, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_other_padding_modes_are_those_of_the_convolution(mode):
+    layer = make((3, 3), {"padding": (1, 2), "padding_mode": mode})
+    conv, pool = two_layers(layer)
+    x = torch.randn(2, 4, 9, 10, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), pool(conv(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_padding_by_name():
+    for padding, kernel in (("same", (4, 3)), ("valid", (4, 3))):
+        layer = make(kernel, {"padding": padding})
+        conv, pool = two_layers(layer)
+        x = torch.randn(2, 4, 9, 10, dtype=torch.float64)
+        for order in ORDERS:
+            torch.testing.assert_close(run(layer, x, order), pool(conv(x)))
+
+
+def test_parameters_are_those_of_a_convolution():
+    arguments = (4, 6, 3, 2, 1, 2, 2, True, "zeros")  # nn.Conv2d's order
+    torch.manual_seed(3)
+    layer = ds.DiffStrideConv2d(*arguments)
+    torch.manual_seed(3)
+    conv = nn.Conv2d(*arguments)
+    assert torch.equal(layer.weight, conv.weight)
+    assert torch.equal(layer.bias, conv.bias)
+    missing, unexpected = layer.load_state_dict(conv.state_dict(), strict=False)
+    assert (missing, unexpected) == (["stride"], [])
+    for name in ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode"):
+        assert getattr(layer, name) == getattr(conv, name)
+    assert ds.DiffStrideConv2d(4, 6, 3, bias=False).bias is None
+    assert "4, 6, kernel_size=(3, 3), padding=(1, 1)" in repr(layer)
+
+
+def test_fuse_shares_the_parameters_of_both():
+    conv, pool = nn.Conv2d(4, 6, 3, padding=1), ds.DiffStride2d((1.6, 2.2), 1.5, window="inner", basis="dct")
+    fused = ds.DiffStrideConv2d.fuse(conv, pool)
+    assert (fused.weight, fused.bias, fused.stride) == (conv.weight, conv.bias, pool.stride)
+    x = torch.randn(2, 4, 15, 16)
+    torch.testing.assert_close(fused(x), pool(conv(x)), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        pool.stride.fill_(3.0)
+    assert fused.output_size(15) == (5, 5)
+    fused.reset_parameters()
+    assert pool.strides == pytest.approx((1.6, 2.2))
+    with pytest.raises(
+        ValueError, match=r"conv must have stride 1 and 2 spatial axes like the layer, got stride \(2, 2\)"
+    ):
+        ds.DiffStrideConv2d.fuse(nn.Conv2d(4, 6, 3, 2), pool)
+    with pytest.raises(TypeError, match=r"conv and layer must be an nn\.Conv and a DiffStride, got ConvTranspose2d"):
+        ds.DiffStrideConv2d.fuse(nn.ConvTranspose2d(4, 6, 3), pool)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.double()])
+def test_a_shared_stride_stays_shared_and_counts_once(duplicate):
+    pool = ds.DiffStride2d(2.0)
+    model = nn.ModuleDict({"down": pool, "conv": ds.DiffStrideConv2d.fuse(nn.Conv2d(1, 1, 3), pool)})
+    model = duplicate(model)
+    assert model["down"].stride is model["conv"].stride
+    assert list(ds.strides(model)) == ["down"]
+    assert ds.stride_cost(model).item() == 0.25
+    assert [len(group["params"]) for group in ds.param_groups(model, 0.1)] == [2, 1]
+
+
+def test_the_rule_takes_the_order_with_less_work():
+    rule = lambda channels, size, new, kernel, **options: functional.cheapest_order(
+        channels, size, new, functional.Convolution(kernel, ((1, 1),) * len(kernel), (1,) * len(kernel), **options)
+    )
+    plain = {"groups": 1, "padding_mode": "zeros"}
+    assert rule((256, 128), (16, 16), (6, 6), (3, 3), **plain) == "resample first"
+    assert rule((64, 64), (56, 56), (30, 30), (3, 3), **plain) == "resample the first axis"
+    assert rule((64, 64), (32, 32), (32, 32), (3, 3), **plain) == "convolve first"  # nothing is saved
+    assert rule((128, 1), (32, 32), (18, 18), (3, 3), groups=128, padding_mode="zeros") == "convolve first"
+    assert rule((256, 128), (16, 16), (6, 6), (3, 3), groups=1, padding_mode="reflect") == "convolve first"
+    assert rule((256, 128), (64,), (24,), (3,), **plain) == "resample first"
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(3.0, (16, 32)), (1.0, (4, 4)), (2.0, (4, 4))])
+def test_macs_of_the_convolution_are_those_of_the_size_at_which_it_runs(stride, channels):
+    layer = ds.DiffStrideConv2d(*channels, 3, stride, padding=1, smoothness=1)
+    x = torch.randn(2, channels[0], 24, 20)
+    h, w = layer.output_size((24, 20))
+    settled = layer._settled((24, 20))
+    order = functional.cheapest_order(channels[::-1], (24, 20), settled[2], layer._convolution)
+    positions = {"convolve first": 24 * 20, "resample the first axis": h * 20, "resample first": h * w}[order]
+    macs = count_macs(nn.Sequential(layer, nn.Identity()), x)
+    assert macs.model == 2 * positions * channels[0] * channels[1] * 9
+    a, b = channels
+    products = {
+        "convolve first": b * (h * 24 * 20 + h * 20 * w),
+        "resample the first axis": a * 3 * h * 24 * 20 + b * h * 20 * w,
+        "resample first": a * (3 * h * 24 * 20 + 3 * h * 20 * 3 * w),
+    }[order]
+    assert macs.resampling == 2 * products
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((4, 6, 3, 0.5), ValueError, "stride must be >= 1, got 0.5"),
+        ((4, 6, 0), ValueError, "kernel_size must be >= 1, got 0"),
+        ((4, 6, (3, 3, 3)), ValueError, r"kernel_size must have 2 entries \(one per axis\), got 3"),
+        ((4, 6, 3, 2, -1), ValueError, "padding must be >= 0, got -1"),
+        ((4, 6, 3, 2, 1.5), TypeError, "padding must be an int, got 1.5"),
+        ((4, 6, 3, 2, "full"), ValueError, "padding must be one of 'same', 'valid', got 'full'"),
+        ((4, 6, 3, 2, 1, 1, 3), ValueError, "in_channels must be divisible by groups=3, got 4"),
+        ((4, 6, 3, 2, 1, 1, 1, True, "mirror"), ValueError, "padding_mode must be one of 'zeros'.*got 'mirror'"),
+        ((4, 6, 3, 2, 1, 1, 1, None), TypeError, "bias must be True or False, got None"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        ds.DiffStrideConv2d(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_inputs_are_one_line():
+    layer = ds.DiffStrideConv2d(4, 6, 5)
+    with pytest.raises(ValueError, match=r"input must have 4 channels, got shape \(1, 3, 8, 8\)"):
+        layer(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"kernel_size must fit the padded input, got \(5, 5\) for sizes \(8, 4\)"):
+        layer(torch.randn(1, 4, 8, 4))
+    with pytest.raises(ValueError, match="input must have 4 dimensions"):
+        layer(torch.randn(4, 8))
