@@ -171,3 +171,13 @@ def test_gradients_of_single_samples():
     for i in range(len(x)):
         expected = torch.autograd.grad(layer(x[i : i + 1]).square().sum(), list(parameters.values()))
         torch.testing.assert_close([each[name][i] for name in parameters], list(expected))
+
+
+def test_autocast_around_backward_changes_nothing():
+    x = torch.randn(2, 3, 40, 40)
+    layer = ds.DiffStride2d((1.9, 2.3), 1.0)
+    y = layer(x)
+    (expected,) = torch.autograd.grad(y.square().sum(), layer.stride, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(y.square().sum(), layer.stride)
+    assert torch.equal(found, expected)

@@ -5,17 +5,16 @@ Riad, Teboul, Grangier, Zeghidour, "Learning strides in convolutional neural net
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffstride import _check, geometry
-from diffstride.backends import BACKENDS, Backend, Step, is_dense, resample
+from diffstride.backends import BACKENDS, Backend, Step, is_dense, no_autocast, resample
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Window
 
 __all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
@@ -224,10 +223,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convo
     return conv(x, weight, bias, stride, [left for left, _ in sides] if plain else 0, dilation, groups)
 
 
-# What resampling costs, in multiply-accumulates of a convolution per element that it produces, and how much cheaper an
-# order must look before the plain one is left: measured on a CPU, about the same in float32 and bfloat16
-# (`diffstride bench convolutions`).
-_MACS_PER_ELEMENT = 120
+# What resampling costs per element that it produces, in multiply-accumulates of a convolution: its own products, one
+# per sample of the axis, and this much for memory; and how much cheaper an order must look before the plain one is
+# left. Measured on a CPU, about the same in float32 and bfloat16 (`diffstride bench convolutions`).
+_MACS_PER_ELEMENT = 100
 _WORTH_IT = 0.85
 
 
@@ -237,12 +236,7 @@ def cheapest_order(
     """Whether to convolve or to resample first, by what both cost together; `channels` are `[out, in / groups]`."""
     if convolution.padding_mode != "zeros":
         return "convolve first"
-    plain, *others = (
-        macs + _MACS_PER_ELEMENT * elements
-        for macs, elements in (
-            _work(folded, channels, spatial, new_sizes, convolution) for folded in (0, 1, len(spatial))
-        )
-    )
+    plain, *others = (sum(_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial)))
     if min(others) > _WORTH_IT * plain:
         return "convolve first"
     return "resample first" if others[-1] <= others[0] else "resample the first axis"
@@ -267,19 +261,21 @@ def _work(
     new_sizes: Sequence[int],
     convolution: Convolution,
 ) -> tuple[int, int]:
-    """MACs of the convolution, and elements that resampling produces, where `folded` axes are resampled before it."""
+    """MACs of the convolution, and the cost of resampling, where `folded` axes are resampled before it."""
     out_channels, in_channels = channels[0], channels[1] * convolution.groups
-    elements = 0
+    sampled = convolution.sizes(spatial)
+    resampling = 0
     size = list(spatial)
     for i in range(folded):
         size[i] = convolution.kernel[i] * new_sizes[i]
-        elements += in_channels * math.prod(size)
-    size = [*new_sizes[:folded], *convolution.sizes(spatial)[folded:]]
+        resampling += in_channels * math.prod(size) * (_MACS_PER_ELEMENT + spatial[i])
+    size = [*new_sizes[:folded], *sampled[folded:]]
     macs = math.prod(channels) * math.prod(convolution.kernel) * math.prod(size)
     for i in range(folded, len(size)):
         size[i] = new_sizes[i]
-        elements += out_channels * math.prod(size)
-    return macs, elements
+        # Long axes go to FFTs, which the shifted operators above cannot.
+        resampling += out_channels * math.prod(size) * (_MACS_PER_ELEMENT + min(sampled[i], 128))
+    return macs, resampling
 
 
 def output_sizes(
@@ -403,15 +399,9 @@ def _along_axes(
         steps.reverse()  # takes 0.6-1.0 of the time on a CPU; else the first axis is best taken first
     laid_out = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
     # The result has the input's dtype, also under autocast.
-    with _no_autocast(x.device.type):
+    with no_autocast(x):
         y = resample(laid_out, strides, steps)
     return y.movedim(-1, -ndim - 1) if channels_last else y
-
-
-def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -209,11 +209,12 @@ def test_the_rule_takes_the_order_with_less_work():
     )
     plain = {"groups": 1, "padding_mode": "zeros"}
     assert rule((256, 128), (16, 16), (6, 6), (3, 3), **plain) == "resample first"
-    assert rule((64, 64), (56, 56), (30, 30), (3, 3), **plain) == "resample the first axis"
+    assert rule((32, 16), (32, 32), (16, 16), (3, 3), **plain) == "resample the first axis"
     assert rule((64, 64), (32, 32), (32, 32), (3, 3), **plain) == "convolve first"  # nothing is saved
     assert rule((128, 1), (32, 32), (18, 18), (3, 3), groups=128, padding_mode="zeros") == "convolve first"
     assert rule((256, 128), (16, 16), (6, 6), (3, 3), groups=1, padding_mode="reflect") == "convolve first"
     assert rule((256, 128), (64,), (24,), (3,), **plain) == "resample first"
+    assert rule((64, 64), (16000,), (4000,), (9,), **plain) == "convolve first"  # a matrix of 36,000 x 16,000
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(3.0, (16, 32)), (1.0, (4, 4)), (2.0, (4, 4))])

@@ -6,6 +6,7 @@ No validation. The operator of an axis takes `n` samples to `size`: `irfft((w * 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -44,6 +45,13 @@ def is_dense(axis: Axis, backend: Backend, x: Tensor) -> bool:
     if backend == "auto":
         return max(axis.n, axis.size) <= DENSE_UP_TO.get(x.dtype, 128)
     return backend == "matmul"
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Where products have the dtypes of their factors."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step]) -> Tensor:
@@ -154,31 +162,8 @@ class _Resample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad = grads[0]
-        x, strides, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled() and ctx.learning:
-            # For second derivatives: once more, in operators that depend on the strides' tensor.
-            operators = _operators(ctx.steps, strides, x, ramps=True)
-            kept = []
-        else:
-            operators = _known_operators(ctx.steps, grad)
-        slopes = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
-        grad_x = grad
-        for i, (dim, operator) in enumerate(operators):
-            if ctx.learning and kept:
-                slopes[i] = _inner_product(kept[i], operator.adjoint_on_ramp(grad, dim))
-            elif ctx.learning:  # axes before this one as in the input, axes after it as in the output
-                of_x = _apply(operator.on_ramp(x, dim), operators[i + 1 :])
-                slopes[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
-            if ctx.needs_input_grad[0] or i + 1 < len(operators):
-                grad_x = operator.adjoint(grad_x, dim)
-        if not ctx.learning:
-            return grad_x, None, None, None
-        entries = [torch.zeros_like(slopes[0])] * len(strides)
-        for slope, step in zip(slopes, ctx.steps, strict=True):
-            entries[step.entry] = _pointing_inwards(slope, step)
-        grad_strides = torch.stack(entries).to(strides)
-        return (grad_x if ctx.needs_input_grad[0] else None), grad_strides, None, None
+        with no_autocast(grads[0]):  # backward may be called in its reach
+            return _backward(ctx, grads[0])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -205,6 +190,33 @@ class _Resample(torch.autograd.Function):
             raise NotImplementedError("strides must be the same for the whole batch under vmap: sizes are host numbers")
         assert in_dims[0] is not None
         return _Resample.apply(x.movedim(in_dims[0], 0), strides, *constants), 0  # type: ignore[no-untyped-call]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, strides, *kept = ctx.saved_tensors
+    if torch.is_grad_enabled() and ctx.learning:
+        # For second derivatives: once more, in operators that depend on the strides' tensor.
+        operators = _operators(ctx.steps, strides, x, ramps=True)
+        kept = []
+    else:
+        operators = _known_operators(ctx.steps, grad)
+    slopes = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
+    grad_x = grad
+    for i, (dim, operator) in enumerate(operators):
+        if ctx.learning and kept:
+            slopes[i] = _inner_product(kept[i], operator.adjoint_on_ramp(grad, dim))
+        elif ctx.learning:  # axes before this one as in the input, axes after it as in the output
+            of_x = _apply(operator.on_ramp(x, dim), operators[i + 1 :])
+            slopes[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
+        if ctx.needs_input_grad[0] or i + 1 < len(operators):
+            grad_x = operator.adjoint(grad_x, dim)
+    if not ctx.learning:
+        return grad_x, None, None, None
+    entries = [torch.zeros_like(slopes[0])] * len(strides)
+    for slope, step in zip(slopes, ctx.steps, strict=True):
+        entries[step.entry] = _pointing_inwards(slope, step)
+    grad_strides = torch.stack(entries).to(strides)
+    return (grad_x if ctx.needs_input_grad[0] else None), grad_strides, None, None
 
 
 # Where the coefficients on the ramps are more than this share of the input, they are not saved.
