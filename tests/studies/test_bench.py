@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import diffstride as ds
+from diffstride.backends import DENSE_UP_TO
 from diffstride.cli import main
 from diffstride.models import ResNet
 from diffstride.studies import bench
@@ -417,3 +418,15 @@ def test_the_longer_list_goes_down_the_page():
     assert sheet.header == ["", "avg_pool2d", "ours"]
     assert [line[0] for line in sheet.sections["float32"]] == [f"{n}, channels_last" for n in (4, 8, 12)]
     assert all(a[2] == b[2] for a, b in pairwise(sheet.sections["float32"]))
+
+
+def test_the_page_shows_what_was_measured():
+    fill = runpy.run_path(str(ROOT / "benchmarks" / "write_performance.py"))["fill"]
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert fill(page, json.loads((ROOT / "results" / "bench-cpu.json").read_text())) == page
+    calibration = json.loads((ROOT / "results" / "calibration-cpu.json").read_text())["crossover"]
+    assert calibration == {
+        str(dtype).removeprefix("torch."): DENSE_UP_TO[dtype] for dtype in (torch.float32, torch.bfloat16)
+    }
+    for length in calibration.values():
+        assert f"{length}" in page
