@@ -133,6 +133,23 @@ def test_fifty_sizes():
     assert graphs.count == 4
 
 
+def test_a_layer_that_sees_maps_of_several_sizes():
+    shared, other = ds.DiffStride2d(2.0, 1.0), ds.DiffStride2d(1.5, 1.0)
+    model = nn.Sequential(shared, other, shared)
+    graphs = Graphs()
+    compiled = graphs.compile(model)
+    x = torch.randn(1, 2, 40, 36)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    seen = set()
+    for stride in (2.0, 2.3, 2.0, 2.9):
+        shared.stride.grad = shared.stride.detach() - stride
+        optimizer.step()
+        torch.testing.assert_close(compiled(x), model(x))
+        seen.add(shared.output_size((40, 36)) + tuple(model(x).shape))
+    assert graphs.count == len(seen) == 3
+    torch.testing.assert_close(compiled(x[..., :30]), model(x[..., :30]))
+
+
 def test_batches_of_any_size_share_a_graph():
     graphs = Graphs()
     layer = ds.DiffStride2d(2.0, 1.0)

@@ -52,7 +52,7 @@ class LearnableStrides(nn.Module):
         self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
         self._initial = initial[:1] if shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self._sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._sizes = _Sizes()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
         self.reset_strides()
 
@@ -101,19 +101,21 @@ class LearnableStrides(nn.Module):
         While the graph is traced, `_settle` computes the sizes outside of it; the graph guards on what it finds here,
         and `refresh_sizes` writes anew after every optimizer step. So a graph is made again only where a size changes.
         """
-        size = tuple(len(range(n)) for n in spatial)  # where the batch is symbolic, these are not
+        size = tuple([len(range(n)) for n in spatial])  # where the batch is symbolic, these are not
         self._settle(*size)
-        return self._sizes[size]
+        settled: tuple[int, ...] = getattr(self._sizes, _name(size))
+        return settled
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _settle(self, *size: int) -> None:
-        self._sizes[size] = self.output_size(size)
+        self._sizes.inputs.add(size)
+        self.refresh_sizes()
         watch(self)
 
     def refresh_sizes(self) -> None:
         """Settle the sizes that compiled graphs use anew, from the present strides."""
-        for size in self._sizes:
-            self._sizes[size] = self.output_size(size)
+        for size in self._sizes.inputs:
+            setattr(self._sizes, _name(size), self.output_size(size))
 
     def _raw_strides(self) -> tuple[float, ...]:
         values = host_values(self.stride)
@@ -135,7 +137,7 @@ class LearnableStrides(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._sizes = {}  # a copy is not watched until it is compiled itself
+        self._sizes = _Sizes()  # a copy is not watched until it is compiled itself
         self._keep_tracked()
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -162,3 +164,14 @@ class LearnableStrides(nn.Module):
         }
         parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join(parts)
+
+
+class _Sizes:
+    """Output sizes by input sizes: an attribute each, since a graph sees no key added to a dict while it is traced."""
+
+    def __init__(self) -> None:
+        self.inputs: set[tuple[int, ...]] = set()
+
+
+def _name(size: tuple[int, ...]) -> str:
+    return "of_" + "_".join([str(n) for n in size])
