@@ -181,3 +181,37 @@ def test_autocast_around_backward_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (found,) = torch.autograd.grad(y.square().sum(), layer.stride)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [9, 64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_activation_may_write_in_place(layout, size):
+    x = torch.randn(8, 16, size, size, requires_grad=True)
+    frozen = ds.DiffStride2d(2.0, 1.0).requires_grad_(False)
+    layers = [ds.DiffStride2d(2.0, 1.0), ds.DiffStride2d(2.0, backend="fft"), ds.SpectralPool2d(2), frozen]
+    for layer in [*layers, ds.DiffStrideConv2d(16, 16, 3, 3.0, padding=1)]:
+        grads = []
+        for inplace in (False, True):
+            y = torch.nn.functional.relu(layer(x.contiguous(memory_format=layout)), inplace=inplace)
+            grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", ["fft", "matmul"])
+def test_stride_gradients_of_float16_stay_in_range(backend):
+    x = (200 * torch.cos(2 * torch.pi * 66 * torch.arange(1024) / 1024))[None, None]
+    layer = ds.DiffStride1d(8.0, 4.0, backend=backend)
+    grads = [torch.autograd.grad(y, layer.stride, y.detach().sign() * 1e-3)[0] for y in (layer(x), layer(x.half()))]
+    torch.testing.assert_close(grads[1], grads[0], rtol=0.02, atol=0)
+
+
+def test_batched_upstream_gradients():
+    x = torch.randn(2, 3, 12, 12, requires_grad=True)
+    layer = ds.DiffStride2d(1.7, 1.0)
+    y = layer(x)
+    upstream = torch.randn(4, *y.shape)
+    batched = torch.autograd.grad(y, [x, layer.stride], upstream, retain_graph=True, is_grads_batched=True)
+    for i, g in enumerate(upstream):
+        torch.testing.assert_close(
+            [b[i] for b in batched], list(torch.autograd.grad(y, [x, layer.stride], g, retain_graph=True))
+        )

@@ -109,6 +109,7 @@ def diffstride(
         new_sizes = output_sizes(spatial, known, settings)
     else:
         new_sizes = _check.sizes("output_size", output_size, len(spatial))
+        _check.finite_strides("strides", known or ())
     return windowed(x, strides, known, new_sizes, settings)
 
 

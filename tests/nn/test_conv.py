@@ -22,6 +22,7 @@ CASES = [
     pytest.param((2, 3), {"groups": 2, "padding": (0, 1)}, (9, 14), id="groups"),
     pytest.param((1, 1), {}, (7, 10), id="pointwise"),
     pytest.param((5, 3), {"padding": (6, 1)}, (5, 4), id="wider than the map"),
+    pytest.param((3, 3), {"padding": (6, 12), "dilation": (6, 12)}, (4, 8), id="taps in the padding alone"),
     pytest.param((3,), {"padding": 1}, (17,), id="1d"),
     pytest.param((4,), {"dilation": 3}, (20,), id="1d dilated"),
 ]

@@ -149,13 +149,15 @@ class _Resample(torch.autograd.Function):
         operators = _known_operators(steps, x)
         if learning and _share_of_ramps(operators) <= _KEEP_RAMPS_UP_TO:
             y, ramps = _apply_and_split(x, operators)
-            return y, *ramps
-        return (_apply(x, operators),)
+        else:
+            y, ramps = _apply(x, operators), []
+        # Autograd forbids writing in place to a view made in here, as an activation after the layer may.
+        return torch.ops.aten._unsafe_view(y, y.shape), *ramps
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, strides, ctx.steps, ctx.learning = inputs
-        ctx.save_for_backward(x if ctx.learning else None, strides, *output[1:])
+        ctx.save_for_backward(*((x, strides) if ctx.learning else (None, None)), *output[1:])
         ctx.save_for_forward(x, strides)
         ctx.mark_non_differentiable(*output[1:])
         ctx.more_outputs = len(output) - 1
@@ -251,9 +253,8 @@ def _split_plane(x: Tensor, operators: Sequence[tuple[int, DenseOperator]]) -> t
 
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
-    if a.dtype in (torch.float32, torch.float64):
-        return torch.dot(a.flatten(), b.flatten())
-    return (a * b).sum(dtype=torch.float32)
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide))
 
 
 def _pointing_inwards(slope: Tensor, step: Step) -> Tensor:

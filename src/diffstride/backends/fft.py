@@ -76,8 +76,9 @@ class SpectralOperator:
     def _on_ramp(self, spectrum: Tensor, slopes: Tensor | None, like: Tensor, dim: int) -> Tensor:
         assert self.slopes is not None
         ramp = spectrum[..., self.first : self.first + len(self.slopes)]
-        if slopes is not None:
-            ramp = ramp * slopes.to(ramp.real.dtype)
+        # Means in place of sums at the input: within the range of float16.
+        n = self.length
+        ramp = ramp / n if slopes is None else ramp * (n * slopes).to(ramp.real.dtype)
         parts = ramp.real if self.basis == "dct" else torch.cat([ramp.real, ramp.imag], -1)
         return parts.movedim(-1, dim).to(like.dtype)
 

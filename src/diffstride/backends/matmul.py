@@ -65,7 +65,9 @@ class DenseOperator:
         """Two thin matrices `A`, `B` with `dP/dS = B^T A`: waves on the ramp at the input, and at the output."""
         assert self.slopes is not None
         thin = _change(self.axis, self.slopes, self.first)
-        return thin[0].to(self.matrix.dtype), thin[1].to(self.matrix.dtype)
+        # Means in place of sums at the input: within the range of float16.
+        n = self.axis.n
+        return (thin[0] / n).to(self.matrix.dtype), (thin[1] * n).to(self.matrix.dtype)
 
     @cached_property
     def _stack(self) -> Tensor:
@@ -160,8 +162,13 @@ def _shifted(axis: Axis, rows: Tensor) -> Tensor:
     """`[rows, n]` to `[rows, kernel, length]`: what every tap of the convolution makes of its samples."""
     assert axis.taps is not None
     kernel, dilation, left, length = axis.taps
-    shifts = [tap * dilation - left for tap in range(kernel)]
-    return torch.stack([F.pad(rows, (shift, length - axis.n - shift)) for shift in shifts], 1)
+    taps = []
+    for shift in (tap * dilation - left for tap in range(kernel)):
+        first, last = max(0, shift), min(length, axis.n + shift)
+        seen = rows[:, first - shift : last - shift] if first < last else rows[:, :0]
+        first = min(first, length)
+        taps.append(F.pad(seen, (first, length - first - seen.shape[1])))
+    return torch.stack(taps, 1)
 
 
 def _waves(n: int, basis: Basis, like: Tensor, first: int, last: int) -> Tensor:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 from weakref import WeakSet
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -30,6 +31,15 @@ def _install() -> None:
     register_optimizer_step_post_hook(_refresh)
 
 
-def _refresh(*_: Any) -> None:
+def _refresh(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    written = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in list(_watched):
-        layer.refresh_sizes()
+        if any(id(p) in written for p in layer.parameters()):
+            layer.refresh_sizes()
+
+
+def refresh_sharers(stride: torch.Tensor) -> None:
+    """Refresh every watched layer that has this stride."""
+    for layer in list(_watched):
+        if layer.stride is stride:
+            layer.refresh_sizes()

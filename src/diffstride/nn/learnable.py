@@ -12,7 +12,7 @@ from diffstride import _check, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
 from diffstride.nn._parameter import StrideParameter, host_values, tracked
-from diffstride.nn._watch import watch
+from diffstride.nn._watch import refresh_sharers, watch
 
 
 class LearnableStrides(nn.Module):
@@ -60,7 +60,7 @@ class LearnableStrides(nn.Module):
         """Set the strides back to those that the layer was constructed with."""
         with torch.no_grad():
             self.stride.copy_(torch.tensor(self._initial, dtype=self.stride.dtype))
-        self.refresh_sizes()
+        refresh_sharers(self.stride)
 
     @property
     def initial_strides(self) -> tuple[float, ...]:
@@ -142,7 +142,7 @@ class LearnableStrides(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.refresh_sizes()
+        refresh_sharers(self.stride)
 
     def _keep_tracked(self) -> None:
         stride = self._parameters.get("stride")

@@ -41,7 +41,7 @@ def clamp_strides_(model: nn.Module) -> None:
     Forward passes clamp what they use, not the parameter; without the projection a raw value could run far away from
     the bounds and would take long to come back.
     """
-    for _, layer in learnable_layers(model):
+    for _, layer in _layers(model):
         lower, upper = layer.bounds
         layer.stride.clamp_(min=lower, max=upper)
     refresh_sizes(model)
