@@ -179,6 +179,29 @@ def test_other_writes_are_seen(write):
     assert compiled(x).shape == layer(x).shape != before
 
 
+def test_a_shared_stride_is_seen_through_its_other_owner():
+    pool = ds.DiffStride2d(2.0, 1.0)
+    fused = ds.DiffStrideConv2d.fuse(nn.Conv2d(2, 2, 3, padding=1), pool)
+    compiled = Graphs().compile(fused)
+    x = torch.randn(1, 2, 20, 20)
+    compiled(x)
+    for write in (lambda: pool.load_state_dict({"stride": torch.tensor([4.0, 4.0])}), pool.reset_parameters):
+        write()
+        assert compiled(x).shape == fused(x).shape
+
+
+def test_other_optimizers_are_none_of_its_business():
+    layer = ds.DiffStride2d(2.0, 1.0)
+    Graphs().compile(layer)(torch.randn(1, 2, 20, 20))
+    layer.stride.data.fill_(float("nan"))
+    other = nn.Linear(2, 2)
+    other(torch.randn(1, 2)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    layer.stride.grad = torch.zeros(2)
+    with pytest.raises(ValueError, match="stride must be finite, got nan"):
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
 def test_copies_settle_their_own_sizes():
     layer = ds.DiffStride2d(2.0, 1.0)
     x = torch.randn(1, 2, 20, 20)
