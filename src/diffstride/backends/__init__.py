@@ -123,7 +123,7 @@ _KEPT_UP_TO = 512 * 512
 
 
 def _known_operators(steps: Sequence[Step], x: Tensor) -> list[tuple[int, Operator]]:
-    # Tensors that only stand for others (fake tensors, those of function transforms) are never kept.
+    # Tensors that only stand for others (fake tensors) leave no operator behind.
     plain = type(x) in (Tensor, torch.nn.Parameter)
     return [
         (
