@@ -95,12 +95,16 @@ def resample(x, news, weights, basis="dft", norm="forward"):
     return x
 
 
-def diffstride(x, strides, smoothness, window="outer", basis="dft", norm="forward", multiple=1, bounds=(1.0, math.inf)):
-    """The learnable layer on the last `len(strides)` axes."""
+def diffstride(
+    x, strides, smoothness, window="outer", basis="dft", norm="forward", multiple=1, bounds=(1.0, math.inf), excess=None
+):
+    """The learnable layer on the last `len(strides)` axes; sizes are those of axes of `excess` more samples."""
     news, weights = [], []
-    for size, stride in zip(np.shape(x)[-len(strides) :], strides, strict=True):
+    sizes = np.shape(x)[-len(strides) :]
+    for size, stride, more in zip(sizes, strides, excess or [0] * len(strides), strict=True):
+        larger = clamped(size + more, stride, smoothness, window, basis, bounds)
+        news.append(output_size(size + more, larger, smoothness, window, multiple))
         used = clamped(size, stride, smoothness, window, basis, bounds)
-        news.append(output_size(size, used, smoothness, window, multiple))
         weights.append(mask(size, used, smoothness, window, basis))
     return resample(x, news, weights, basis, norm)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,12 +159,16 @@ class Convolution(NamedTuple):
     groups: int
     padding_mode: str
 
-    def sizes(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The sizes it gives, at stride 1."""
-        sampled = tuple(
+    def unchecked_sizes(self, spatial: Sequence[Any]) -> tuple[Any, ...]:
+        """The sizes it gives, at stride 1, in whatever kind of number."""
+        return tuple(
             n + left + right - d * (k - 1)
             for n, (left, right), d, k in zip(spatial, self.padding, self.dilation, self.kernel, strict=True)
         )
+
+    def sizes(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The sizes it gives, at stride 1."""
+        sampled = self.unchecked_sizes(spatial)
         if min(sampled) < 1:
             raise ValueError(f"kernel_size must fit the padded input, got {self.kernel} for sizes {tuple(spatial)}")
         return sampled
@@ -193,10 +197,8 @@ def convolved(
     if order is None:
         out_channels, in_channels = weight.shape[:2]
         order = cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))  # as the convolution itself would
-    folded = _folded_axes(order, ndim)
+    x = as_autocast(x)
+    folded = folded_axes(order, ndim)
     before, after, gain = [], [], 1.0
     for i in range(ndim):
         taps = geometry.Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
@@ -205,23 +207,41 @@ def convolved(
         after.append(None if i < folded else axis)
         gain *= axis.gain if i < folded else 1.0
     y = _along_axes(x, before, settings.backend, strides, known)
-    y = _convolve(y, weight, bias if bias is None or gain == 1 else bias * gain, convolution, folded)
+    y = convolve(y, weight, bias if bias is None or gain == 1 else bias * gain, convolution, folded)
     return _along_axes(y, after, settings.backend, strides, known)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution, folded: int) -> Tensor:
-    """The convolution, where `folded` axes come interleaved: each tap has its own sample."""
+def as_autocast(x: Tensor) -> Tensor:
+    """In the dtype in which a convolution would take it."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: Convolution,
+    folded: int = 0,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """The convolution, where `folded` axes come interleaved: each tap has its own sample. Other axes may be strided."""
     kernel, padding, dilation, groups, mode = convolution
     ndim = len(kernel)
-    stride = [k if i < folded else 1 for i, k in enumerate(kernel)]
+    stride = [k if i < folded else s for i, (k, s) in enumerate(zip(kernel, strides or [1] * ndim, strict=True))]
     dilation = tuple(1 if i < folded else d for i, d in enumerate(dilation))
     sides = [(0, 0) if i < folded else p for i, p in enumerate(padding)]
     plain = mode == "zeros" and all(left == right for left, right in sides)
+    channels_last = _channels_last(x)
     if not plain:
         flat = [side for pair in reversed(sides) for side in pair]
         x = F.pad(x, flat, "constant" if mode == "zeros" else mode)
-    conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d}[ndim]
-    return conv(x, weight, bias, stride, [left for left, _ in sides] if plain else 0, dilation, groups)
+    conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
+    y = conv(x, weight, bias, stride, [left for left, _ in sides] if plain else 0, dilation, groups)
+    # In 3-D in float64 and float16 on a CPU, and after circular padding, PyTorch leaves the format.
+    return y.contiguous(memory_format=_CHANNELS_LAST[y.ndim]) if channels_last else y
 
 
 # What resampling costs per element that it produces, in multiply-accumulates of a convolution: its own products, one
@@ -237,7 +257,7 @@ def cheapest_order(
     """Whether to convolve or to resample first, by what both cost together; `channels` are `[out, in / groups]`."""
     if convolution.padding_mode != "zeros":
         return "convolve first"
-    plain, *others = (sum(_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial)))
+    plain, *others = (sum(convolution_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial)))
     if min(others) > _WORTH_IT * plain:
         return "convolve first"
     return "resample first" if others[-1] <= others[0] else "resample the first axis"
@@ -247,15 +267,15 @@ def convolution_macs(
     channels: tuple[int, int], spatial: Sequence[int], new_sizes: Sequence[int], convolution: Convolution
 ) -> int:
     """Multiply-accumulates of the convolution on one input, in the order that `convolved` takes."""
-    folded = _folded_axes(cheapest_order(channels, spatial, new_sizes, convolution), len(spatial))
-    return _work(folded, channels, spatial, new_sizes, convolution)[0]
+    folded = folded_axes(cheapest_order(channels, spatial, new_sizes, convolution), len(spatial))
+    return convolution_work(folded, channels, spatial, new_sizes, convolution)[0]
 
 
-def _folded_axes(order: Order, ndim: int) -> int:
+def folded_axes(order: Order, ndim: int) -> int:
     return {"convolve first": 0, "resample the first axis": 1, "resample first": ndim}[order]
 
 
-def _work(
+def convolution_work(
     folded: int,
     channels: tuple[int, int],
     spatial: Sequence[int],
@@ -264,7 +284,7 @@ def _work(
 ) -> tuple[int, int]:
     """MACs of the convolution, and the cost of resampling, where `folded` axes are resampled before it."""
     out_channels, in_channels = channels[0], channels[1] * convolution.groups
-    sampled = convolution.sizes(spatial)
+    sampled = convolution.unchecked_sizes(spatial)
     resampling = 0
     size = list(spatial)
     for i in range(folded):
@@ -398,13 +418,16 @@ def _along_axes(
         return x
     if channels_last:
         steps.reverse()  # takes 0.6-1.0 of the time on a CPU; else the first axis is best taken first
-    laid_out = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
+    in_order = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
     # The result has the input's dtype, also under autocast.
     with no_autocast(x):
-        y = resample(laid_out, strides, steps)
+        y = resample(in_order, strides, steps)
     return y.movedim(-1, -ndim - 1) if channels_last else y
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def _channels_last(x: Tensor) -> bool:
-    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    memory_format = _CHANNELS_LAST.get(x.ndim)
     return memory_format is not None and not x.is_contiguous() and x.is_contiguous(memory_format=memory_format)

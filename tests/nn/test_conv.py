@@ -25,6 +25,8 @@ CASES = [
     pytest.param((3, 3), {"padding": (6, 12), "dilation": (6, 12)}, (4, 8), id="taps in the padding alone"),
     pytest.param((3,), {"padding": 1}, (17,), id="1d"),
     pytest.param((4,), {"dilation": 3}, (20,), id="1d dilated"),
+    pytest.param((3, 2, 2), {"padding": (1, 0, 1)}, (5, 6, 4), id="3d"),
+    pytest.param((2, 1, 3), {"groups": 2, "padding": (1, 0, 2), "dilation": (2, 1, 2)}, (5, 3, 6), id="3d dilated"),
 ]
 OPTIONS = [
     pytest.param({"window": w, "basis": b, "norm": n}, id=f"{w}-{b}-{n}")
@@ -33,8 +35,13 @@ OPTIONS = [
 ]
 
 
-def make(kernel, arguments, stride=(2.3, 1.7), smoothness=1.3, **options):
-    layer = {1: ds.DiffStrideConv1d, 2: ds.DiffStrideConv2d}[len(kernel)]
+FUSED = {1: ds.DiffStrideConv1d, 2: ds.DiffStrideConv2d, 3: ds.DiffStrideConv3d}
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+LAYERS = {1: ds.DiffStride1d, 2: ds.DiffStride2d, 3: ds.DiffStride3d}
+
+
+def make(kernel, arguments, stride=(2.3, 1.7, 1.4), smoothness=1.3, **options):
+    layer = FUSED[len(kernel)]
     return layer(4, 6, kernel, stride[: len(kernel)], smoothness=smoothness, **arguments, **options).double()
 
 
@@ -44,15 +51,16 @@ def run(layer, x, order):
 
 
 def two_layers(layer):
-    conv = {1: nn.Conv1d, 2: nn.Conv2d}[layer.ndim](
+    conv = CONVOLUTIONS[layer.ndim](
         4, 6, layer.kernel_size, 1, layer.padding, layer.dilation, layer.groups, layer.bias is not None,
         layer.padding_mode,
     ).double()  # fmt: skip
     conv.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "stride"})
-    pool = {1: ds.DiffStride1d, 2: ds.DiffStride2d}[layer.ndim](
+    pool = LAYERS[layer.ndim](
         layer.initial_strides, layer.smoothness, window=layer.window, basis=layer.basis, norm=layer.norm
     ).double()
     pool.load_state_dict({"stride": layer.stride})
+    pool.excess = layer.excess
     return conv, pool
 
 
@@ -84,41 +92,88 @@ def test_gradients_of_every_order_are_those_of_the_two_layers(kernel, arguments,
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("window", ["outer", "inner"])
-def test_gradcheck(order, window):
-    layer = make((3, 2), {"padding": 1}, window=window)
-    x = torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+def at_fixed_sizes(layer, order, sizes):
+    """The layer as a function of its input and parameters, for finite differences."""
 
     def f(x, weight, bias, stride):
-        values = tuple(stride.tolist())
-        sizes = functional.output_sizes(layer._window_size((6, 5)), values, layer._settings)
-        return functional.convolved(x, weight, bias, stride, values, sizes, layer._convolution, layer._settings, order)
+        return functional.convolved(
+            x, weight, bias, stride, tuple(stride.tolist()), sizes, layer._convolution, layer._settings, order
+        )
 
+    return f
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("window", ["outer", "inner"])
+@pytest.mark.parametrize(("kernel", "size"), [((3, 2), (6, 5)), ((2, 1, 2), (4, 5, 4))], ids=["2d", "3d"])
+def test_gradcheck(kernel, size, order, window):
+    layer = make(kernel, {"padding": (1, 1) if len(kernel) == 2 else (1, 0, 1)}, window=window)
+    x = torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True)
+    f = at_fixed_sizes(layer, order, layer.output_size(size))
     inputs = (x, layer.weight, layer.bias, layer.stride)
     assert gradcheck(f, inputs)
-    assert torch.autograd.gradgradcheck(f, inputs, atol=1e-4)
+    assert torch.autograd.gradgradcheck(f, inputs, atol=1e-4, fast_mode=len(size) == 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "size", "excess"),
+    [
+        pytest.param((3,), {"padding": 1}, (6,), (1,), id="1d even"),
+        pytest.param((3,), {"padding": 1}, (7,), (1,), id="1d odd"),
+        pytest.param((3, 2), {"padding": (1, 0)}, (6, 6), (1, 2), id="2d"),
+        pytest.param((1, 2, 2), {"padding": (0, 1, 0)}, (4, 3, 5), (1, 0, 2), id="3d"),
+    ],
+)
+def test_axes_that_grow(kernel, arguments, size, excess, options):
+    """With `excess` the output may have more samples than the convolution, in every order."""
+    # Within the bounds of every axis: finite differences know nothing of the clamp's backward.
+    strides = (1.37, 1.43, 1.4) if options["window"] == "outer" else (1.07, 1.05, 1.1)
+    layer = make(kernel, arguments, strides, **options)
+    layer.excess = excess
+    sampled = layer._convolution.sizes(size)
+    sizes = layer.output_size(size)
+    assert sizes == tuple(n + more for n, more in zip(sampled, excess, strict=True))
+    x = torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True)
+    full = reference.convolve(x.detach(), layer.weight.detach(), layer.bias.detach(), **arguments)
+    expected = reference.diffstride(full, layer.stride.tolist(), 1.3, **options, excess=excess)
+    conv, pool = two_layers(layer)
+    y = pool(conv(x))
+    upstream = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, [x, conv.weight, conv.bias, pool.stride], upstream)
+    for order in ORDERS:
+        y = run(layer, x, order)
+        assert y.shape[2:] == sizes
+        assert np.abs(y.detach().numpy() - expected).max() < 1e-11, order
+        found = torch.autograd.grad(y, [x, layer.weight, layer.bias, layer.stride], upstream)
+        torch.testing.assert_close(found, gradients, rtol=1e-10, atol=1e-11)
+        inputs = (x, layer.weight, layer.bias, layer.stride)
+        assert gradcheck(at_fixed_sizes(layer, order, sizes), inputs, fast_mode=len(size) == 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("order", ORDERS)
-def test_narrow_dtypes_and_channels_last(dtype, order):
-    layer = make((3, 3), {"padding": 1})
-    x = torch.randn(2, 4, 15, 18, dtype=torch.float64)
+@pytest.mark.parametrize("size", [(15, 18), (7, 8, 9)], ids=["2d", "3d"])
+def test_narrow_dtypes_and_channels_last(dtype, order, size):
+    layer = make((3,) * len(size), {"padding": 1})
+    layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
     expected = layer(x).detach()
     narrow = layer.to(dtype)
     assert narrow.stride.dtype == (torch.float32 if dtype == torch.float32 else torch.float64)  # never half
     assert narrow.weight.dtype == dtype
-    y = run(narrow, x.to(dtype).contiguous(memory_format=torch.channels_last), order)
+    assert run(narrow, x.to(dtype), order).is_contiguous()
+    y = run(narrow, x.to(dtype).contiguous(memory_format=layout), order)
     assert y.dtype == dtype
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    assert y.is_contiguous(memory_format=layout)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     assert (y.double() - expected).norm() < tolerance * expected.norm()
 
 
-def test_autocast_gives_what_a_convolution_gives():
-    layer = ds.DiffStrideConv2d(4, 6, 3, 2.0, padding=1)
-    x = torch.randn(2, 4, 16, 16)
+@pytest.mark.parametrize("size", [(16, 16), (8, 8, 8)], ids=["2d", "3d"])
+def test_autocast_gives_what_a_convolution_gives(size):
+    layer = FUSED[len(size)](4, 6, 3, 2.0, padding=1)
+    x = torch.randn(2, 4, *size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
         y.float().square().sum().backward()
@@ -140,38 +195,55 @@ def test_unbatched_empty_and_transposed():
     torch.testing.assert_close(flipped(x.mT), layer(x).mT, rtol=1e-4, atol=1e-5)
 
 
+def test_a_single_volume_and_an_empty_batch_of_volumes():
+    layer = ds.DiffStrideConv3d(4, 6, (3, 1, 2), (1.7, 2.4, 1.2), padding=(1, 0, 1), smoothness=1)
+    x = torch.randn(2, 4, 7, 8, 5)
+    y = layer(x)
+    assert y.shape == (2, 6, *layer.output_size((7, 8, 5)))
+    torch.testing.assert_close(layer(x[0]), y[0])
+    torch.testing.assert_close(layer(x[0].contiguous(memory_format=torch.channels_last)), y[0])  # an odd layout
+    assert layer(x[:0]).shape == (0, *y.shape[1:])
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_other_padding_modes_are_those_of_the_convolution(mode):
-    layer = make((3, 3), {"padding": (1, 2), "padding_mode": mode})
+@pytest.mark.parametrize("size", [(9, 10), (4, 6, 5)], ids=["2d", "3d"])
+def test_other_padding_modes_are_those_of_the_convolution(mode, size):
+    layer = make((3, 3, 2)[: len(size)], {"padding": (1, 2, 1)[: len(size)], "padding_mode": mode})
     conv, pool = two_layers(layer)
-    x = torch.randn(2, 4, 9, 10, dtype=torch.float64)
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
     torch.testing.assert_close(layer(x), pool(conv(x)))
+    layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    last = layer(x.contiguous(memory_format=layout))
+    assert last.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(last, pool(conv(x)))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_padding_by_name():
-    for padding, kernel in (("same", (4, 3)), ("valid", (4, 3))):
-        layer = make(kernel, {"padding": padding})
-        conv, pool = two_layers(layer)
-        x = torch.randn(2, 4, 9, 10, dtype=torch.float64)
-        for order in ORDERS:
-            torch.testing.assert_close(run(layer, x, order), pool(conv(x)))
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [(9, 10), (5, 6, 4)], ids=["2d", "3d"])
+def test_padding_by_name(padding, size):
+    layer = make((4, 3, 2)[: len(size)], {"padding": padding})
+    conv, pool = two_layers(layer)
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    for order in ORDERS:
+        torch.testing.assert_close(run(layer, x, order), pool(conv(x)))
 
 
-def test_parameters_are_those_of_a_convolution():
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_parameters_are_those_of_a_convolution(ndim):
     arguments = (4, 6, 3, 2, 1, 2, 2, True, "zeros")  # nn.Conv2d's order
     torch.manual_seed(3)
-    layer = ds.DiffStrideConv2d(*arguments)
+    layer = FUSED[ndim](*arguments)
     torch.manual_seed(3)
-    conv = nn.Conv2d(*arguments)
+    conv = CONVOLUTIONS[ndim](*arguments)
     assert torch.equal(layer.weight, conv.weight)
     assert torch.equal(layer.bias, conv.bias)
     missing, unexpected = layer.load_state_dict(conv.state_dict(), strict=False)
     assert (missing, unexpected) == (["stride"], [])
     for name in ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode"):
         assert getattr(layer, name) == getattr(conv, name)
-    assert ds.DiffStrideConv2d(4, 6, 3, bias=False).bias is None
-    assert "4, 6, kernel_size=(3, 3), padding=(1, 1)" in repr(layer)
+    assert FUSED[ndim](4, 6, 3, bias=False).bias is None
+    assert f"4, 6, kernel_size={(3,) * ndim}, padding={(1,) * ndim}" in repr(layer)
 
 
 def test_fuse_shares_the_parameters_of_both():
@@ -191,6 +263,24 @@ def test_fuse_shares_the_parameters_of_both():
         ds.DiffStrideConv2d.fuse(nn.Conv2d(4, 6, 3, 2), pool)
     with pytest.raises(TypeError, match=r"conv and layer must be an nn\.Conv and a DiffStride, got ConvTranspose2d"):
         ds.DiffStrideConv2d.fuse(nn.ConvTranspose2d(4, 6, 3), pool)
+
+
+def test_fuse_takes_volumes_and_keeps_the_excess():
+    conv, pool = nn.Conv3d(4, 6, (3, 1, 3), padding=(1, 0, 0)), ds.DiffStride3d((1.6, 2.2, 1.3), 1.5, window="inner")
+    pool.excess = (0, 1, 2)
+    fused = ds.DiffStrideConv3d.fuse(conv, pool)
+    assert (fused.weight, fused.bias, fused.stride) == (conv.weight, conv.bias, pool.stride)
+    assert fused.excess == (0, 1, 2)
+    x = torch.randn(2, 4, 6, 4, 5)
+    y = fused(x)
+    assert y.shape[2:] == fused.output_size((6, 4, 5)) == (4, 3, 4)  # of 6, 4 + 1 and 3 + 2
+    torch.testing.assert_close(y, pool(conv(x)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"conv must have stride 1 and 2 spatial axes like the layer, got stride \(1, 1"
+    ):
+        ds.DiffStrideConv2d.fuse(conv, pool)
+    with pytest.raises(ValueError, match=r"3 spatial axes like the layer, got stride \(1, 1, 1\) and a layer of 2"):
+        ds.DiffStrideConv3d.fuse(conv, ds.DiffStride2d())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.double()])
@@ -215,6 +305,9 @@ def test_the_rule_takes_the_order_with_less_work():
     assert rule((128, 1), (32, 32), (18, 18), (3, 3), groups=128, padding_mode="zeros") == "convolve first"
     assert rule((256, 128), (16, 16), (6, 6), (3, 3), groups=1, padding_mode="reflect") == "convolve first"
     assert rule((256, 128), (64,), (24,), (3,), **plain) == "resample first"
+    assert rule((128, 64), (8, 8, 8), (4, 4, 4), (3, 3, 3), **plain) == "resample first"
+    assert rule((32, 16), (16, 16, 16), (8, 8, 8), (3, 3, 3), **plain) == "resample the first axis"
+    assert rule((32, 32), (16, 16, 16), (13, 13, 13), (3, 3, 3), **plain) == "convolve first"
     assert rule((64, 64), (16000,), (4000,), (9,), **plain) == "convolve first"  # a matrix of 36,000 x 16,000
 
 
@@ -235,6 +328,26 @@ def test_macs_of_the_convolution_are_those_of_the_size_at_which_it_runs(stride, 
         "resample first": a * (3 * h * 24 * 20 + 3 * h * 20 * 3 * w),
     }[order]
     assert macs.resampling == 2 * products
+
+
+@pytest.mark.parametrize(("stride", "order"), [(3.0, ORDERS[2]), (1.5, ORDERS[1]), (1.05, ORDERS[0])])
+def test_macs_of_volumes(stride, order):
+    layer = ds.DiffStrideConv3d(16, 40, 3, stride, padding=1, window="inner")
+    size = (10, 9, 8)
+    n = layer.output_size(size)
+    assert functional.cheapest_order((40, 16), size, n, layer._convolution) == order
+    positions, products = {
+        "convolve first": (10 * 9 * 8, 40 * (n[0] * 10 * 9 * 8 + n[0] * n[1] * 9 * 8 + n[0] * n[1] * n[2] * 8)),
+        "resample the first axis": (
+            n[0] * 9 * 8, 16 * 3 * n[0] * 10 * 9 * 8 + 40 * (n[0] * n[1] * 9 * 8 + n[0] * n[1] * n[2] * 8)
+        ),
+        "resample first": (
+            n[0] * n[1] * n[2],
+            16 * (3 * n[0] * 10 * 9 * 8 + 9 * n[0] * n[1] * 9 * 8 + 27 * n[0] * n[1] * n[2] * 8),
+        ),
+    }[order]  # fmt: skip
+    macs = count_macs(nn.Sequential(layer), torch.randn(1, 16, *size))
+    assert macs == (positions * 16 * 40 * 27, products)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,17 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
+import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
 
 import diffstride as ds
+from diffstride import functional, geometry
 from diffstride.nn._parameter import StrideParameter, host_values
 
 
@@ -229,7 +235,6 @@ def test_a_parametrization_keeps_its_place():
 
 
 def test_numbers_of_numpy_are_numbers():
-    np = pytest.importorskip("numpy")
     layer = ds.DiffStride2d((np.float32(2), np.int64(3)))
     assert layer.strides == (2.0, 3.0)
     assert layer.output_size(np.int64(32)) == layer.output_size(32)
@@ -239,3 +244,174 @@ def test_a_layer_made_in_inference_mode_works():
     with torch.inference_mode():
         layer = ds.DiffStride1d(2.0, 1)
         assert layer(torch.randn(1, 1, 16)).shape[-1] == 10
+
+
+LAYERS = {1: ds.DiffStride1d, 2: ds.DiffStride2d, 3: ds.DiffStride3d}
+OPTIONS = [
+    pytest.param({"backend": b, "basis": s, "window": w}, id=f"{b}-{s}-{w}")
+    for b in ("fft", "matmul")
+    for s in ("dft", "dct")
+    for w in ("outer", "inner")
+]
+
+
+def with_excess(stride, smoothness, excess, **options):
+    layer = LAYERS[len(excess)](stride, smoothness, **options).double()
+    layer.excess = excess
+    return layer
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.half()])
+def test_excess_is_no_state_and_survives_copies(duplicate):
+    layer = ds.DiffStride2d(2.0, 1.0, window="inner")
+    assert layer.excess == (0, 0)
+    assert "excess" not in repr(layer)
+    layer.excess = (0, 1)
+    twin = duplicate(nn.Sequential(layer))[0]
+    assert twin.excess == (0, 1)
+    assert repr(twin).endswith("window='inner', excess=(0, 1))")
+    assert list(twin.state_dict()) == ["stride"]
+    assert twin.output_size(8) == (4, 5)
+    twin.reset_parameters()
+    assert twin.excess == (0, 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    size=st.integers(2, 80),
+    smoothness=st.floats(0.1, 12),
+    window=st.sampled_from(["outer", "inner"]),
+    basis=st.sampled_from(["dft", "dct"]),
+    multiple=st.integers(1, 4),
+    bounds=st.sampled_from([(1.0, None), (1.5, 3.0)]),
+    excess=st.integers(1, 3),
+)
+def test_siblings_come_out_alike(data, size, smoothness, window, basis, multiple, bounds, excess):
+    stride = data.draw(st.floats(1, size / 2))
+    layer = with_excess(2.0, smoothness, (0,), window=window, basis=basis, size_multiple=multiple, bounds=bounds)
+    sibling = copy.deepcopy(layer)
+    sibling.stride, sibling.excess = layer.stride, (excess,)
+    with torch.no_grad():
+        layer.stride.fill_(stride)
+    assert sibling.output_size(size) == layer.output_size(size + excess)
+    x = torch.randn(1, 2, size, dtype=torch.float64)
+    assert sibling(x).shape[2:] == layer.output_size(size + excess)
+
+
+def test_siblings_agree_at_every_size_and_stride():
+    for window in ("outer", "inner"):
+        for multiple in range(1, 5):
+            layer = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
+            sibling = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
+            sibling.stride, sibling.excess = layer.stride, (1,)
+            for size in range(2, 40):
+                for stride in np.linspace(1, size / 2, 12):
+                    layer.stride.data.fill_(stride)
+                    assert sibling.output_size(size - 1) == layer.output_size(size)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_layers_with_excess_are_the_naive_sums(options):
+    grown = 0
+    for size, more, stride in (
+        (8, 1, 1.0), (9, 1, 1.2), (7, 1, 1.3), (12, 3, 1.1), (12, 1, 2.4), (13, 2, 6.9), (3, 1, 1.0), (2, 1, 1.4),
+        (1, 1, 3.0),
+    ):  # fmt: skip
+        for smoothness, norm in ((0.5, "forward"), (4.0, "ortho"), (1.3, "backward")):
+            layer = with_excess(stride, smoothness, (more,), norm=norm, **options)
+            x = torch.randn(1, 2, size, dtype=torch.float64)
+            y = layer(x).detach()
+            arguments = {"window": options["window"], "basis": options["basis"], "norm": norm, "excess": (more,)}
+            expected = reference.diffstride(x, (layer.stride.item(),), smoothness, **arguments)
+            assert y.shape == expected.shape == (1, 2, *layer.output_size(size))
+            assert np.abs(y.numpy() - expected).max() < 1e-12 * (1 + np.abs(expected).max())
+            grown += y.shape[-1] > size
+    assert grown >= 8
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    ("shape", "excess"), [((6,), (1,)), ((7,), (1,)), ((6, 7), (1, 1)), ((4, 5, 4), (1, 0, 3))], ids=str
+)
+def test_gradients_where_an_axis_grows(options, shape, excess):
+    outer = options["window"] == "outer"
+    strides = ((1.37, 1.43, 1.4) if outer else (1.06, 1.04, 1.05))[: len(shape)]
+    layer = with_excess(strides, 1.3, excess, **options)
+    sizes = layer.output_size(shape)
+    assert sizes == tuple(n + more for n, more in zip(shape, excess, strict=True))
+    x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
+
+    def f(x, strides, known=True):
+        return functional.windowed(x, strides, tuple(strides.tolist()) if known else None, sizes, layer._settings)
+
+    assert gradcheck(f, (x, layer.stride))
+    assert gradgradcheck(f, (x, layer.stride), fast_mode=True)
+    y = f(x, layer.stride)
+    upstream = torch.randn_like(y)
+    by_autograd = torch.autograd.grad(f(x, layer.stride, known=False), [x, layer.stride], upstream)
+    torch.testing.assert_close(torch.autograd.grad(y, [x, layer.stride], upstream), by_autograd)
+    torch.testing.assert_close(torch.autograd.grad(layer(x), [x, layer.stride], upstream), by_autograd)
+    with torch.no_grad():
+        layer.stride.fill_(1.0)  # at the lower bound, where the Nyquist frequency lies on every ramp
+    found, expected = (
+        torch.autograd.grad(f(x, layer.stride, known), [x, layer.stride], upstream) for known in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("window", ["outer", "inner"])
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_ramps_of_axes_that_grow(window, basis):
+    """The coefficients whose weight moves, and by how much: the Nyquist coefficient that splits counts half."""
+    splits = 0
+    for size in range(2, 20):
+        for new in (size, size + 1, size + 2):
+            for smoothness in (0.5, 1.3, 4.0):
+                bounds = geometry.stride_range(size, smoothness, (1.0, None), window, basis)
+                axis = geometry.Axis(size, new, basis, 0.7, smoothness, window, *bounds)
+                assert axis.kept == geometry.num_coefficients(size, basis)
+                for raw in (1.0, 1.1, 1.37, 2.0, size / 2):
+                    stride = torch.tensor(axis.clamp(raw), dtype=torch.float64)
+                    first, last = axis.ramp(stride.item())
+                    slopes = torch.zeros(axis.kept, dtype=torch.float64)
+                    slopes[first:last] = axis.slopes(stride, stride, first, last)
+                    expected = torch.autograd.functional.jacobian(lambda s, a=axis: a.weights(s, s), stride)
+                    torch.testing.assert_close(slopes, expected, rtol=1e-12, atol=1e-12)
+                    splits += new > size and size % 2 == 0 and basis == "dft" and bool(slopes[-1] != 0)
+    assert (splits > 0) == (basis == "dft")
+
+
+def test_an_axis_of_one_sample():
+    x = torch.randn(2, 3, 1, 6)
+    for window in ("outer", "inner"):
+        for basis in ("dft", "dct"):
+            layer = ds.DiffStride2d((1.0, 1.5), window=window, basis=basis)
+            layer.excess = (0, 1)
+            y = layer(x)
+            assert y.shape[2] == 1
+            layer.excess = (1, 1)  # its sibling has two samples, which no stride takes away
+            grown = layer(x)
+            assert layer.output_size((1, 6)) == grown.shape[2:] == (2, y.shape[3])
+            torch.testing.assert_close(grown, y.expand_as(grown))
+            grown.square().sum().backward()
+            assert layer.stride.grad[0] == 0
+            assert torch.isfinite(layer.stride.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_excess_in_a_compiled_graph():
+    layers = [ds.DiffStride2d(1.2, 1.0), ds.DiffStrideConv2d(3, 3, 3, 1.2, padding=1, smoothness=1.0)]
+    x = torch.randn(2, 3, 8, 9)
+    for layer in [*layers, ds.DiffStrideConv3d(2, 4, (1, 3, 3), 1.2, smoothness=1.0)]:
+        layer.excess = (1,) * layer.ndim
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        y = compiled(x)
+        expected = layer(x)
+        torch.testing.assert_close(y, expected)
+        for g, e in zip(*(torch.autograd.grad(z.square().sum(), layer.stride) for z in (y, expected)), strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+        layer.excess = (0,) * layer.ndim
+        ds.refresh_sizes(layer)
+        assert compiled(x).shape == layer(x).shape != expected.shape

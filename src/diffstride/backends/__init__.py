@@ -147,7 +147,7 @@ class _Resample(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], learning: bool) -> tuple[Tensor, ...]:
         operators = _known_operators(steps, x)
-        if learning and _share_of_ramps(operators) <= _KEEP_RAMPS_UP_TO:
+        if learning and _share_of_ramps(operators) <= KEEP_RAMPS_UP_TO:
             y, ramps = _apply_and_split(x, operators)
         else:
             y, ramps = _apply(x, operators), []
@@ -222,7 +222,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
 
 
 # Where the coefficients on the ramps are more than this share of the input, they are not saved.
-_KEEP_RAMPS_UP_TO = 0.25
+KEEP_RAMPS_UP_TO = 0.25
 
 
 def _share_of_ramps(operators: Sequence[tuple[int, Operator]]) -> float:

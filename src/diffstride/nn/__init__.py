@@ -1,6 +1,6 @@
 """Layers: learnable strides (`DiffStride`) and fixed spectral pooling (`SpectralPool`) in 1-D, 2-D and 3-D."""
 
-from diffstride.nn.conv import DiffStrideConv1d, DiffStrideConv2d
+from diffstride.nn.conv import DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
 from diffstride.nn.diffstride import DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride.nn.spectral import SpectralPool1d, SpectralPool2d, SpectralPool3d
 from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, refresh_sizes, strides
@@ -11,6 +11,7 @@ __all__ = [
     "DiffStride3d",
     "DiffStrideConv1d",
     "DiffStrideConv2d",
+    "DiffStrideConv3d",
     "SpectralPool1d",
     "SpectralPool2d",
     "SpectralPool3d",

@@ -25,8 +25,8 @@ class DiffStrideConvNd(LearnableStrides):
     runs at the coarse resolution with its weight unchanged. Where that costs more (large kernels, strides close
     to 1), the convolution comes first; the results agree to rounding.
 
-    Parameters and arguments are those of `nn.Conv1d` and `nn.Conv2d`, and `stride` is learned as in `DiffStride2d`.
-    The weight of an `nn.Conv2d` may be loaded; from the same seed it is initialised alike.
+    Parameters and arguments are those of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, and `stride` is learned as in
+    `DiffStride2d`. The weight of an `nn.Conv2d` may be loaded; from the same seed it is initialised alike.
 
     Shape:
         `[B, in_channels, *spatial]` to `[B, out_channels, *output_size(spatial)]`; unbatched likewise.
@@ -117,18 +117,18 @@ class DiffStrideConvNd(LearnableStrides):
         self.reset_parameters()
 
     @classmethod
-    def fuse(cls, conv: nn.Conv1d | nn.Conv2d, layer: DiffStrideNd) -> Self:
+    def fuse(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, layer: DiffStrideNd) -> Self:
         """`nn.Sequential(conv, layer)` as one layer, with their parameters (not copies of them).
 
         Args:
             conv: a convolution of stride 1.
-            layer: the `DiffStride` after it; it may serve elsewhere too, the stride is shared.
+            layer: the `DiffStride` after it; it may serve elsewhere too, the stride is shared. Its `excess` is kept.
 
         Raises:
             TypeError: other modules than these.
             ValueError: a convolution that is strided, a layer with another number of axes.
         """
-        if type(conv) not in (nn.Conv1d, nn.Conv2d) or not isinstance(layer, DiffStrideNd):
+        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or not isinstance(layer, DiffStrideNd):
             raise TypeError(
                 f"conv and layer must be an nn.Conv and a DiffStride, got {type(conv).__name__}, {type(layer).__name__}"
             )
@@ -142,6 +142,7 @@ class DiffStrideConvNd(LearnableStrides):
             conv.groups, conv.bias is not None, conv.padding_mode, shared=layer.shared, device="meta",
             **layer._settings._asdict(),
         )  # fmt: skip
+        fused.excess = layer.excess
         fused.weight, fused.bias, fused.stride = conv.weight, conv.bias, layer.stride  # type: ignore[assignment]
         return fused
 
@@ -207,3 +208,10 @@ class DiffStrideConv2d(DiffStrideConvNd):
     """Convolution with learnable strides along height and width, for `[B, C, H, W]` or `[C, H, W]`."""
 
     ndim = 2
+
+
+@final
+class DiffStrideConv3d(DiffStrideConvNd):
+    """Convolution with learnable strides along depth, height and width, for `[B, C, D, H, W]` or `[C, D, H, W]`."""
+
+    ndim = 3

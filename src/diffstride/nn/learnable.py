@@ -16,10 +16,18 @@ from diffstride.nn._watch import refresh_sharers, watch
 
 
 class LearnableStrides(nn.Module):
-    """The strides of a layer as a parameter, one entry per axis (one in all when shared)."""
+    """The strides of a layer as a parameter, one entry per axis (one in all when shared).
+
+    `excess` (zeros unless one sets it) makes layers whose inputs differ by a sample or so come out alike: an axis of
+    `N` samples gets the size `N'` that one of `N + excess` would get at the same stride, clamped as it would be there.
+    The window is still that of `N` (with a convolution inside, of the samples that it gives). `N'` may exceed `N`, by
+    at most `excess`: the axis then grows as in `spectral_resize`. To be set before a graph is compiled (or followed by
+    `refresh_sizes`).
+    """
 
     ndim: ClassVar[int]
     stride: nn.Parameter
+    excess: tuple[int, ...]
 
     def __init__(
         self,
@@ -50,6 +58,7 @@ class LearnableStrides(nn.Module):
         self.norm: Norm = _check.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
         self.size_multiple = _check.positive_int("size_multiple", size_multiple)
         self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        self.excess = (0,) * self.ndim
         self._initial = initial[:1] if shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._sizes = _Sizes()
@@ -74,8 +83,9 @@ class LearnableStrides(nn.Module):
         return tuple(min(max(s, lower), s if upper is None else upper) for s in self._raw_strides())
 
     def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
-        """The spatial sizes that an input of spatial `size` comes out with."""
-        sampled = self._window_size(_check.sizes("size", size, self.ndim))
+        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + excess` on every axis."""
+        seen = self._window_size(_check.sizes("size", size, self.ndim))
+        sampled = [n + more for n, more in zip(seen, self.excess, strict=True)]
         return functional.output_sizes(sampled, self._raw_strides(), self._settings, owner=self)
 
     def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
@@ -150,7 +160,7 @@ class LearnableStrides(nn.Module):
             self.stride = tracked(stride)
 
     def extra_repr(self) -> str:
-        """The arguments that differ from the defaults, with the present strides."""
+        """What differs from the defaults, with the present strides."""
         values = "meta" if self.stride.is_meta else ", ".join(f"{s:.4g}" for s in self._raw_strides())
         parts = [f"stride=({values})", f"smoothness={self.smoothness:g}"]
         defaults = {
@@ -161,6 +171,7 @@ class LearnableStrides(nn.Module):
             "norm": "forward",
             "size_multiple": 1,
             "backend": "auto",
+            "excess": (0,) * self.ndim,
         }
         parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join(parts)

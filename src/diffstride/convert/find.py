@@ -1,0 +1,485 @@
+"""Finds the downsamplings of a model and which of them must agree: the model is run with symbols for their sizes.
+
+The output of every downsampling is given a size of its own, none what it was. Where two maps then meet that had the
+same size before, the run fails, at a comparison of two symbols: these two downsamplings belong together. Where it
+fails at anything else (a flatten that needs so many features), the sizes involved cannot change. So it is run again
+until it succeeds, which also proves that the model works at other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import sympy
+from torch import Tensor, nn
+
+from diffstride import cost, trace
+from diffstride._check import UserError
+from diffstride.convert import apply, sites
+from diffstride.convert.plans import Plan, Resize, Site, patterns
+from diffstride.convert.sites import Look
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.trace import ExampleInputs, Session, TraceError, described
+
+Key = tuple[str, int, int]
+"""A size of an output: module, number of its call, axis."""
+
+
+class Finder:
+    """The search for one plan."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: ExampleInputs,
+        include: Sequence[str] | None,
+        exclude: Sequence[str] | None,
+        upsample: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.example, self.upsample, self.options = model, example, upsample, options
+        self.modules = dict(model.named_modules())
+        self.sites: dict[str, Look] = {}
+        self.left_alone: dict[str, str] = {}
+        self.global_poolings: list[str] = []
+        self.upsamplings: dict[str, int] = {}
+        self.links: dict[Key, Any] = {}
+        """What the sizes of upsamplings must be, in symbols named by their keys."""
+        self.resizes: list[Resize] = []
+        self.read: set[str] = set()
+        """Convolutions whose stride is read by the model's code."""
+        self.ties = _Classes()
+        self.naturals: dict[Any, int] = {}
+        self._look(patterns("include", include), patterns("exclude", exclude))
+
+    def _look(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+        """Sort the modules by type and name."""
+        for name, module in self.modules.items():
+            look = sites.look(module)
+            if look is None or (look.reason is None and not look.pooling and max(look.stride) == 1):
+                continue
+            if look.reason:
+                self.left_alone[name] = look.reason
+            else:
+                self.sites[name] = look
+            if isinstance(module, _TRANSPOSED):
+                self.upsamplings[name] = look.ndim
+        for name, module in self.modules.items():
+            if isinstance(module, nn.Upsample) and module.scale_factor is not None:
+                self.upsamplings[name] = 0
+        for what, given in (("include", include), ("exclude", exclude)):
+            for pattern in given or ():
+                if not any(fnmatchcase(name, pattern) for name in self.sites):
+                    known = ", ".join(self.sites) or "none"
+                    raise UserError(f"{what} must match a downsampling (there are: {known}), got {pattern!r}")
+        for name in list(self.sites):
+            if include is not None and not any(fnmatchcase(name, p) for p in include):
+                self._leave(name, "not among those to include")
+            elif any(fnmatchcase(name, p) for p in exclude or ()):
+                self._leave(name, "excluded")
+
+    def _leave(self, name: str, reason: str) -> None:
+        del self.sites[name]
+        self.left_alone[name] = reason
+
+    def find(self) -> Plan:
+        """The plan.
+
+        Raises:
+            UserError: nothing can be converted, or the model cannot be run so.
+        """
+        session = self._run()
+        self._sort_out(session)
+        self.naturals = {session.keys[s]: hint for s, hint in self._run().hints.items()}
+        while True:
+            self._settle()
+            groups = self._groups()
+            if groups is not None:
+                plan = self._draft(session, groups)
+                if plan is not None:
+                    return plan
+
+    def _run(self, values: dict[Key, int] | None = None) -> Session:
+        """Run the model with symbols for the sizes of the sites' outputs: those they have, or these values."""
+        return trace.run(
+            self.model,
+            self.example,
+            lambda session, name, module: self._forward(session, name, module, values or {}),
+            symbolic_inputs=True,
+        )
+
+    def _forward(
+        self, session: Session, name: str, module: nn.Module, values: dict[Key, int]
+    ) -> trace.Forward | None:
+        if name in self.global_poolings:
+            ndim = self._ndim(name)
+            return lambda x: x.new_empty([*x.shape[:-ndim], *[1] * ndim])
+        resized = self.upsample and name in self.upsamplings
+        if name not in self.sites and not resized:
+            return None
+        if sites.is_plain(module):
+            module.stride = _Watched(module.stride, name, self.read)  # type: ignore[assignment, arg-type]
+        original = module.forward
+        seen: dict[Any, int] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+            ndim = self._ndim(name) or output.ndim - 2
+            if not isinstance(output, Tensor) or not inputs or output.ndim < ndim:
+                return output
+            call = seen.setdefault(trace.shape(inputs[0])[-ndim:], len(seen))  # type: ignore[index]
+            sizes = []
+            for axis, natural in enumerate(output.shape[-ndim:]):
+                key = (name, call, axis)
+                if key in self.links:
+                    sizes.append(session.sized(self.links[key].xreplace(_by_name(session))))
+                else:
+                    hint = session.value(trace.expression(natural))
+                    sizes.append(session.size(key, values.get(key, hint)))
+            return output.new_empty([*output.shape[:-ndim], *sizes])
+
+        return forward
+
+    def _ndim(self, name: str) -> int:
+        look = self.sites.get(name) or sites.look(self.modules[name])
+        return look.ndim if look else 0
+
+    def _sort_out(self, session: Session) -> None:
+        """After a run as the model is: global poolings, what did not run, and downsampling that is no module's."""
+        shapes: dict[str, tuple[Any, ...]] = {}
+        for call in session.calls:
+            if call.output is not None:
+                shapes.setdefault(call.module, call.output)
+        for name, look in list(self.sites.items()):
+            if name not in shapes:
+                self._leave(name, "it does not run on the example inputs, or returns no tensor")
+                continue
+            single = all(session.value(n) == 1 for n in shapes[name][-look.ndim :])
+            if single and look.pooling:
+                del self.sites[name]
+                self.global_poolings.append(name)
+            elif max(look.stride) == 1:
+                del self.sites[name]
+            elif single:
+                self._leave(name, "its output is a single sample")
+        known = {*self.sites, *self.left_alone, *self.global_poolings}
+        for name, operation in session.strided:
+            if name not in known:
+                self.left_alone[name or "(the model)"] = (
+                    f"{described(self.model, name)} downsamples in its own code ({operation}), not by a module such as "
+                    "nn.MaxPool2d or nn.Conv2d"
+                )
+        if not self.sites:
+            raise self._nothing()
+
+    def _nothing(self) -> UserError:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_alone.items())
+        return UserError(
+            "model must have a downsampling that can be converted (a strided convolution, a max or average pooling), "
+            f"got none{': ' + reasons if reasons else ''}"
+        )
+
+    def _settle(self) -> None:
+        """Run at other sizes until that succeeds, learning something from every failure."""
+        while True:
+            if not self.sites:
+                raise self._nothing()
+            keys = [key for key in self.naturals if key[0] in self.sites or key[0] in self.upsamplings]
+            classes = {self.ties.of(key): i for i, key in enumerate(keys)}
+            values = {key: 2 * self.naturals[key] + sympy.prime(classes[self.ties.of(key)] + 2) for key in keys}
+            try:
+                session = self._run(values)
+            except TraceError as error:
+                self._learn(error)
+            else:
+                self._link(session)
+                return
+
+    def _learn(self, error: TraceError) -> None:
+        session = error.session
+        natural = {s: self.naturals.get(key, session.hints[s]) for s, key in session.keys.items()}
+        for relation in reversed(session.relations):
+            if sympy.sympify(relation.expression.xreplace(natural)) != relation.truth:
+                break
+        else:
+            raise UserError(
+                f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
+                "keep its size"
+            ) from error
+        left, right = relation.expression.args[:2] if len(relation.expression.args) >= 2 else (None, None)
+        keys = [session.keys.get(side) for side in (left, right)]
+        if all(self._is_size(key) for key in keys):
+            self.ties.join(*keys)
+            return
+        for key, other in zip(keys, (right, left), strict=True):
+            if self.upsample and key is not None and key[0] in self.upsamplings:
+                self.links[key] = other.xreplace({s: _named(k) for s, k in session.keys.items()})
+                return
+        names = {session.keys[s][0] for s in relation.expression.free_symbols if s in session.keys}
+        bound = [name for name in self.sites if name in names]
+        where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
+        if not bound:
+            raise UserError(f"model must work at other sizes than those of the example: {error}") from error
+        if len(bound) > 1 or self.upsamplings:
+            advice = "" if self.upsample or not self.upsamplings else " (upsample=True lets the upsampling follow)"
+            reason = f"its map meets another whose size is tied to it in {where}{advice}"
+        else:
+            reason = f"it feeds {where}, which needs a map of the fixed size"
+        sizes = _sizes_of(relation.expression, natural)
+        for name in bound:
+            self._leave(name, f"{reason} {sizes}".rstrip())
+
+    def _is_size(self, key: Any) -> bool:
+        return key is not None and key[0] in self.sites
+
+    def _link(self, session: Session) -> None:
+        """The modules whose outputs have the sizes that upsamplings must take."""
+        self.resizes = []
+        counts: dict[str, int] = {}
+        for call in session.calls:
+            counts[call.module] = counts.get(call.module, 0) + 1
+        for name in {key[0]: None for key in self.links}:
+            at = next(i for i, call in enumerate(session.calls) if call.module == name)
+            output = session.calls[at].output
+            assert output is not None
+            ndim = len(output) - 2
+            source = next(
+                (
+                    call.module
+                    for call in reversed(session.calls[:at])
+                    if call.output is not None
+                    and len(call.output) == len(output)
+                    and call.output[-ndim:] == output[-ndim:]
+                    and counts[call.module] == 1
+                ),
+                None,
+            )
+            if source is None:
+                raise UserError(f"upsample=True needs a module whose output has the size that {name} must take: none")
+            self.resizes.append(Resize(name, type(self.modules[name]).__name__, source, ndim))
+
+    def _groups(self) -> list[_Group] | None:
+        """The sites that share a stride; None if some cannot, which are then left alone."""
+        joined = _Classes()
+        square: set[str] = set()
+        axes: dict[Any, list[Key]] = {}
+        for key in self.naturals:
+            if self._is_size(key):
+                axes.setdefault(self.ties.of(key), []).append(key)
+        for keys in axes.values():
+            for key in keys[1:]:
+                joined.join(keys[0][0], key[0])
+                if key[2] != keys[0][2]:
+                    square.add(keys[0][0])
+        groups: dict[str, _Group] = {}
+        for name in self.sites:
+            group = groups.setdefault(joined.of(name), _Group([], False))
+            groups[joined.of(name)] = _Group([*group.names, name], group.square or name in square)
+        for group in groups.values():
+            strides = {self.sites[name].stride for name in group.names}
+            if len(strides) > 1 or (group.square and len(set(*strides)) > 1):
+                shown = ", ".join(f"{name} {self.sites[name].stride}" for name in group.names)
+                for name in group.names:
+                    self._leave(name, f"outputs of different strides meet: {shown}")
+                return None
+        return list(groups.values())
+
+    def _draft(self, before: Session, groups: list[_Group]) -> Plan | None:
+        """The plan with its figures, tried on the model; None if more was learned instead."""
+        drafted = []
+        shapes = {call.module: call for call in before.calls}
+        macs = cost.by_module(before)
+        for number, group in enumerate(groups):
+            for name in group.names:
+                module, look = self.modules[name], self.sites[name]
+                size = [before.value(n) for n in shapes[name].output[-look.ndim :]]  # type: ignore[index]
+                given = shapes[name].input
+                drafted.append(
+                    Site(
+                        name,
+                        type(module).__name__,
+                        bool(name) and sites.is_plain(module) and name not in self.read,
+                        look.stride,
+                        number,
+                        group.square,
+                        look.excess or (0,) * look.ndim,
+                        tuple(before.value(n) for n in given[-look.ndim :]) if given else (),
+                        tuple(size),
+                        macs_before=macs.get(name, 0),
+                    )
+                )
+        order = list(self.sites)
+        drafted.sort(key=lambda site: order.index(site.name))
+        plan = Plan(
+            type(self.model).__name__,
+            tuple(drafted),
+            tuple(self.resizes),
+            tuple(self.global_poolings),
+            dict(self.left_alone),
+            sum(macs.values()),
+            0,
+            0,
+            self.options,
+        )
+        with trace.preserved(self.model):
+            apply.edit(self.model, plan)
+            program = cost.Program(self.model, self.example, "macs")
+            if not self._level(plan, program):
+                return None
+            plan = self._with_excess(plan, program)
+        with trace.preserved(self.model):
+            apply.edit(self.model, plan)
+            program = cost.Program(self.model, self.example, "macs")
+            self._try(plan)
+            return self._with_figures(plan, program)
+
+    def _level(self, plan: Plan, program: cost.Program) -> bool:
+        """Whether the sites of each group see maps of one size but for a sample or so; what these depend on is tied."""
+        seen = self._seen(plan, program)
+        for group in plan.groups:
+            first, *others = (seen[name] for name in group)
+            for name, sizes in zip(group[1:], others, strict=True):
+                for a, b in zip(first, sizes, strict=True):
+                    if (a - b).is_Integer:
+                        continue
+                    upstream = [{s.name for s in (a - b).free_symbols & set(x.free_symbols)} for x in (a, b)]
+                    if all(len(names) == 1 for names in upstream):
+                        one, other = (self._of_name[names.pop()] for names in upstream)
+                        if self.naturals[one] == self.naturals[other]:
+                            self.ties.join(one, other)
+                            return False
+                    for member in group:
+                        self._leave(member, f"its map meets that of {name}, which starts from a map of another size")
+                    return False
+        return True
+
+    def _seen(self, plan: Plan, program: cost.Program) -> dict[str, list[Any]]:
+        """The sizes that each site's window sees, in symbols that sites of a group share."""
+        name_of = {id(layer): site.name for site in plan.sites for layer in [apply.layer_of(self.model, site)]}
+        group_of = {site.name: site.group for site in plan.sites}
+        self._of_name: dict[str, Key] = {}
+        shared: dict[Any, Any] = {}
+        seen: dict[str, list[Any]] = {}
+        for record, symbols in zip(program.records, program.symbols, strict=True):
+            name = name_of[id(record.layer)]
+            seen.setdefault(name, [n.xreplace(shared) for n in record.sampled])
+            for axis, (symbol, value) in enumerate(symbols):
+                common = f"{group_of[name]}_{axis}_{value}"
+                self._of_name.setdefault(common, (name, 0, axis))
+                shared[symbol] = sympy.Symbol(common)
+        return seen
+
+    def _with_excess(self, plan: Plan, program: cost.Program) -> Plan:
+        seen = self._seen(plan, program)
+        by_name = {site.name: site for site in plan.sites}
+        leveled = []
+        for site in plan.sites:
+            group = [name for name, other in by_name.items() if other.group == site.group]
+            more = [
+                max(
+                    int(seen[name][i] - seen[site.name][i]) + by_name[name].excess[i] for name in group
+                )
+                for i in range(len(site.stride))
+            ]
+            leveled.append(replace(site, excess=tuple(more)))
+        return replace(plan, sites=tuple(leveled))
+
+    def _with_figures(self, plan: Plan, program: cost.Program) -> Plan:
+        macs = program.by_module()
+        sizes = {id(record.layer): [v for _, v in s] for record, s in zip(program.records, program.symbols, strict=True)}
+        filled = tuple(
+            replace(
+                site,
+                size_after=tuple(sizes[id(apply.layer_of(self.model, site))]),
+                macs_after=sum(v for k, v in macs.items() if k == site.name or k.startswith(f"{site.name}.")),
+            )
+            for site in plan.sites
+        )
+        return replace(plan, sites=filled, macs_after=sum(macs.values()), resampling_macs=program.resampling_macs())
+
+    def _try(self, plan: Plan) -> None:
+        """Run the converted model, as it starts and with strides that have moved, each in its own way."""
+        layers = {apply.layer_of(self.model, site): site for site in plan.sites}
+        for spread in (0.0, 0.07):
+
+            def moved(session: Session, name: str, module: nn.Module, spread: float = spread) -> None:
+                if isinstance(module, LearnableStrides):
+                    site = layers.get(module)
+                    factor = 1.0 if site is None else 1 + spread * (site.group + 1)
+                    strides = tuple(s * factor for s in module.initial_strides)
+                    vars(module)["_raw_strides"] = lambda: strides
+
+            try:
+                trace.run(self.model, self.example, moved)
+            except TraceError as error:
+                when = "at its initial strides" if spread == 0 else "once strides have moved"
+                raise UserError(f"the converted model cannot run the example {when}: {error}") from error
+
+
+class _Group(NamedTuple):
+    names: list[str]
+    square: bool
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class _Classes:
+    """Things that belong together."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Any, Any] = {}
+
+    def of(self, item: Any) -> Any:
+        while item in self._parent:
+            item = self._parent[item]
+        return item
+
+    def join(self, a: Any, b: Any) -> None:
+        a, b = self.of(a), self.of(b)
+        if a != b:
+            self._parent[b] = a
+
+
+class _Watched(tuple):  # type: ignore[type-arg]
+    """A convolution's stride that tells whether Python code reads it; torch itself reads past these methods."""
+
+    def __new__(cls, stride: tuple[int, ...], name: str, read: set[str]) -> _Watched:
+        made = super().__new__(cls, stride)
+        made.name, made.read = name, read  # type: ignore[attr-defined]
+        return made
+
+    def _note(self) -> None:
+        self.read.add(self.name)  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Any:
+        self._note()
+        return super().__iter__()
+
+    def __getitem__(self, index: Any) -> Any:
+        self._note()
+        return super().__getitem__(index)
+
+    def __eq__(self, other: object) -> bool:
+        self._note()
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def _named(key: Any) -> Any:
+    return sympy.Symbol(repr(key), integer=True, positive=True)
+
+
+def _by_name(session: Session) -> dict[Any, Any]:
+    return {_named(key): symbol for symbol, key in session.keys.items()}
+
+
+def _sizes_of(expression: Any, natural: dict[Any, int]) -> str:
+    """The whole number that an equation needs."""
+    numbers = [arg for arg in expression.args if arg.is_Integer]
+    return f"({numbers[0]} samples in all)" if len(numbers) == 1 else ""

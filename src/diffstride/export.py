@@ -1,0 +1,539 @@
+"""A trained model with its strides fixed: plain torch parts at one size, and from there an ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib.util
+import inspect
+import io
+import logging
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffstride import functional, geometry
+from diffstride._check import UserError, WorkError
+from diffstride.backends.matmul import operator
+from diffstride.functional import Convolution
+from diffstride.geometry import Axis, Taps
+from diffstride.nn.attach import CHILD, _then, attached
+from diffstride.nn.conv import DiffStrideConvNd
+from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.resize import ResizeTo
+from diffstride.nn.spectral import SpectralPoolNd
+from diffstride.tracking import AXES
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime  # type: ignore[import-untyped]
+
+MAX_LENGTH = 1024
+"""The longest axis that is frozen: its matrix has up to a million entries."""
+
+_IDENTITY_TO = 1e-6
+_ONNX_TO = 1e-4
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """The model with its strides fixed: a new module, in evaluation mode, of plain torch parts only.
+
+    With its stride fixed, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In a copy of the model every
+    `DiffStride`, `DiffStrideConv` and `SpectralPool` becomes a `torch.fx.GraphModule` of matrix products (and the
+    convolution), the matrices being buffers named `length`, `height`, `width`, `depth`; axes on which the matrix is the
+    identity (to 1e-6) have none. The result takes inputs of the examples' spatial sizes, of any batch size, and goes
+    through `torch.export`, `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantisation.
+
+    The model itself is left as it is, its mode, hooks, buffers and torch's random state included. Its forward code runs
+    twice, without gradients: once to see the size and dtype that each layer works at, once in the result, which must
+    give the same. Layers that share an object or a weight still do. Hooks are kept; PyTorch does not pickle those of
+    the replaced layers themselves.
+
+    Args:
+        model: any module, also one without learned strides.
+        example_inputs: the inputs it is frozen for: a tensor; a tuple or list of positional arguments; a mapping of
+            keyword arguments.
+
+    Returns:
+        A module with the model's names. A layer that the examples do not reach refuses to run.
+
+    Raises:
+        ValueError: an axis of more than 1,024 samples; a layer that sees maps of several sizes or dtypes; a model whose
+            code works otherwise with plain modules than with ours.
+    """
+    return _freeze(model, _arguments(example_inputs))
+
+
+class OnnxFile(NamedTuple):
+    """What `to_onnx` has written."""
+
+    path: Path
+    bytes: int
+    error: float
+    """The largest difference from the eager model on random inputs, over the largest output."""
+
+
+def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile:
+    """Freeze the model and write it as one ONNX file with a dynamic batch axis, checked before it takes its place.
+
+    The first axis of every tensor that is as long as that of the first floating-point one is the batch. The file is run
+    by onnxruntime on random inputs of one sample and of another number, and compared with the eager model.
+
+    Args:
+        model: any module; frozen first, see `freeze`.
+        example_inputs: as in `freeze`, batched.
+        path: of the file; what is there is replaced, and left alone where something fails.
+
+    Raises:
+        UserError: a missing package, no folder to write to, inputs without a batch axis; all that `freeze` raises.
+        WorkError: a model that PyTorch cannot export, or a file that gives other numbers than the model (1e-4).
+    """
+    require_onnx()
+    import onnx
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: make it, or give another path")
+    given = _arguments(example_inputs)
+    batch = _batch(given)
+    if dtypes := {str(t.dtype) for t in _tensors(given) if t.is_floating_point()} - {"torch.float32"}:
+        raise UserError(f"example_inputs must be float32 for ONNX, got {', '.join(dtypes)}: use model.float()")
+    several = max(2, batch)  # torch.export takes a batch of one sample for a constant
+    examples = _repeated(given, batch, several)
+    frozen = _freeze(model, examples)
+    eager = _copy(model)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        onnx.save(_onnx_program(frozen, examples, several), unfinished)
+        onnx.checker.check_model(unfinished, full_check=True)
+        error = max(_onnx_error(unfinished, eager, _random(_repeated(given, batch, n))) for n in (1, several + 1))
+        if not error <= _ONNX_TO:
+            raise WorkError(
+                f"{path} was not written: onnxruntime's outputs differ from the model's by {error:.1e}, "
+                f"relative, where {_ONNX_TO:.0e} are allowed"
+            )
+        unfinished.replace(path)
+    except OSError as cause:
+        raise UserError(f"cannot write {path} ({cause.strerror}): give another path") from cause
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return OnnxFile(path, path.stat().st_size, error)
+
+
+def require_onnx() -> None:
+    """Name the cure where a package of the extra `export` is missing."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"ONNX files need the package {name}: pip install 'diffstride[export]'")
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """The file, ready to run on the CPU with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+# Freezing
+
+
+class _Use(NamedTuple):
+    """What a layer met in the examples."""
+
+    spatial: tuple[int, ...]
+    new_sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _arguments(example_inputs: Any) -> Arguments:
+    """A mapping has keyword arguments, a tuple or list positional ones; anything else is the one argument."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
+    uses, expected = _observe(_copy(model), arguments)
+    frozen = _copy(model, and_those_that_work=True)
+    fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
+    for module in frozen.modules():
+        for name, child in module._modules.items():
+            module._modules[name] = fixed.get(id(child), child)
+    frozen = fixed.get(id(frozen), frozen)
+    for module in frozen.modules():
+        if attached(module) is not None:
+            _call_plainly(module)
+    _check_same(frozen, arguments, expected)
+    return frozen
+
+
+def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
+    """A copy in evaluation mode without the hooks by which this library takes notes.
+
+    Those of `diffstride.nn` are part of the forward pass; all but an attached layer's go too where one says so.
+    """
+    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
+    for module in copied.modules():
+        for hooks, *options in _hooks(module):
+            for key, hook in list(hooks.items()):
+                ours = _is_of(hook, "diffstride") and (and_those_that_work or not _is_of(hook, "diffstride.nn"))
+                if ours and hook is not _then:
+                    for registry in (hooks, *options):
+                        registry.pop(key, None)
+    return copied
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[dict[Any, Any], ...]]:
+    """The module's forward hooks, then those before it, each with the registries of their options."""
+    yield module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called
+    yield module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+
+
+def _is_of(hook: Any, package: str) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return f"{getattr(hook, '__module__', None)}.".startswith(f"{package}.")
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that become plain, each once."""
+    named: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    return [(name, module) for name, module in named if isinstance(module, tuple(_HANDLERS))]
+
+
+def _observe(model: nn.Module, arguments: Arguments) -> tuple[dict[str, set[_Use]], Any]:
+    """What each layer meets, and what the model returns. Leaves hooks behind."""
+    uses: dict[str, set[_Use]] = {}
+
+    def note(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        (x,) = (*args, *kwargs.values())
+        spatial, new_sizes = (tuple(t.shape[-layer.ndim :]) for t in (x, output))
+        uses[name].add(_Use(spatial, new_sizes, output.dtype, output.device))
+
+    for name, layer in _layers(model):
+        uses[name] = set()
+        layer.register_forward_hook(functools.partial(note, name), prepend=True, with_kwargs=True)
+    return uses, _run(model, arguments)
+
+
+def _run(model: nn.Module, arguments: Arguments) -> Any:
+    """What the model makes of copies of the arguments, without gradients; random numbers are drawn on the side."""
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
+    tensors = [*model.parameters(), *model.buffers(), *_tensors(arguments)]
+    with torch.random.fork_rng({t.device for t in tensors if t.is_cuda}), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
+    """What takes the layer's place, with its hooks."""
+    name = name or type(layer).__name__
+    if len(uses) > 1:
+        sizes = " and ".join(sorted(f"{use.spatial} of {use.dtype}" for use in uses))
+        raise UserError(
+            f"{name} must see maps of one size and dtype to be frozen, got {sizes}: use one layer for each "
+            "(they may share the stride: b.stride = a.stride)"
+        )
+    if not uses:
+        return _out_of_reach(name)
+    draft = _Draft(name, *uses)
+    handler = next(handler for kind, handler in _HANDLERS.items() if isinstance(layer, kind))
+    handler(draft, layer)
+    fixed = draft.module()
+    for target, source in zip(_hooks(fixed), _hooks(layer), strict=True):
+        for to, of in zip(target, source, strict=True):
+            to.update(of)
+    return fixed
+
+
+def _out_of_reach(name: str) -> fx.GraphModule:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch._assert, (False, f"{name} was frozen with example inputs that do not reach it"))
+    graph.output(x)
+    return fx.GraphModule(nn.Module(), graph, "OutOfReach")
+
+
+class _Draft:
+    """A plain module in the making: what is done to `x` becomes its graph."""
+
+    def __init__(self, name: str, use: _Use) -> None:
+        self.name, self.use = name, use
+        self.attributes: dict[str, Any] = {}
+        self._sizes = list(use.spatial)
+        self._root, self._graph = nn.Module(), fx.Graph()
+        self.x: Any  # a proxy, to which torch's functions are applied as if it were a tensor
+        self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
+        self._input = self.x = fx.Proxy(self._graph.placeholder("x"), self._tracer)
+
+    def module(self) -> fx.GraphModule:
+        """The module, a class of torch."""
+        if self.x is self._input:
+            self.x = self.x.clone()  # what comes after may work in place
+        self._graph.output(self.x.node)
+        module = fx.GraphModule(self._root, self._graph, "FixedStrides").eval()
+        for name, value in self.attributes.items():
+            setattr(module, name, value)
+        return module
+
+    def resample(self, axes: Sequence[Axis | None], strides: Sequence[float] | None = None) -> None:
+        """One product per axis, but for None; `strides` are not clamped yet."""
+        ndim = len(axes)
+        for i, axis in enumerate(axes):
+            matrix = None if axis is None else self._matrix(i, axis, None if strides is None else strides[i])
+            if matrix is None:
+                continue
+            self._sizes[i] = len(matrix)
+            if i == ndim - 1:
+                self.x = torch.matmul(self.x, self._constant(AXES[ndim][i], matrix.mT.contiguous()))
+                continue
+            rows = self.x.flatten(i - ndim + 1) if i < ndim - 2 else self.x
+            self.x = torch.matmul(self._constant(AXES[ndim][i], matrix), rows)
+            if i < ndim - 2:
+                self.x = self.x.unflatten(-1, tuple(self._sizes[i + 1 :]))
+
+    def _matrix(self, i: int, axis: Axis, stride: float | None) -> Tensor | None:
+        """Of the axis, in the dtype in which the layer worked; None where it is the identity."""
+        if axis.smoothness is None and axis.n == axis.size:
+            return None
+        length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
+        if length > MAX_LENGTH:
+            raise UserError(
+                f"{self.name} must have at most {MAX_LENGTH} samples along its {AXES[len(self._sizes)][i]} "
+                f"to be frozen as a matrix, got {length}"
+            )
+        like = torch.empty((), dtype=torch.float64, device="cpu")
+        matrix = operator(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
+        rows, columns = matrix.shape
+        if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
+            return None
+        return matrix.to(self.use.device, self.use.dtype)
+
+    def convolve(self, weight: Tensor, bias: Tensor | None, convolution: Convolution, folded: int) -> None:
+        """The convolution of stride 1, where `folded` axes come interleaved: each tap has its own sample."""
+        self._root.weight = _parameter(weight)
+        if bias is not None:
+            self._root.bias = _parameter(bias)
+        self.x = functional.convolve(
+            self.x, self._get("weight"), None if bias is None else self._get("bias"), convolution, folded
+        )
+        self._sizes[folded:] = convolution.sizes(self.use.spatial)[folded:]
+        self._sizes[:folded] = self.use.new_sizes[:folded]
+
+    def _constant(self, name: str, tensor: Tensor) -> Any:
+        self._root.register_buffer(name, tensor)
+        return self._get(name)
+
+    def _get(self, name: str) -> Any:
+        return fx.Proxy(self._graph.get_attr(name), self._tracer)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """The same one where it is one, so that what is shared stays shared."""
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+
+
+def _downsampling(draft: _Draft, layer: DiffStrideNd) -> None:
+    sizes = zip(draft.use.spatial, draft.use.new_sizes, strict=True)
+    draft.resample([layer._settings.axis(n, new) for n, new in sizes], layer._raw_strides())
+
+
+def _convolving(draft: _Draft, layer: DiffStrideConvNd) -> None:
+    """As `functional.convolved` does it, in the order that the layer takes."""
+    convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, draft.use
+    out_channels, in_channels = layer.weight.shape[:2]
+    order = functional.cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
+    folded = functional.folded_axes(order, ndim)
+    sampled = convolution.sizes(spatial)
+    axes = []
+    for i in range(ndim):
+        taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
+        axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < folded else None))
+    gain = math.prod(axis.gain for axis in axes[:folded])
+    bias = layer.bias if layer.bias is None or gain == 1 else layer.bias * gain
+    draft.resample([axis if i < folded else None for i, axis in enumerate(axes)], layer._raw_strides())
+    draft.convolve(layer.weight, bias, convolution, folded)
+    draft.resample([None if i < folded else axis for i, axis in enumerate(axes)], layer._raw_strides())
+    draft.attributes = {name: getattr(layer, name) for name in _OF_A_CONVOLUTION} | {"stride": (1,) * ndim}
+
+
+# What the code around a convolution may ask it for.
+_OF_A_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode")
+
+
+def _resizing(draft: _Draft, layer: SpectralPoolNd | ResizeTo) -> None:
+    sizes = zip(draft.use.spatial, draft.use.new_sizes, strict=True)
+    draft.resample([Axis(n, new, layer.basis, geometry.gain(n, new, layer.norm)) for n, new in sizes])
+
+
+_HANDLERS: dict[type[nn.Module], Callable[[_Draft, Any], None]] = {
+    DiffStrideNd: _downsampling,
+    DiffStrideConvNd: _convolving,
+    SpectralPoolNd: _resizing,
+    ResizeTo: _resizing,
+}
+
+
+def _call_plainly(module: nn.Module) -> None:
+    """Have `module`, after which another is attached, call that one by a hook of torch's own making, in the same place.
+
+    A graph is its own hook, so that the module stays what it is, with its class, its names and its other hooks.
+    """
+    graph = fx.Graph()
+    *_, output = (graph.placeholder(name) for name in ("module", "args", "output"))
+    graph.output(graph.call_module(CHILD, (output,)))
+    hook = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
+    # Keys made by torch are numbers, which in another process could be given out anew.
+    renamed: list[tuple[Any, Any]] = [
+        (CHILD, hook) if value is _then else (key, value) for key, value in module._forward_hooks.items()
+    ]
+    module._forward_hooks = OrderedDict(renamed)
+
+
+def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:
+    """Check that the model's own code does with the plain parts what it did with ours."""
+    cure = "its code may ask for a layer's class, or call a layer's forward itself"
+    try:
+        found = _run(copy.deepcopy(frozen), arguments)
+    except Exception as error:  # whatever the model's code makes of it
+        message = " ".join(str(error).split())
+        raise UserError(
+            f"the model cannot run with fixed strides ({cure}): {type(error).__name__}: {message}"
+        ) from error
+    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise UserError(f"the model gives outputs of other shapes with fixed strides: {cure}")
+    for a, b in pairs:
+        if a.is_floating_point() and not _relative(a, b) <= math.sqrt(torch.finfo(a.dtype).eps):
+            raise UserError(
+                f"the model's outputs differ by {_relative(a, b):.1e}, relative, with fixed strides: {cure}"
+            )
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest of `b`; what is infinite, or no number, in both agrees."""
+    a, b = a.double(), b.double()
+    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+    if not difference.any():
+        return 0.0
+    return float(difference.max() / torch.where(b.isfinite(), b, 0.0).abs().max())
+
+
+# ONNX
+
+
+def _batch(arguments: Arguments) -> int:
+    """The number of samples: the length of the first floating-point tensor's first axis."""
+    for tensor in _tensors(arguments):
+        if tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) > 0:
+            return len(tensor)
+    raise UserError("example_inputs must have a floating-point tensor with a batch axis, got none")
+
+
+def _batched(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
+
+
+def _repeated(arguments: Arguments, batch: int, to: int) -> Arguments:
+    """The same with `to` samples in place of `batch`."""
+
+    def repeat(leaf: Any) -> Any:
+        return leaf[torch.arange(to, device=leaf.device) % batch] if _batched(leaf, batch) else leaf
+
+    repeated: Arguments = tree_map(repeat, arguments)
+    return repeated
+
+
+def _random(arguments: Arguments) -> Arguments:
+    """The same with floating-point numbers drawn anew; of others it is not known what they may be."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+
+    drawn: Arguments = tree_map(draw, arguments)
+    return drawn
+
+
+def _onnx_program(model: nn.Module, arguments: Arguments, batch: int) -> onnx.ModelProto:
+    """The model, with its first axes named."""
+    args, kwargs = arguments
+    dim = torch.export.Dim("batch")
+    shapes = tree_map(
+        lambda leaf: {0: dim} if _batched(leaf, batch) else None,
+        dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments),
+    )
+    try:
+        with _quiet():
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+            program = torch.onnx.export(exported, dynamic_shapes=shapes, dynamo=True, verbose=False)
+    except Exception as error:  # they have many kinds, with pages of advice to people who write exporters
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        message = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise WorkError(f"PyTorch cannot export this model with a free batch size: {message}") from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # where in whose files it came from, longer than all the rest
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say to their makers."""
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+_CHATTER = (
+    "torch.onnx._internal.exporter._registration",  # that there is no torchvision
+    "torch.onnx._internal.exporter._core",  # that an output is None
+    "torch.fx.experimental.symbolic_shapes",
+)
+
+
+def _onnx_error(path: Path, model: nn.Module, arguments: Arguments) -> float:
+    """The largest relative difference between the file's outputs and the eager model's."""
+    given = [leaf.detach().cpu().numpy() for leaf in _tensors(arguments)]
+    try:
+        session = onnx_session(path)
+        found = session.run(None, {to.name: value for to, value in zip(session.get_inputs(), given, strict=True)})
+    except Exception as error:  # onnxruntime's own kinds have no common one
+        message = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WorkError(f"onnxruntime cannot run this model: {message}") from error
+    expected = [leaf.cpu() for leaf in _tensors(_run(model, arguments))]
+    pairs = list(zip(map(torch.from_numpy, found), expected, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise WorkError(f"onnxruntime's outputs have other shapes than the model's on {len(given[0])} samples")
+    return max((_relative(a, b) for a, b in pairs if a.is_floating_point()), default=0.0)

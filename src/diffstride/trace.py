@@ -1,0 +1,519 @@
+"""Which module runs at which size, and what follows from sizes: a model's own Python code run with symbols for sizes.
+
+The model runs on fake tensors (shapes without values, in torch's `FakeTensorMode`), so a pass costs no compute and no
+memory. Sizes that something else decides (a learnable stride, say) are symbols; every other size is an expression in
+them. Where the code compares sizes, the symbols' present values decide and the comparison is noted.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffstride._check import UserError
+
+if TYPE_CHECKING:
+    import sympy
+
+    Expr: TypeAlias = sympy.Expr
+
+Forward = Callable[..., Any]
+
+
+class ExampleInputs:
+    """The arguments of a model's call, for models that take positional and keyword arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    @classmethod
+    def of(cls, example_inputs: Any) -> ExampleInputs:
+        """A tensor or other value is the one argument, a tuple or list positional ones, a mapping keyword ones."""
+        if isinstance(example_inputs, ExampleInputs):
+            return example_inputs
+        if isinstance(example_inputs, Mapping):
+            return cls(**example_inputs)
+        if isinstance(example_inputs, (tuple, list)):
+            return cls(*example_inputs)
+        return cls(example_inputs)
+
+    def call(self, model: nn.Module) -> Any:
+        """What the model makes of them."""
+        return model(*self.args, **self.kwargs)
+
+
+class Relation(NamedTuple):
+    """Something that the code asked about sizes while it ran."""
+
+    expression: Any
+    truth: Any
+    module: str
+    function: str | None
+    """The function of torch that asked; None for the model's Python code."""
+
+
+class Work(NamedTuple):
+    """An operation that multiplies: a convolution, a matrix product or an attention."""
+
+    module: str
+    operation: str
+    macs: Any
+
+
+class Call(NamedTuple):
+    """A module that ran, and the shapes of its first input and of its output, where these are tensors."""
+
+    module: str
+    input: tuple[Any, ...] | None
+    output: tuple[Any, ...] | None
+
+
+class TraceError(UserError):
+    """The model cannot be run with symbols for sizes."""
+
+    def __init__(self, message: str, session: Session) -> None:
+        super().__init__(message)
+        self.session = session
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, put the model and the random state back: modules, parameters, buffers, hooks, mode.
+
+    Attributes are put back as they were, and containers among them with what they held; tensors are not copied.
+    """
+    saved = [(m, dict(vars(m)), {k: _contents(v) for k, v in vars(m).items()}) for m in model.modules()]
+    python, cpu = random.getstate(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy = sys.modules.get("numpy")
+    of_numpy = numpy.random.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, held in contents.items():
+                if held is not None:
+                    _put_back(attributes[name], held)
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if gpu:
+            torch.cuda.set_rng_state_all(gpu)
+        if numpy:
+            numpy.random.set_state(of_numpy)
+
+
+def _contents(value: Any) -> Any:
+    return value.copy() if isinstance(value, (dict, list, set)) else None
+
+
+def _put_back(container: Any, held: Any) -> None:
+    if isinstance(container, list):
+        container[:] = held
+    else:
+        container.clear()
+        container.update(held)
+
+
+@lru_cache(maxsize=1)
+def _symbolic_environment() -> type:
+    """torch's `ShapeEnv`, made to note what is asked about sizes and to answer with the symbols' values.
+
+    It would draw conclusions instead (two sizes compared equal are the same symbol from then on), of which it could
+    not be told which ones the model needs. Imported late: it takes longer than the rest of the library.
+    """
+    import sympy
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    class Environment(ShapeEnv):
+        session: Session
+
+        def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+            if not getattr(orig_expr, "free_symbols", None):
+                return sympy.sympify(orig_expr)
+            return self.session._answer(orig_expr)
+
+    return Environment
+
+
+class Session:
+    """One pass, and what was found in it."""
+
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
+        self.hints: dict[Any, int] = {}
+        """The symbols and their values."""
+        self.relations: list[Relation] = []
+        self.work: list[Work] = []
+        self.strided: list[tuple[str, str]] = []
+        """Operations that leave out samples: module and operation."""
+        self.calls: list[Call] = []
+        self.storages: list[Any] = []
+        """Bytes of each storage saved for backward, where that was asked for."""
+        self.stack: list[str] = []
+        """The modules that are running, outermost first; after a failure, those in which it happened."""
+        self.function: str | None = None
+        """The function of torch that is running."""
+        self.names = names
+        self._environment = _symbolic_environment()(
+            duck_shape=False, specialize_zero_one=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False
+        )
+        self._environment.session = self
+        self.keys: dict[Any, Any] = {}
+        """What the symbols are called."""
+        self._symbols: dict[Any, Any] = {}
+
+    def size(self, key: Any, hint: int) -> Any:
+        """The size that is called `key`: a symbol with this value."""
+        from torch._dynamo.source import ConstantSource
+        from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+        if key not in self._symbols:
+            source = ConstantSource(f"size_{len(self._symbols)}")
+            symbol = self._environment.create_symbol(
+                hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=True
+            )
+            self.hints[symbol] = hint
+            self.keys[symbol] = key
+            self._symbols[key] = self._environment.create_symintnode(symbol, hint=hint, source=source)
+        return self._symbols[key]
+
+    def symbol(self, key: Any) -> Any:
+        """The symbol of the size that is called `key`."""
+        return expression(self._symbols[key])
+
+    def sized(self, expr: Any) -> Any:
+        """A size that is an expression in symbols."""
+        if expr.is_Integer:
+            return int(expr)
+        return self._environment.create_symintnode(expr, hint=self.value(expr))
+
+    def value(self, expr: Any) -> int:
+        """What an expression comes to."""
+        return int(expr.xreplace(self.hints))
+
+    @property
+    def module(self) -> str:
+        """The innermost module that is running."""
+        return self.stack[-1] if self.stack else ""
+
+    def _answer(self, expr: Any) -> Any:
+        import sympy
+
+        answer = sympy.sympify(expr.xreplace(self.hints))
+        self.relations.append(Relation(expr, answer, self.module, self.function))
+        return answer
+
+
+def expression(size: Any) -> Any:
+    """A size as sympy has it."""
+    import sympy
+
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+
+def run(
+    model: nn.Module,
+    example: ExampleInputs,
+    forwards: Callable[[Session, str, nn.Module], Forward | None],
+    *,
+    training: bool = False,
+    symbolic_inputs: bool = False,
+) -> Session:
+    """Run the model once with symbols for sizes; it is left as found.
+
+    Args:
+        model: any module.
+        example: the arguments.
+        forwards: for a module a forward to take in place of its own, which may ask the session for sizes; or None.
+        training: in training mode, with the storages saved for backward noted; else evaluation without gradients.
+        symbolic_inputs: give the inputs symbols for sizes, too (those after the channels).
+
+    Raises:
+        TraceError: the model raises, looks at values (which fake tensors do not have), or uses what has no fake.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    session = Session({module: name for name, module in model.named_modules()})
+    fake = FakeTensorMode(shape_env=session._environment, allow_non_fake_inputs=True)
+    with preserved(model), ExitStack() as stack:
+        stack.enter_context(_without_logs())
+        stack.enter_context(fake)
+        _make_fake(model, fake)
+        for module, name in session.names.items():
+            forward = forwards(session, name, module)
+            if forward is not None:
+                vars(module)["forward"] = forward
+        model.train(training)
+        stack.enter_context(_watched(session))
+        stack.enter_context(torch.set_grad_enabled(training))
+        if training:
+            stack.enter_context(_saved_storages(session, model))
+        stack.enter_context(_Operations(session))
+        stack.enter_context(_Functions(session))
+        inputs = _fake_inputs(example, fake, session if symbolic_inputs else None)
+        try:
+            output = inputs.call(model)
+        except Exception as error:
+            raise TraceError(_explanation(error, session, model), session) from error
+        if training:
+            del output
+    return session
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Failures are told by exceptions; torch writes them to its logs as well."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node")]
+    were = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        yield
+    finally:
+        for logger, disabled in zip(loggers, were, strict=True):
+            logger.disabled = disabled
+
+
+def _make_fake(model: nn.Module, fake: Any) -> None:
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake_tensor(tensor, fake)
+                    tensors[name] = made[id(tensor)]
+
+
+def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise UserError("model must have been run once: it has a lazy module without shapes")
+    plain = torch.Tensor.detach(tensor) if isinstance(tensor, nn.Parameter) else tensor
+    made: Tensor = fake.from_tensor(plain, static_shapes=True)
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def _fake_inputs(example: ExampleInputs, fake: Any, session: Session | None) -> ExampleInputs:
+    count = 0
+
+    def convert(value: Any) -> Any:
+        nonlocal count
+        if not isinstance(value, Tensor):
+            return value
+        if session is None or not value.is_floating_point() or value.ndim < 2:
+            return fake.from_tensor(value.detach(), static_shapes=True)
+        fixed = min(2, value.ndim - 1)
+        shape = [
+            *value.shape[:fixed],
+            *(session.size(("input", count, i), n) for i, n in enumerate(value.shape[fixed:])),
+        ]
+        count += 1
+        return torch.empty(shape, dtype=value.dtype, device=value.device)
+
+    return ExampleInputs(*pytree.tree_map(convert, example.args), **pytree.tree_map(convert, example.kwargs))
+
+
+def shape(value: Any) -> tuple[Any, ...] | None:
+    """The sizes of a tensor as sympy has them."""
+    return tuple(map(expression, value.shape)) if isinstance(value, Tensor) else None
+
+
+@contextmanager
+def _watched(session: Session) -> Iterator[None]:
+    """Keep the list of the modules that are running."""
+    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in session.names:
+            session.stack.append(session.names[module])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in session.names:
+            session.calls.append(Call(session.stack.pop(), shape(args[0] if args else None), shape(output)))
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
+    """Note the bytes of every storage that is saved for backward, once, parameters excluded."""
+    seen = {p.untyped_storage()._cdata for p in model.parameters()}
+    alive = []  # an address is taken again once its owner is gone
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(tensor)
+            session.storages.append(expression(storage.nbytes()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what multiplies, with the formulas of torch's `FlopCounterMode`."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        kwargs = kwargs or {}
+        output = _apply(func, args, kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **kwargs, out_val=output)
+            self.session.work.append(Work(self.session.module, packet.__name__, expression(flops) / 2))
+        if _is_strided(func, args):
+            self.session.strided.append((self.session.module, packet.__name__))
+        return output
+
+
+def _apply(func: Any, args: Any, kwargs: Any) -> Any:
+    if func is torch.ops.aten.constant_pad_nd.default and any(isinstance(n, torch.SymInt) for n in args[1]):
+        # torch 2.13 takes no symbols here but in the decomposition, which this import registers.
+        from torch import _refs  # noqa: F401
+        from torch._decomp import decomposition_table
+
+        return decomposition_table[func](*args, **kwargs)
+    return func(*args, **kwargs)
+
+
+def _is_strided(func: Any, args: Any) -> bool:
+    """Whether an operation leaves out samples."""
+    aten = torch.ops.aten
+    if func is aten.convolution.default:
+        return not args[6] and any(s > 1 for s in args[3])
+    if func is aten.slice.Tensor:
+        return len(args) > 4 and args[4] > 1
+    return func._overloadpacket in (
+        aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool2d, aten.avg_pool3d,
+    ) and any(s > 1 for s in (args[2] if len(args) > 2 and args[2] else args[1]))  # fmt: skip
+
+
+class _Functions(TorchFunctionMode):
+    """Knows the function of torch that is running."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.session.function is not None:
+            return func(*args, **(kwargs or {}))
+        self.session.function = getattr(func, "__name__", None) or resolve_name(func) or str(func)
+        output = func(*args, **(kwargs or {}))
+        self.session.function = None  # not after a failure: it happened in there
+        if func is torch.rand and output.ndim == 0:
+            # A random number alone decides whether a layer is dropped; the value with which none is.
+            return torch.tensor(1.0)
+        return output
+
+
+def _explanation(error: Exception, session: Session, model: nn.Module) -> str:
+    """One line: where, and what."""
+    from torch._subclasses import fake_tensor
+
+    where = described(model, session.module)
+    if isinstance(error, (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)):
+        return (
+            f"model must not decide by the values of tensors, {where} does (at {error.func}): sizes cannot be followed "
+            "through such code"
+        )
+    if isinstance(error, fake_tensor.UnsupportedOperatorException):
+        return f"model must use operators that torch knows the shapes of, {where} uses {error.func}"
+    text = " ".join(str(error).split())
+    return f"model must run on the example inputs, {where} raised {type(error).__name__}: {text}"
+
+
+def described(model: nn.Module, name: str) -> str:
+    """A module by its name and class."""
+    kind = type(model.get_submodule(name)).__name__
+    return f"{name} ({kind})" if name else f"the model itself ({kind})"
+
+
+def evaluator(expressions: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., list[Any]]:
+    """A function from values of the symbols, ints or tensors, to those of the expressions.
+
+    Of ints all is exact. Of tensors, quotients that are rounded down become piecewise linear between whole numbers, so
+    that a value lies between those at the sizes rounded down and up.
+    """
+    import sympy
+
+    functions = {
+        "FloorDiv": _floor_div,
+        "CleanDiv": _floor_div,
+        "Mod": _mod,
+        "PythonMod": _mod,
+        "Max": _largest,
+        "Min": _smallest,
+        "CeilToInt": _ceil,
+        "FloorToInt": _floor,
+        "TruncToInt": _floor,
+        "floor": _floor,
+        "ceiling": _ceil,
+        "ToFloat": lambda x: x,
+        "IntTrueDiv": lambda a, b: a / b,
+        "FloatTrueDiv": lambda a, b: a / b,
+    }
+    compiled = sympy.lambdify(list(symbols), list(expressions), modules=[functions, "math"], cse=True)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _between(function: Callable[[Any], Any], x: Any) -> Any:
+    """A function of whole numbers, linear in between."""
+    if not isinstance(x, Tensor):
+        return function(x)
+    low = int(x.detach().floor())
+    at_low, above = function(low), function(low + 1)
+    return at_low + (x - low) * (above - at_low)
+
+
+def _floor_div(a: Any, b: Any) -> Any:
+    if isinstance(b, Tensor):  # by a size: as a whole quotient it has no use for whole numbers in between
+        return a / b
+    return _between(lambda n: n // b, a)
+
+
+def _mod(a: Any, b: Any) -> Any:
+    b = int(b)
+    return _between(lambda n: n % b, a)
+
+
+def _floor(x: Any) -> Any:
+    return x if isinstance(x, Tensor) else int(x // 1)
+
+
+def _ceil(x: Any) -> Any:
+    return x if isinstance(x, Tensor) else int(-(-x // 1))
+
+
+def _largest(*values: Any) -> Any:
+    tensors = [torch.as_tensor(v, dtype=torch.float64) for v in values]
+    return torch.stack(tensors).max() if any(isinstance(v, Tensor) for v in values) else max(values)
+
+
+def _smallest(*values: Any) -> Any:
+    tensors = [torch.as_tensor(v, dtype=torch.float64) for v in values]
+    return torch.stack(tensors).min() if any(isinstance(v, Tensor) for v in values) else min(values)
