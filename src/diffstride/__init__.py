@@ -3,6 +3,7 @@
 from diffstride import functional, nn
 from diffstride._version import __version__
 from diffstride.cost import stride_cost
+from diffstride.export import freeze
 from diffstride.functional import spectral_resize
 from diffstride.nn import (
     DiffStride1d,
@@ -32,6 +33,7 @@ __all__ = [
     "SpectralPool3d",
     "__version__",
     "clamp_strides_",
+    "freeze",
     "functional",
     "nn",
     "param_groups",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
+import sympy
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import _check, functional, trace
@@ -26,6 +26,7 @@ from diffstride.trace import ExampleInputs, Session
 
 Measure = Literal["macs", "memory"]
 MEASURES = ("macs", "memory")
+
 
 def stride_cost(model: nn.Module) -> Tensor:
     """Eq. 6: `J = sum_l prod_{i <= l} prod_axes 1 / S_i` over the model's learnable downsamplings.
@@ -245,18 +246,18 @@ class Program:
             return _resized(module) if isinstance(module, ResizeTo) else None
 
         session = trace.run(model, example, forwards, training=measure == "memory")
-        symbols = list(session.hints)
+        symbols, derived = [s for s in session.hints if s not in session.derived], session.derived
         self._spatial = []
         first = 0
         for record in self.records:
-            self._spatial.append(trace.evaluator([record.batch, *record.spatial], symbols[:first]))
+            self._spatial.append(trace.evaluator([record.batch, *record.spatial], symbols[:first], derived))
             first += record.layer.ndim
         terms = session.storages if measure == "memory" else [work.macs for work in session.work]
-        self._others = trace.evaluator([sum(terms)], symbols)
+        self._others = trace.evaluator([sympy.sympify(sum(terms))], symbols, derived)
         self._by_module = by_module(session)
         asked = {relation.expression: relation.truth for relation in session.relations}
         self._answers = [bool(truth) if truth in (True, False) else int(truth) for truth in asked.values()]
-        self._asked = trace.evaluator(list(asked), symbols)
+        self._asked = trace.evaluator(list(asked), symbols, derived)
 
     def _stand_in(self, session: Session, layer: LearnableStrides) -> trace.Forward:
         """In place of a layer's forward: an output whose sizes are symbols, and what the layer saves for backward."""
@@ -272,7 +273,7 @@ class Program:
             leading = math.prod(trace.shape(x)[: x.ndim - ndim - 1])  # type: ignore[index]
             parameters = list(layer.parameters())
             learning = torch.is_grad_enabled() and layer.stride.requires_grad
-            sampled = tuple(_sampled(layer, spatial))
+            sampled = tuple(map(session.expanded, _sampled(layer, spatial)))
             record = _Record(layer, leading, x.shape[-ndim - 1], spatial, sampled, x.itemsize, learning)
             self.records.append(record)
             self.symbols.append([(trace.expression(s), n) for s, n in zip(sizes, current, strict=True)])
@@ -568,9 +569,7 @@ def _strided(layer: DiffStrideConvNd) -> trace.Forward:
         else:
             new = _nominal(layer, convolution.sizes(x.shape[-layer.ndim :]))
             none = tuple((0, 0) for _ in strides)
-            needed = [
-                n + d * (k - 1) for n, k, d in zip(new, convolution.kernel, convolution.dilation, strict=True)
-            ]
+            needed = [n + d * (k - 1) for n, k, d in zip(new, convolution.kernel, convolution.dilation, strict=True)]
             x, convolution = x.new_empty([*x.shape[: -layer.ndim], *needed]), convolution._replace(padding=none)
         return functional.convolve(x, layer.weight, layer.bias, convolution, strides=strides)
 

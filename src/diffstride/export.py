@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from diffstride import functional, geometry
 from diffstride._check import UserError, WorkError
 from diffstride.backends.matmul import operator
-from diffstride.functional import Convolution
 from diffstride.geometry import Axis, Taps
 from diffstride.nn.attach import CHILD, _then, attached
 from diffstride.nn.conv import DiffStrideConvNd
@@ -250,14 +249,15 @@ def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
         )
     if not uses:
         return _out_of_reach(name)
-    draft = _Draft(name, *uses)
     handler = next(handler for kind, handler in _HANDLERS.items() if isinstance(layer, kind))
-    handler(draft, layer)
-    fixed = draft.module()
-    for target, source in zip(_hooks(fixed), _hooks(layer), strict=True):
-        for to, of in zip(target, source, strict=True):
-            to.update(of)
-    return fixed
+    fixed = handler(name, layer, *uses)
+    if any(hooks for hooks, *_ in _hooks(layer)):
+        if isinstance(fixed, fx.GraphModule):
+            fixed = nn.Sequential(fixed)  # a graph forgets its hooks when it is copied
+        for target, source in zip(_hooks(fixed), _hooks(layer), strict=True):
+            for to, of in zip(target, source, strict=True):
+                to.update(of)
+    return fixed.eval()
 
 
 def _out_of_reach(name: str) -> fx.GraphModule:
@@ -268,93 +268,21 @@ def _out_of_reach(name: str) -> fx.GraphModule:
     return fx.GraphModule(nn.Module(), graph, "OutOfReach")
 
 
-class _Draft:
-    """A plain module in the making: what is done to `x` becomes its graph."""
-
-    def __init__(self, name: str, use: _Use) -> None:
-        self.name, self.use = name, use
-        self.attributes: dict[str, Any] = {}
-        self._sizes = list(use.spatial)
-        self._root, self._graph = nn.Module(), fx.Graph()
-        self.x: Any  # a proxy, to which torch's functions are applied as if it were a tensor
-        self._tracer = fx.proxy.GraphAppendingTracer(self._graph)
-        self._input = self.x = fx.Proxy(self._graph.placeholder("x"), self._tracer)
-
-    def module(self) -> fx.GraphModule:
-        """The module, a class of torch."""
-        if self.x is self._input:
-            self.x = self.x.clone()  # what comes after may work in place
-        self._graph.output(self.x.node)
-        module = fx.GraphModule(self._root, self._graph, "FixedStrides").eval()
-        for name, value in self.attributes.items():
-            setattr(module, name, value)
-        return module
-
-    def resample(self, axes: Sequence[Axis | None], strides: Sequence[float] | None = None) -> None:
-        """One product per axis, but for None; `strides` are not clamped yet."""
-        ndim = len(axes)
-        for i, axis in enumerate(axes):
-            matrix = None if axis is None else self._matrix(i, axis, None if strides is None else strides[i])
-            if matrix is None:
-                continue
-            self._sizes[i] = len(matrix)
-            if i == ndim - 1:
-                self.x = torch.matmul(self.x, self._constant(AXES[ndim][i], matrix.mT.contiguous()))
-                continue
-            rows = self.x.flatten(i - ndim + 1) if i < ndim - 2 else self.x
-            self.x = torch.matmul(self._constant(AXES[ndim][i], matrix), rows)
-            if i < ndim - 2:
-                self.x = self.x.unflatten(-1, tuple(self._sizes[i + 1 :]))
-
-    def _matrix(self, i: int, axis: Axis, stride: float | None) -> Tensor | None:
-        """Of the axis, in the dtype in which the layer worked; None where it is the identity."""
-        if axis.smoothness is None and axis.n == axis.size:
-            return None
-        length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
-        if length > MAX_LENGTH:
-            raise UserError(
-                f"{self.name} must have at most {MAX_LENGTH} samples along its {AXES[len(self._sizes)][i]} "
-                f"to be frozen as a matrix, got {length}"
-            )
-        like = torch.empty((), dtype=torch.float64, device="cpu")
-        matrix = operator(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
-        rows, columns = matrix.shape
-        if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
-            return None
-        return matrix.to(self.use.device, self.use.dtype)
-
-    def convolve(self, weight: Tensor, bias: Tensor | None, convolution: Convolution, folded: int) -> None:
-        """The convolution of stride 1, where `folded` axes come interleaved: each tap has its own sample."""
-        self._root.weight = _parameter(weight)
-        if bias is not None:
-            self._root.bias = _parameter(bias)
-        self.x = functional.convolve(
-            self.x, self._get("weight"), None if bias is None else self._get("bias"), convolution, folded
-        )
-        self._sizes[folded:] = convolution.sizes(self.use.spatial)[folded:]
-        self._sizes[:folded] = self.use.new_sizes[:folded]
-
-    def _constant(self, name: str, tensor: Tensor) -> Any:
-        self._root.register_buffer(name, tensor)
-        return self._get(name)
-
-    def _get(self, name: str) -> Any:
-        return fx.Proxy(self._graph.get_attr(name), self._tracer)
+def _downsampling(name: str, layer: DiffStrideNd, use: _Use) -> nn.Module:
+    sizes = zip(use.spatial, use.new_sizes, strict=True)
+    axes = [layer._settings.axis(n, new) for n, new in sizes]
+    return _products(name, use, use.spatial, axes, layer._raw_strides()) or _copying()
 
 
-def _parameter(value: Tensor) -> nn.Parameter:
-    """The same one where it is one, so that what is shared stays shared."""
-    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Module:
+    sizes = zip(use.spatial, use.new_sizes, strict=True)
+    axes = [Axis(n, new, layer.basis, geometry.gain(n, new, layer.norm)) for n, new in sizes]
+    return _products(name, use, use.spatial, axes) or _copying()
 
 
-def _downsampling(draft: _Draft, layer: DiffStrideNd) -> None:
-    sizes = zip(draft.use.spatial, draft.use.new_sizes, strict=True)
-    draft.resample([layer._settings.axis(n, new) for n, new in sizes], layer._raw_strides())
-
-
-def _convolving(draft: _Draft, layer: DiffStrideConvNd) -> None:
+def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     """As `functional.convolved` does it, in the order that the layer takes."""
-    convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, draft.use
+    convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, use
     out_channels, in_channels = layer.weight.shape[:2]
     order = functional.cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
     folded = functional.folded_axes(order, ndim)
@@ -363,24 +291,124 @@ def _convolving(draft: _Draft, layer: DiffStrideConvNd) -> None:
     for i in range(ndim):
         taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
         axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < folded else None))
+    strides, left_out = layer._raw_strides(), [None] * ndim
+    between = (*new_sizes[:folded], *sampled[folded:])
     gain = math.prod(axis.gain for axis in axes[:folded])
-    bias = layer.bias if layer.bias is None or gain == 1 else layer.bias * gain
-    draft.resample([axis if i < folded else None for i, axis in enumerate(axes)], layer._raw_strides())
-    draft.convolve(layer.weight, bias, convolution, folded)
-    draft.resample([None if i < folded else axis for i, axis in enumerate(axes)], layer._raw_strides())
-    draft.attributes = {name: getattr(layer, name) for name in _OF_A_CONVOLUTION} | {"stride": (1,) * ndim}
+    convolve, pad = _convolution(layer, folded, gain)
+    parts = {
+        "before": _products(name, use, spatial, [*axes[:folded], *left_out[folded:]], strides),
+        "pad": pad,
+        "convolution": convolve,
+        "after": _products(name, use, between, [*left_out[:folded], *axes[folded:]], strides),
+    }
+    fixed = nn.Sequential(OrderedDict((part, module) for part, module in parts.items() if module is not None))
+    # What the code around a convolution may ask it for; not registered a second time.
+    fixed.__dict__ |= {"weight": convolve.weight, "bias": convolve.bias, "stride": (1,) * ndim}
+    for attribute in ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode"):
+        fixed.__dict__[attribute] = getattr(layer, attribute)
+    return fixed
 
 
-# What the code around a convolution may ask it for.
-_OF_A_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode")
+def _convolution(layer: DiffStrideConvNd, folded: int, gain: float) -> tuple[Any, nn.Module | None]:
+    """The convolution itself, where `folded` axes come interleaved: each tap has its own sample. And its padding."""
+    kernel, sides, dilation, groups, mode = layer._convolution
+    ndim = len(kernel)
+    padding: Any = layer.padding
+    pad = None
+    if mode == "zeros":  # with the others the convolution comes first, as it is
+        sides = tuple((0, 0) if i < folded else pair for i, pair in enumerate(sides))
+        padding = tuple(left for left, _ in sides)
+        if any(left != right for left, right in sides):  # which a convolution alone cannot do
+            padding = 0
+            pads: Any = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+            pad = pads[ndim - 1](tuple(side for pair in reversed(sides) for side in pair), 0.0)
+    kinds: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    convolution = kinds[ndim - 1](
+        layer.in_channels,
+        layer.out_channels,
+        kernel,
+        stride=tuple(k if i < folded else 1 for i, k in enumerate(kernel)),
+        padding=padding,
+        dilation=tuple(1 if i < folded else d for i, d in enumerate(dilation)),
+        groups=groups,
+        bias=layer.bias is not None,
+        padding_mode=mode,
+        device="meta",
+    )
+    convolution.weight = _parameter(layer.weight)
+    if layer.bias is not None:  # it passes the resampling up to its gain at frequency 0
+        convolution.bias = _parameter(layer.bias if gain == 1 else layer.bias * gain)
+    return convolution, pad
 
 
-def _resizing(draft: _Draft, layer: SpectralPoolNd | ResizeTo) -> None:
-    sizes = zip(draft.use.spatial, draft.use.new_sizes, strict=True)
-    draft.resample([Axis(n, new, layer.basis, geometry.gain(n, new, layer.norm)) for n, new in sizes])
+def _parameter(value: Tensor) -> nn.Parameter:
+    """The same one where it is one, so that what is shared stays shared."""
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
 
 
-_HANDLERS: dict[type[nn.Module], Callable[[_Draft, Any], None]] = {
+def _products(
+    name: str,
+    use: _Use,
+    sizes: Sequence[int],
+    axes: Sequence[Axis | None],
+    strides: Sequence[float] | None = None,
+) -> fx.GraphModule | None:
+    """One product with a constant matrix per axis, but for identities and None; None where there is no other.
+
+    Args:
+        name: of the layer, for errors.
+        use: of the layer; it says in which dtype it worked.
+        sizes: of the axes before the products.
+        axes: what happens to them.
+        strides: those of the axes, not clamped yet.
+    """
+    root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
+    x = graph.placeholder("x")
+    for i, (axis, label) in enumerate(zip(axes, AXES[ndim], strict=True)):
+        matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
+        if matrix is None:
+            continue
+        matrix = matrix.to(use.device, use.dtype)
+        size[i] = len(matrix)
+        last = i == ndim - 1
+        root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
+        constant = graph.get_attr(label)
+        if last:
+            x = graph.call_function(torch.matmul, (x, constant))
+        elif i == ndim - 2:
+            x = graph.call_function(torch.matmul, (constant, x))
+        else:
+            x = graph.call_method("flatten", (x, i - ndim + 1))
+            x = graph.call_function(torch.matmul, (constant, x))
+            x = graph.call_method("unflatten", (x, -1, tuple(size[i + 1 :])))
+    graph.output(x)
+    return fx.GraphModule(root, graph, "FixedStrides") if root._buffers else None
+
+
+def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
+    """Of the axis, in float64; None where it is the identity."""
+    if axis.smoothness is None and axis.n == axis.size:
+        return None
+    length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
+    if length > MAX_LENGTH:
+        raise UserError(f"{name} must have at most {MAX_LENGTH} samples to be frozen as a matrix, got {length}")
+    like = torch.empty((), dtype=torch.float64, device="cpu")
+    matrix = operator(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
+    rows, columns = matrix.shape
+    if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
+        return None
+    return matrix
+
+
+def _copying() -> fx.GraphModule:
+    """The identity as our layers do it: what comes after may work in place."""
+    graph = fx.Graph()
+    graph.output(graph.call_method("clone", (graph.placeholder("x"),)))
+    return fx.GraphModule(nn.Module(), graph, "FixedStrides")
+
+
+# What takes the place of a layer of this type, which goes by this name and was used so.
+_HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
     DiffStrideNd: _downsampling,
     DiffStrideConvNd: _convolving,
     SpectralPoolNd: _resizing,

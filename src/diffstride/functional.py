@@ -257,7 +257,9 @@ def cheapest_order(
     """Whether to convolve or to resample first, by what both cost together; `channels` are `[out, in / groups]`."""
     if convolution.padding_mode != "zeros":
         return "convolve first"
-    plain, *others = (sum(convolution_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial)))
+    plain, *others = (
+        sum(convolution_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial))
+    )
     if min(others) > _WORTH_IT * plain:
         return "convolve first"
     return "resample first" if others[-1] <= others[0] else "resample the first axis"

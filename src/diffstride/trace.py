@@ -129,7 +129,7 @@ def _put_back(container: Any, held: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _symbolic_environment() -> type:
-    """torch's `ShapeEnv`, made to note what is asked about sizes and to answer with the symbols' values.
+    """Torch's `ShapeEnv`, made to note what is asked about sizes and to answer with the symbols' values.
 
     It would draw conclusions instead (two sizes compared equal are the same symbol from then on), of which it could
     not be told which ones the model needs. Imported late: it takes longer than the rest of the library.
@@ -167,14 +167,21 @@ class Session:
         """The function of torch that is running."""
         self.names = names
         self._environment = _symbolic_environment()(
-            duck_shape=False, specialize_zero_one=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False
+            duck_shape=False,
+            specialize_zero_one=False,
+            allow_scalar_outputs=False,
+            allow_dynamic_output_shape_ops=False,
         )
         self._environment.session = self
         self.keys: dict[Any, Any] = {}
         """What the symbols are called."""
         self._symbols: dict[Any, Any] = {}
+        self.derived: dict[Any, Any] = {}
+        """Symbols that stand for quotients and remainders, in the order in which they were made."""
+        self._shortened: dict[Any, Any] = {}
+        self._answers: dict[Any, Any] = {}
 
-    def size(self, key: Any, hint: int) -> Any:
+    def size(self, key: Any, hint: int, positive: bool | None = True) -> Any:
         """The size that is called `key`: a symbol with this value."""
         from torch._dynamo.source import ConstantSource
         from torch.fx.experimental.symbolic_shapes import DimDynamic
@@ -182,7 +189,12 @@ class Session:
         if key not in self._symbols:
             source = ConstantSource(f"size_{len(self._symbols)}")
             symbol = self._environment.create_symbol(
-                hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=True
+                hint,
+                source,
+                dynamic_dim=DimDynamic.DYNAMIC,
+                constraint_dim=None,
+                positive=positive,
+                do_not_specialize_zero_one=True,
             )
             self.hints[symbol] = hint
             self.keys[symbol] = key
@@ -192,6 +204,25 @@ class Session:
     def symbol(self, key: Any) -> Any:
         """The symbol of the size that is called `key`."""
         return expression(self._symbols[key])
+
+    def short(self, node: Any) -> Any:
+        """A quotient or a remainder as a symbol of its own: nested ones would take sympy minutes to simplify."""
+        import sympy
+
+        expr = node.expr
+        if not expr.has(sympy.Function):
+            return node
+        if expr not in self._shortened:
+            made = self.size(("derived", len(self._shortened)), self.value(expr), positive=None)  # may be 0
+            self._shortened[expr] = made
+            self.derived[expression(made)] = expr
+        return self._shortened[expr].node
+
+    def expanded(self, expr: Any) -> Any:
+        """An expression with every derived symbol written out."""
+        while expr.free_symbols & self.derived.keys():
+            expr = expr.xreplace(self.derived)
+        return expr
 
     def sized(self, expr: Any) -> Any:
         """A size that is an expression in symbols."""
@@ -211,7 +242,9 @@ class Session:
     def _answer(self, expr: Any) -> Any:
         import sympy
 
-        answer = sympy.sympify(expr.xreplace(self.hints))
+        answer = self._answers.get(expr)
+        if answer is None:
+            answer = self._answers[expr] = sympy.sympify(expr.xreplace(self.hints))
         self.relations.append(Relation(expr, answer, self.module, self.function))
         return answer
 
@@ -247,8 +280,10 @@ def run(
 
     session = Session({module: name for name, module in model.named_modules()})
     fake = FakeTensorMode(shape_env=session._environment, allow_non_fake_inputs=True)
+    fake.cache_enabled = False  # no operation is done twice with the same symbols
     with preserved(model), ExitStack() as stack:
         stack.enter_context(_without_logs())
+        stack.enter_context(_short_quotients(session))
         stack.enter_context(fake)
         _make_fake(model, fake)
         for module, name in session.names.items():
@@ -270,6 +305,29 @@ def run(
         if training:
             del output
     return session
+
+
+@contextmanager
+def _short_quotients(session: Session) -> Iterator[None]:
+    """Have the session shorten the quotients and remainders of its own sizes."""
+    from torch.fx.experimental.sym_node import SymNode
+
+    def shortened(original: Any) -> Any:
+        def method(node: Any, other: Any) -> Any:
+            made = original(node, other)
+            return session.short(made) if node.shape_env is session._environment else made
+
+        return method
+
+    names = [name for name in ("floordiv", "int_floordiv", "mod", "python_mod") if name in vars(SymNode)]
+    originals = {name: vars(SymNode)[name] for name in names}
+    try:
+        for name, original in originals.items():
+            setattr(SymNode, name, shortened(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(SymNode, name, original)
 
 
 @contextmanager
@@ -453,8 +511,12 @@ def described(model: nn.Module, name: str) -> str:
     return f"{name} ({kind})" if name else f"the model itself ({kind})"
 
 
-def evaluator(expressions: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., list[Any]]:
+def evaluator(
+    expressions: Sequence[Any], symbols: Sequence[Any], derived: Mapping[Any, Any]
+) -> Callable[..., list[Any]]:
     """A function from values of the symbols, ints or tensors, to those of the expressions.
+
+    `derived` are symbols that the expressions may also have, with what they stand for.
 
     Of ints all is exact. Of tensors, quotients that are rounded down become piecewise linear between whole numbers, so
     that a value lies between those at the sizes rounded down and up.
@@ -477,7 +539,26 @@ def evaluator(expressions: Sequence[Any], symbols: Sequence[Any]) -> Callable[..
         "IntTrueDiv": lambda a, b: a / b,
         "FloatTrueDiv": lambda a, b: a / b,
     }
-    compiled = sympy.lambdify(list(symbols), list(expressions), modules=[functions, "math"], cse=True)
+
+    def shared(exprs: list[Any]) -> tuple[list[Any], list[Any]]:
+        needed: list[Any] = []
+        wanted = set().union(*(e.free_symbols for e in exprs))
+        for symbol, expr in reversed(derived.items()):
+            if symbol in wanted:
+                needed.insert(0, (symbol, expr))
+                wanted |= expr.free_symbols
+        common, reduced = sympy.cse([*(e for _, e in needed), *exprs])
+        # In the order of use: what `cse` found in common may need a derived symbol, and the other way round.
+        pending = [*common, *zip((s for s, _ in needed), reduced, strict=False)]
+        known, ordered = set(symbols), []
+        while pending:
+            ready = [pair for pair in pending if pair[1].free_symbols <= known]
+            ordered += ready
+            known |= {symbol for symbol, _ in ready}
+            pending = [pair for pair in pending if pair[0] not in known]
+        return ordered, reduced[len(needed) :]
+
+    compiled = sympy.lambdify(list(symbols), list(expressions), modules=[functions, "math"], cse=shared)
     return compiled  # type: ignore[no-any-return]
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from diffstride.geometry import Basis, Norm, Window
 from diffstride.backends import Backend
+from diffstride.geometry import Basis, Norm, Window
 from diffstride.trace import ExampleInputs
 
 if TYPE_CHECKING:

@@ -38,7 +38,9 @@ def _check_modules(model: nn.Module, plan: Plan) -> None:
         stride = getattr(modules[part.name], "stride", None)
         look = sites.look(modules[part.name])
         if hasattr(part, "stride") and (look is None or tuple(look.stride) != part.stride):
-            raise UserError(f"model must not be converted yet: {part.name} must have stride {part.stride}, got {stride}")
+            raise UserError(
+                f"model must not be converted yet: {part.name} must have stride {part.stride}, got {stride}"
+            )
 
 
 def edit(model: nn.Module, plan: Plan) -> None:

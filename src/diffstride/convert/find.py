@@ -21,6 +21,7 @@ from diffstride._check import UserError
 from diffstride.convert import apply, sites
 from diffstride.convert.plans import Plan, Resize, Site, patterns
 from diffstride.convert.sites import Look
+from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.trace import ExampleInputs, Session, TraceError, described
 
@@ -93,7 +94,9 @@ class Finder:
         """
         session = self._run()
         self._sort_out(session)
-        self.naturals = {session.keys[s]: hint for s, hint in self._run().hints.items()}
+        self.naturals = {
+            key: session.hints[s] for s, key in session.keys.items() if key[0] in {*self.sites, *self.upsamplings}
+        }
         while True:
             self._settle()
             groups = self._groups()
@@ -111,16 +114,14 @@ class Finder:
             symbolic_inputs=True,
         )
 
-    def _forward(
-        self, session: Session, name: str, module: nn.Module, values: dict[Key, int]
-    ) -> trace.Forward | None:
+    def _forward(self, session: Session, name: str, module: nn.Module, values: dict[Key, int]) -> trace.Forward | None:
         if name in self.global_poolings:
             ndim = self._ndim(name)
             return lambda x: x.new_empty([*x.shape[:-ndim], *[1] * ndim])
         resized = self.upsample and name in self.upsamplings
         if name not in self.sites and not resized:
             return None
-        if sites.is_plain(module):
+        if is_plain_convolution(module):
             module.stride = _Watched(module.stride, name, self.read)  # type: ignore[assignment, arg-type]
         original = module.forward
         seen: dict[Any, int] = {}
@@ -188,7 +189,7 @@ class Finder:
         while True:
             if not self.sites:
                 raise self._nothing()
-            keys = [key for key in self.naturals if key[0] in self.sites or key[0] in self.upsamplings]
+            keys = [key for key in self.naturals if key[0] in {*self.sites, *self.upsamplings}]
             classes = {self.ties.of(key): i for i, key in enumerate(keys)}
             values = {key: 2 * self.naturals[key] + sympy.prime(classes[self.ties.of(key)] + 2) for key in keys}
             try:
@@ -203,23 +204,25 @@ class Finder:
         session = error.session
         natural = {s: self.naturals.get(key, session.hints[s]) for s, key in session.keys.items()}
         for relation in reversed(session.relations):
-            if sympy.sympify(relation.expression.xreplace(natural)) != relation.truth:
+            expression = session.expanded(relation.expression)
+            if sympy.sympify(expression.xreplace(natural)) != relation.truth:
                 break
         else:
             raise UserError(
                 f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
                 "keep its size"
             ) from error
-        left, right = relation.expression.args[:2] if len(relation.expression.args) >= 2 else (None, None)
-        keys = [session.keys.get(side) for side in (left, right)]
-        if all(self._is_size(key) for key in keys):
-            self.ties.join(*keys)
+        left, right = expression.args[:2] if len(expression.args) >= 2 else (None, None)
+        pair = self._same_function(left, right, session)
+        if pair is not None:
+            self.ties.join(*pair)
             return
-        for key, other in zip(keys, (right, left), strict=True):
+        for side, other in ((left, right), (right, left)):
+            key = session.keys.get(side)
             if self.upsample and key is not None and key[0] in self.upsamplings:
                 self.links[key] = other.xreplace({s: _named(k) for s, k in session.keys.items()})
                 return
-        names = {session.keys[s][0] for s in relation.expression.free_symbols if s in session.keys}
+        names = {session.keys[s][0] for s in expression.free_symbols}
         bound = [name for name in self.sites if name in names]
         where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
         if not bound:
@@ -229,12 +232,20 @@ class Finder:
             reason = f"its map meets another whose size is tied to it in {where}{advice}"
         else:
             reason = f"it feeds {where}, which needs a map of the fixed size"
-        sizes = _sizes_of(relation.expression, natural)
+        sizes = _needed(expression)
         for name in bound:
             self._leave(name, f"{reason} {sizes}".rstrip())
 
-    def _is_size(self, key: Any) -> bool:
-        return key is not None and key[0] in self.sites
+    def _same_function(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
+        """The two sizes that must agree, if an equation says no more than that."""
+        symbols = [getattr(side, "free_symbols", ()) for side in (left, right)]
+        if any(len(found) != 1 for found in symbols):
+            return None
+        (a,), (b,) = symbols
+        keys = session.keys[a], session.keys[b]
+        if all(key[0] in self.sites for key in keys) and left.xreplace({a: b}) == right:
+            return keys
+        return None
 
     def _link(self, session: Session) -> None:
         """The modules whose outputs have the sizes that upsamplings must take."""
@@ -247,13 +258,14 @@ class Finder:
             output = session.calls[at].output
             assert output is not None
             ndim = len(output) - 2
+            sizes = list(map(session.expanded, output[-ndim:]))
             source = next(
                 (
                     call.module
                     for call in reversed(session.calls[:at])
                     if call.output is not None
                     and len(call.output) == len(output)
-                    and call.output[-ndim:] == output[-ndim:]
+                    and list(map(session.expanded, call.output[-ndim:])) == sizes
                     and counts[call.module] == 1
                 ),
                 None,
@@ -268,7 +280,7 @@ class Finder:
         square: set[str] = set()
         axes: dict[Any, list[Key]] = {}
         for key in self.naturals:
-            if self._is_size(key):
+            if key[0] in self.sites:
                 axes.setdefault(self.ties.of(key), []).append(key)
         for keys in axes.values():
             for key in keys[1:]:
@@ -302,7 +314,7 @@ class Finder:
                     Site(
                         name,
                         type(module).__name__,
-                        bool(name) and sites.is_plain(module) and name not in self.read,
+                        bool(name) and is_plain_convolution(module) and name not in self.read,
                         look.stride,
                         number,
                         group.square,
@@ -330,12 +342,13 @@ class Finder:
             program = cost.Program(self.model, self.example, "macs")
             if not self._level(plan, program):
                 return None
-            plan = self._with_excess(plan, program)
-        with trace.preserved(self.model):
-            apply.edit(self.model, plan)
-            program = cost.Program(self.model, self.example, "macs")
-            self._try(plan)
-            return self._with_figures(plan, program)
+            leveled = self._with_excess(plan, program)
+            for site in leveled.sites:
+                apply.layer_of(self.model, site).excess = site.excess
+            if leveled != plan:
+                program = cost.Program(self.model, self.example, "macs")
+            self._try(leveled)
+            return self._with_figures(leveled, program)
 
     def _level(self, plan: Plan, program: cost.Program) -> bool:
         """Whether the sites of each group see maps of one size but for a sample or so; what these depend on is tied."""
@@ -380,9 +393,7 @@ class Finder:
         for site in plan.sites:
             group = [name for name, other in by_name.items() if other.group == site.group]
             more = [
-                max(
-                    int(seen[name][i] - seen[site.name][i]) + by_name[name].excess[i] for name in group
-                )
+                max(int(seen[name][i] - seen[site.name][i]) + by_name[name].excess[i] for name in group)
                 for i in range(len(site.stride))
             ]
             leveled.append(replace(site, excess=tuple(more)))
@@ -390,7 +401,9 @@ class Finder:
 
     def _with_figures(self, plan: Plan, program: cost.Program) -> Plan:
         macs = program.by_module()
-        sizes = {id(record.layer): [v for _, v in s] for record, s in zip(program.records, program.symbols, strict=True)}
+        sizes = {
+            id(record.layer): [v for _, v in s] for record, s in zip(program.records, program.symbols, strict=True)
+        }
         filled = tuple(
             replace(
                 site,
@@ -479,7 +492,7 @@ def _by_name(session: Session) -> dict[Any, Any]:
     return {_named(key): symbol for symbol, key in session.keys.items()}
 
 
-def _sizes_of(expression: Any, natural: dict[Any, int]) -> str:
+def _needed(expression: Any) -> str:
     """The whole number that an equation needs."""
     numbers = [arg for arg in expression.args if arg.is_Integer]
     return f"({numbers[0]} samples in all)" if len(numbers) == 1 else ""

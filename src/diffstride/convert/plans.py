@@ -160,5 +160,3 @@ def patterns(name: str, value: str | Sequence[str] | None) -> tuple[str, ...] | 
     if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
         raise TypeError(f"{name} must be a pattern or a list of patterns on module names, got {value!r}")
     return tuple(value)
-
-

@@ -103,23 +103,6 @@ def _tuple(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return (value,) * ndim if isinstance(value, int) else tuple(value)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a convolution does what PyTorch's does and nothing else, so that `DiffStrideConv` can take its place."""
-    base = next((c for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c)), None)
-    return (
-        base is not None
-        and type(module).forward is base.forward
-        and type(module)._conv_forward is base._conv_forward
-        and "forward" not in vars(module)
-        and not hasattr(module, "parametrizations")
-        and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
-        and not any(vars(module)[hooks] for hooks in _HOOKS)
-    )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
     """A plain strided convolution as one of stride 1 with `layer`, with the same parameters."""
     unstrided: Any = copy.copy(conv)

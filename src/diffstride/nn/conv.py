@@ -17,6 +17,23 @@ from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 
 
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a module does what PyTorch's convolution does and nothing else, so that another can take its place."""
+    base = next((c for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c)), None)
+    return (
+        base is not None
+        and type(module).forward is base.forward
+        and type(module)._conv_forward is base._conv_forward
+        and "forward" not in vars(module)
+        and not hasattr(module, "parametrizations")
+        and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
+        and not any(vars(module)[hooks] for hooks in _HOOKS)
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 class DiffStrideConvNd(LearnableStrides):
     """A convolution of stride 1 followed by `DiffStride`, computed as one exact operator.
 
@@ -128,9 +145,10 @@ class DiffStrideConvNd(LearnableStrides):
             TypeError: other modules than these.
             ValueError: a convolution that is strided, a layer with another number of axes.
         """
-        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or not isinstance(layer, DiffStrideNd):
+        if not is_plain_convolution(conv) or not isinstance(layer, DiffStrideNd):
             raise TypeError(
-                f"conv and layer must be an nn.Conv and a DiffStride, got {type(conv).__name__}, {type(layer).__name__}"
+                "conv and layer must be a plain nn.Conv (no forward of its own, hooks or parametrizations) and a "
+                f"DiffStride, got {type(conv).__name__}, {type(layer).__name__}"
             )
         if conv.stride != (1,) * cls.ndim or layer.ndim != cls.ndim:
             raise ValueError(
