@@ -2,7 +2,9 @@
 
 from diffstride import functional, nn
 from diffstride._version import __version__
-from diffstride.cost import stride_cost
+from diffstride.convert import Plan, convert, plan
+from diffstride.cost import Budget, CostModel, stride_cost
+from diffstride.cutoff import cutoff_frequencies
 from diffstride.export import freeze
 from diffstride.functional import spectral_resize
 from diffstride.nn import (
@@ -20,23 +22,31 @@ from diffstride.nn import (
     refresh_sizes,
     strides,
 )
+from diffstride.trace import ExampleInputs
 
 __all__ = [
+    "Budget",
+    "CostModel",
     "DiffStride1d",
     "DiffStride2d",
     "DiffStride3d",
     "DiffStrideConv1d",
     "DiffStrideConv2d",
     "DiffStrideConv3d",
+    "ExampleInputs",
+    "Plan",
     "SpectralPool1d",
     "SpectralPool2d",
     "SpectralPool3d",
     "__version__",
     "clamp_strides_",
+    "convert",
+    "cutoff_frequencies",
     "freeze",
     "functional",
     "nn",
     "param_groups",
+    "plan",
     "refresh_sizes",
     "spectral_resize",
     "stride_cost",

@@ -16,6 +16,7 @@ COMMANDS = {
     "fit": ("diffstride.training.fit", "fit", "train one network; its run folder keeps everything"),
     "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
     "bench": ("diffstride.studies.bench", "bench", "measure speed and memory against the alternatives"),
+    "export": ("diffstride.studies.export", "export", "write a trained network as an ONNX file"),
 }
 
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...

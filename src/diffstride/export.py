@@ -514,7 +514,10 @@ def _onnx_program(model: nn.Module, arguments: Arguments, batch: int) -> onnx.Mo
     try:
         with _quiet():
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-            program = torch.onnx.export(exported, dynamic_shapes=shapes, dynamo=True, verbose=False)
+            batched = [_batched(tensor, batch) for tensor in _tensors(arguments)]
+            # Once is enough, and said twice is warned of.
+            named = tuple({0: "batch"} if i == batched.index(True) else None for i in range(len(batched)))
+            program = torch.onnx.export(exported, dynamic_shapes=named, dynamo=True, verbose=False)
     except Exception as error:  # they have many kinds, with pages of advice to people who write exporters
         cause: BaseException = error
         while cause.__cause__:

@@ -95,7 +95,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     saved = [(m, dict(vars(m)), {k: _contents(v) for k, v in vars(m).items()}) for m in model.modules()]
     python, cpu = random.getstate(), torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy else None
     try:
@@ -356,7 +356,7 @@ def _make_fake(model: nn.Module, fake: Any) -> None:
 
 
 def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         raise UserError("model must have been run once: it has a lazy module without shapes")
     plain = torch.Tensor.detach(tensor) if isinstance(tensor, nn.Parameter) else tensor
     made: Tensor = fake.from_tensor(plain, static_shapes=True)
@@ -427,11 +427,11 @@ def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what multiplies, with the formulas of torch's `FlopCounterMode`."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.session = session
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -543,7 +543,7 @@ def evaluator(
     def shared(exprs: list[Any]) -> tuple[list[Any], list[Any]]:
         needed: list[Any] = []
         wanted = set().union(*(e.free_symbols for e in exprs))
-        for symbol, expr in reversed(derived.items()):
+        for symbol, expr in reversed(list(derived.items())):
             if symbol in wanted:
                 needed.insert(0, (symbol, expr))
                 wanted |= expr.free_symbols

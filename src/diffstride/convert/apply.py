@@ -10,6 +10,7 @@ from torch import nn
 from diffstride._check import UserError
 from diffstride.convert import sites
 from diffstride.nn.attach import attach, attached
+from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.resize import ResizeTo
 from diffstride.trace import preserved
@@ -31,15 +32,17 @@ def apply(model: nn.Module, plan: Plan) -> None:
 
 def _check_modules(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
-    for part in (*plan.sites, *plan.resizes):
-        kind = type(modules[part.name]).__name__ if part.name in modules else "none"
-        if kind != part.kind:
-            raise UserError(f"model must have the modules of the plan: {part.name} must be a {part.kind}, got {kind}")
-        stride = getattr(modules[part.name], "stride", None)
-        look = sites.look(modules[part.name])
-        if hasattr(part, "stride") and (look is None or tuple(look.stride) != part.stride):
+    kinds = {part.name: part.kind for part in plan.sites} | {part.name: part.kind for part in plan.resizes}
+    for name, wanted in kinds.items():
+        kind = type(modules[name]).__name__ if name in modules else "none"
+        if kind != wanted:
+            raise UserError(f"model must have the modules of the plan: {name} must be a {wanted}, got {kind}")
+    for site in plan.sites:
+        look = sites.look(modules[site.name])
+        got = None if look is None else look.stride
+        if got != site.stride:
             raise UserError(
-                f"model must not be converted yet: {part.name} must have stride {part.stride}, got {stride}"
+                f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}"
             )
 
 
@@ -79,7 +82,7 @@ def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
     return layer
 
 
-def _layer(site: Site, plan: Plan, device: torch.device) -> sites.DiffStrideNd:
+def _layer(site: Site, plan: Plan, device: torch.device) -> DiffStrideNd:
     options = {**plan.options, "shared": plan.options.get("shared", False) or site.shared}
     layer = sites.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
     layer.excess = site.excess or (0,) * len(site.stride)

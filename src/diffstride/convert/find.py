@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import sympy
 from torch import Tensor, nn
 
-from diffstride import cost, trace
+from diffstride import program, trace
 from diffstride._check import UserError
 from diffstride.convert import apply, sites
 from diffstride.convert.plans import Plan, Resize, Site, patterns
@@ -212,7 +212,7 @@ class Finder:
                 f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
                 "keep its size"
             ) from error
-        left, right = expression.args[:2] if len(expression.args) >= 2 else (None, None)
+        left, right = (*expression.args, None, None)[:2]
         pair = self._same_function(left, right, session)
         if pair is not None:
             self.ties.join(*pair)
@@ -238,10 +238,10 @@ class Finder:
 
     def _same_function(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
         """The two sizes that must agree, if an equation says no more than that."""
-        symbols = [getattr(side, "free_symbols", ()) for side in (left, right)]
-        if any(len(found) != 1 for found in symbols):
+        symbols = [list(getattr(side, "free_symbols", ())) for side in (left, right)]
+        if [len(found) for found in symbols] != [1, 1]:
             return None
-        (a,), (b,) = symbols
+        a, b = symbols[0][0], symbols[1][0]
         keys = session.keys[a], session.keys[b]
         if all(key[0] in self.sites for key in keys) and left.xreplace({a: b}) == right:
             return keys
@@ -304,7 +304,7 @@ class Finder:
         """The plan with its figures, tried on the model; None if more was learned instead."""
         drafted = []
         shapes = {call.module: call for call in before.calls}
-        macs = cost.by_module(before)
+        macs = program.by_module(before)
         for number, group in enumerate(groups):
             for name in group.names:
                 module, look = self.modules[name], self.sites[name]
@@ -339,20 +339,20 @@ class Finder:
         )
         with trace.preserved(self.model):
             apply.edit(self.model, plan)
-            program = cost.Program(self.model, self.example, "macs")
-            if not self._level(plan, program):
+            costs = program.Program(self.model, self.example, "macs")
+            if not self._level(plan, costs):
                 return None
-            leveled = self._with_excess(plan, program)
+            leveled = self._with_excess(plan, costs)
             for site in leveled.sites:
                 apply.layer_of(self.model, site).excess = site.excess
             if leveled != plan:
-                program = cost.Program(self.model, self.example, "macs")
+                costs = program.Program(self.model, self.example, "macs")
             self._try(leveled)
-            return self._with_figures(leveled, program)
+            return self._with_figures(leveled, costs)
 
-    def _level(self, plan: Plan, program: cost.Program) -> bool:
+    def _level(self, plan: Plan, costs: program.Program) -> bool:
         """Whether the sites of each group see maps of one size but for a sample or so; what these depend on is tied."""
-        seen = self._seen(plan, program)
+        seen = self._seen(plan, costs)
         for group in plan.groups:
             first, *others = (seen[name] for name in group)
             for name, sizes in zip(group[1:], others, strict=True):
@@ -370,24 +370,24 @@ class Finder:
                     return False
         return True
 
-    def _seen(self, plan: Plan, program: cost.Program) -> dict[str, list[Any]]:
+    def _seen(self, plan: Plan, costs: program.Program) -> dict[str, list[Any]]:
         """The sizes that each site's window sees, in symbols that sites of a group share."""
         name_of = {id(layer): site.name for site in plan.sites for layer in [apply.layer_of(self.model, site)]}
         group_of = {site.name: site.group for site in plan.sites}
         self._of_name: dict[str, Key] = {}
         shared: dict[Any, Any] = {}
         seen: dict[str, list[Any]] = {}
-        for record, symbols in zip(program.records, program.symbols, strict=True):
+        for record in costs.records:
             name = name_of[id(record.layer)]
             seen.setdefault(name, [n.xreplace(shared) for n in record.sampled])
-            for axis, (symbol, value) in enumerate(symbols):
+            for axis, (symbol, value) in enumerate(zip(record.symbols, record.sizes, strict=True)):
                 common = f"{group_of[name]}_{axis}_{value}"
                 self._of_name.setdefault(common, (name, 0, axis))
                 shared[symbol] = sympy.Symbol(common)
         return seen
 
-    def _with_excess(self, plan: Plan, program: cost.Program) -> Plan:
-        seen = self._seen(plan, program)
+    def _with_excess(self, plan: Plan, costs: program.Program) -> Plan:
+        seen = self._seen(plan, costs)
         by_name = {site.name: site for site in plan.sites}
         leveled = []
         for site in plan.sites:
@@ -399,20 +399,18 @@ class Finder:
             leveled.append(replace(site, excess=tuple(more)))
         return replace(plan, sites=tuple(leveled))
 
-    def _with_figures(self, plan: Plan, program: cost.Program) -> Plan:
-        macs = program.by_module()
-        sizes = {
-            id(record.layer): [v for _, v in s] for record, s in zip(program.records, program.symbols, strict=True)
-        }
+    def _with_figures(self, plan: Plan, costs: program.Program) -> Plan:
+        macs = costs.by_module()
+        sizes = {id(record.layer): record.sizes for record in costs.records}
         filled = tuple(
             replace(
                 site,
-                size_after=tuple(sizes[id(apply.layer_of(self.model, site))]),
+                size_after=sizes[id(apply.layer_of(self.model, site))],
                 macs_after=sum(v for k, v in macs.items() if k == site.name or k.startswith(f"{site.name}.")),
             )
             for site in plan.sites
         )
-        return replace(plan, sites=filled, macs_after=sum(macs.values()), resampling_macs=program.resampling_macs())
+        return replace(plan, sites=filled, macs_after=sum(macs.values()), resampling_macs=costs.resampling_macs())
 
     def _try(self, plan: Plan) -> None:
         """Run the converted model, as it starts and with strides that have moved, each in its own way."""

@@ -1,4 +1,4 @@
-"""A layer after a module that stays what and where it is: its parameters keep their names, its readers their attributes."""
+"""A layer after a module that stays what and where it is: parameters keep their names, readers their attributes."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from diffstride.nn.learnable import LearnableStrides
 
 def is_plain_convolution(module: nn.Module) -> bool:
     """Whether a module does what PyTorch's convolution does and nothing else, so that another can take its place."""
-    base = next((c for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c)), None)
+    base: Any = next((c for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c)), None)
     return (
         base is not None
         and type(module).forward is base.forward
-        and type(module)._conv_forward is base._conv_forward
+        and type(module)._conv_forward is base._conv_forward  # type: ignore[attr-defined]
         and "forward" not in vars(module)
         and not hasattr(module, "parametrizations")
         and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm

@@ -15,6 +15,12 @@ from diffstride.nn._parameter import StrideParameter, host_values, tracked
 from diffstride.nn._watch import refresh_sharers, watch
 
 
+def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
+    """`torch.compiler.assume_constant_result`, which would import the compiler: ten times this library's time."""
+    method._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return method
+
+
 class LearnableStrides(nn.Module):
     """The strides of a layer as a parameter, one entry per axis (one in all when shared).
 
@@ -116,7 +122,7 @@ class LearnableStrides(nn.Module):
         settled: tuple[int, ...] = getattr(self._sizes, _name(size))
         return settled
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @_constant_in_graphs
     def _settle(self, *size: int) -> None:
         self._sizes.inputs.add(size)
         self.refresh_sizes()

@@ -1,0 +1,407 @@
+"""The cost of a model as a program: from strides to sizes, call by call, and from sizes to multiplications or bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffstride import functional, trace
+from diffstride.backends import DENSE_UP_TO, KEEP_RAMPS_UP_TO
+from diffstride.geometry import clamp_stride, stride_range
+from diffstride.nn.attach import attached
+from diffstride.nn.conv import DiffStrideConvNd
+from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.resize import ResizeTo
+from diffstride.trace import ExampleInputs, Session
+
+Measure = Literal["macs", "memory"]
+MEASURES = ("macs", "memory")
+
+
+def in_use(layer: LearnableStrides) -> tuple[float, ...]:
+    """The strides of a layer as they are."""
+    return layer._raw_strides()
+
+
+class Record(NamedTuple):
+    """A call of a learnable layer; sizes are expressions."""
+
+    layer: LearnableStrides
+    batch: Any
+    channels: int
+    spatial: tuple[Any, ...]
+    sampled: tuple[Any, ...]
+    """What the window sees."""
+    itemsize: int
+    learning: bool
+    """Whether the stride gets a gradient."""
+    symbols: tuple[Any, ...]
+    """The sizes of the output."""
+    sizes: tuple[int, ...]
+    """Their values in the trace."""
+
+
+def records_of(
+    model: nn.Module, example: ExampleInputs, *, training: bool = False, symbolic_inputs: bool = False
+) -> tuple[list[Record], Session]:
+    """Run the model with symbols for the sizes that its learnable layers give."""
+    records: list[Record] = []
+    raw = {module: module._raw_strides() for module in model.modules() if isinstance(module, LearnableStrides)}
+
+    def forwards(session: Session, name: str, module: nn.Module) -> trace.Forward | None:
+        if isinstance(module, LearnableStrides):
+            vars(module)["_raw_strides"] = lambda: raw[module]  # those of fake parameters have no values
+            return _stand_in(session, module, records)
+        return _resized(module) if isinstance(module, ResizeTo) else None
+
+    session = trace.run(model, example, forwards, training=training, symbolic_inputs=symbolic_inputs)
+    return records, session
+
+
+def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) -> trace.Forward:
+    """In place of a layer's forward: an output whose sizes are symbols, and what the layer saves for backward."""
+
+    def forward(x: Tensor) -> Tensor:
+        channels = x.shape[-layer.ndim - 1]
+        if isinstance(layer, DiffStrideConvNd):
+            x, channels = functional.as_autocast(x), layer.out_channels
+        *leading, in_channels = trace.shape(x)[: -layer.ndim]  # type: ignore[index]
+        spatial = trace.shape(x)[-layer.ndim :]  # type: ignore[index]
+        current = layer.output_size([session.value(n) for n in spatial])
+        sizes = [session.size((len(records), i), n) for i, n in enumerate(current)]
+        records.append(
+            Record(
+                layer,
+                math.prod(leading),
+                int(in_channels),
+                spatial,
+                tuple(map(session.expanded, sampled(layer, spatial))),
+                x.itemsize,
+                torch.is_grad_enabled() and layer.stride.requires_grad,
+                tuple(map(trace.expression, sizes)),
+                current,
+            )
+        )
+        shape = [*x.shape[: x.ndim - layer.ndim - 1], channels, *sizes]
+        output: Tensor = _StandIn.apply(x, shape, *layer.parameters())  # type: ignore[no-untyped-call]
+        return output
+
+    return forward
+
+
+class Program:
+    """The cost as expressions, compiled."""
+
+    def __init__(self, model: nn.Module, example: ExampleInputs, measure: Measure) -> None:
+        self.measure = measure
+        self._names = {module: name for name, module in model.named_modules()}
+        self.records, session = records_of(model, example, training=measure == "memory")
+        symbols, derived = [s for s in session.hints if s not in session.derived], session.derived
+        self._spatial = []
+        first = 0
+        for record in self.records:
+            self._spatial.append(trace.evaluator([record.batch, *record.spatial], symbols[:first], derived))
+            first += record.layer.ndim
+        terms = session.storages if measure == "memory" else [work.macs for work in session.work]
+        self._others = trace.evaluator([sum(terms, trace.expression(0))], symbols, derived)
+        self._by_module = by_module(session)
+        asked = {relation.expression: relation.truth for relation in session.relations}
+        self._answers = [bool(truth) if truth in (True, False) else int(truth) for truth in asked.values()]
+        self._asked = trace.evaluator(list(asked), symbols, derived)
+
+    def count(self, strides: Any) -> int:
+        """The exact cost, with `strides` a function from a layer to its strides."""
+        sizes = list(self._whole(strides))
+        own = sum(
+            self._own(record, batch, spatial, new, spatial, new)
+            for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
+        )
+        return int(round(self._others(*(n for _, _, new in sizes for n in new))[0] + own))
+
+    def by_module(self) -> dict[str, int]:
+        """Multiply-accumulates by module, at the sizes of the trace."""
+        macs = dict(self._by_module)
+        for record, (batch, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
+            name = self._names[record.layer]
+            macs[name] = macs.get(name, 0) + self._own(record, batch, spatial, new, spatial, new)
+        return macs
+
+    def resampling_macs(self) -> int:
+        """Multiply-accumulates of the resampling itself, where it is dense."""
+        return sum(
+            batch * stage.macs()
+            for record, (batch, spatial, new) in zip(self.records, self._whole(in_use), strict=True)
+            for stage in self._resamplings(record, self._folded(record, spatial, new), spatial, new, spatial, new)
+        )
+
+    def holds(self, strides: Any) -> bool:
+        """Whether all that was asked about sizes in the trace has the same answer at these strides."""
+        values = [n for _, _, new in self._whole(strides) for n in new]
+        return self._asked(*values) == self._answers
+
+    def _whole(self, strides: Any) -> Iterator[tuple[int, list[int], tuple[int, ...]]]:
+        """Batch, sizes of the input and sizes of the output of each record."""
+        values: list[int] = []
+        for record, evaluate in zip(self.records, self._spatial, strict=True):
+            batch, *spatial = evaluate(*values)
+            new = _new_sizes(record.layer, spatial, strides(record.layer))
+            yield batch, spatial, new
+            values += new
+
+    def relaxed(self, strides: Mapping[int, Tensor]) -> Tensor:
+        """The relaxed cost; `strides` by the id of the layers' parameters, in float64."""
+        values: list[Any] = []
+        exact: list[int] = []
+        own: Any = 0
+        for record, evaluate in zip(self.records, self._spatial, strict=True):
+            layer = record.layer
+            (batch, *spatial), (_, *whole) = evaluate(*values), evaluate(*exact)
+            new_whole = _new_sizes(layer, whole, in_use(layer))
+            stride = strides[id(layer.stride)].expand(layer.ndim)
+            seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.excess, strict=True)
+            new = [_relaxed_size(layer, n + more, whole_n + more, s) for n, whole_n, s, more in seen]
+            own = own + self._own(record, batch, spatial, new, whole, new_whole)
+            values += new
+            exact += new_whole
+        return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
+
+    def _own(
+        self,
+        record: Record,
+        batch: Any,
+        spatial: Sequence[Any],
+        new: Sequence[Any],
+        whole: Sequence[int],
+        new_whole: Sequence[int],
+    ) -> Any:
+        """The cost of a layer itself; whole sizes decide in which order it works."""
+        layer = record.layer
+        folded = self._folded(record, whole, new_whole)
+        if self.measure == "macs":
+            if not isinstance(layer, DiffStrideConvNd):
+                return 0
+            return batch * functional.convolution_work(folded, _channels(layer), spatial, new, layer._convolution)[0]
+        stages = self._resamplings(record, folded, spatial, new, whole, new_whole)
+        elements = sum(stage.input_elements + stage.kept_on_ramps() for stage in stages) if record.learning else 0
+        if folded:  # the convolution saves what was resampled for it
+            elements = elements + math.prod(stages[0].output) * record.channels
+        return batch * record.itemsize * elements
+
+    def _folded(self, record: Record, whole: Sequence[int], new_whole: Sequence[int]) -> int:
+        """How many axes are resampled before the layer's convolution."""
+        layer = record.layer
+        if not isinstance(layer, DiffStrideConvNd):
+            return 0
+        order = functional.cheapest_order(_channels(layer), whole, new_whole, layer._convolution)
+        return functional.folded_axes(order, layer.ndim)
+
+    def _resamplings(
+        self,
+        record: Record,
+        folded: int,
+        spatial: Sequence[Any],
+        new: Sequence[Any],
+        whole: Sequence[int],
+        new_whole: Sequence[int],
+    ) -> list[_Resampling]:
+        """Those before and after the layer's convolution. The first one's input is the layer's, which others count."""
+        layer, ndim = record.layer, record.layer.ndim
+        kernel = layer.kernel_size if isinstance(layer, DiffStrideConvNd) else (1,) * ndim
+        stages = []
+        if folded:
+            interleaved = [k * n for k, n in zip(kernel, new, strict=True)]
+            output = [*interleaved[:folded], *spatial[folded:]]
+            stages.append(_Resampling(layer, range(folded), True, record.channels, 0, output, whole, new_whole))
+        if folded < ndim:
+            channels, elements = record.channels, 0
+            between = [*new[:folded], *sampled(layer, spatial)[folded:]]
+            if isinstance(layer, DiffStrideConvNd):
+                channels = layer.out_channels
+                elements = channels * math.prod(between)
+            whole_sampled = sampled(layer, whole)
+            rest = range(folded, ndim)
+            stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, new_whole))
+        return stages
+
+
+class _Resampling(NamedTuple):
+    """Some axes of a layer resampled together, which saves the input and, where they are few, what is on the ramps."""
+
+    layer: LearnableStrides
+    axes: range
+    with_taps: bool
+    channels: int
+    input_elements: Any
+    output: list[Any]
+    """Sizes of the output, relaxed."""
+    whole: Sequence[int]
+    """Whole sizes of the input that the axes in question see."""
+    new_whole: Sequence[int]
+
+    def kept_on_ramps(self) -> Any:
+        """How many coefficients are saved."""
+        rows, shrink, share = {}, 1.0, 0.0
+        for i in self.axes:
+            rows[i], length, size = self._rows(i)
+            shrink *= size / length
+            share += rows[i] / size
+        if shrink * share > KEEP_RAMPS_UP_TO:
+            return 0
+        return self.channels * sum(
+            count * math.prod([size for j, size in enumerate(self.output) if j != i]) for i, count in rows.items()
+        )
+
+    def macs(self) -> int:
+        """Multiply-accumulates of its dense products, one axis after the other."""
+        size = list(self.whole)
+        total = 0
+        for i in self.axes:
+            _, length, new = self._rows(i)
+            size[i] = new
+            if self.with_taps or max(length, new) <= DENSE_UP_TO[torch.float32] or self.layer.backend == "matmul":
+                total += self.channels * math.prod(size) * length
+        return total
+
+    def _rows(self, i: int) -> tuple[int, int, int]:
+        """Coefficients on the ramp of axis `i`, samples of its input and of its output."""
+        layer, n, new = self.layer, self.whole[i], self.new_whole[i]
+        kernel, outside, length = 1, 0, n
+        if self.with_taps:
+            assert isinstance(layer, DiffStrideConvNd)
+            convolution = layer._convolution
+            kernel, dilation, left = convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0]
+            n = convolution.sizes(self.whole)[i]
+            seen = range(max(0, (kernel - 1) * dilation - left), min(length, n - left))
+            outside = length - len(seen)  # samples that some tap does not see have coefficients of their own
+        axis = layer._settings.axis(n, new)
+        first, last = axis.ramp(axis.clamp(in_use(layer)[i]))
+        waves = 2 if axis.basis == "dft" else 1
+        return waves * (last - first) + outside, length, kernel * new
+
+
+def by_module(session: Session) -> dict[str, int]:
+    """Multiply-accumulates of a trace by module, at its sizes."""
+    macs: dict[str, int] = {}
+    for work in session.work:
+        macs[work.module] = macs.get(work.module, 0) + session.value(work.macs)
+    return macs
+
+
+def _channels(layer: DiffStrideConvNd) -> tuple[int, int]:
+    return layer.out_channels, layer.in_channels // layer.groups
+
+
+def sampled(layer: LearnableStrides, spatial: Sequence[Any]) -> Sequence[Any]:
+    """The sizes that a layer's window sees."""
+    return layer._convolution.unchecked_sizes(spatial) if isinstance(layer, DiffStrideConvNd) else spatial
+
+
+def _new_sizes(layer: LearnableStrides, spatial: Sequence[int], strides: Sequence[float]) -> tuple[int, ...]:
+    """The sizes that a layer would give at these strides."""
+    seen = [n + more for n, more in zip(sampled(layer, spatial), layer.excess, strict=True)]
+    return functional.output_sizes(seen, strides, layer._settings, owner=layer)
+
+
+def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> Tensor:
+    """`min(N, N/S + 2R)` (outer) or `N/S` (inner) of `n` samples, of which there are `whole` in fact."""
+    settings = layer._settings
+    lower, upper = stride_range(whole, settings.smoothness, settings.bounds, settings.window, settings.basis)
+    stride = clamp_stride(stride, lower, upper)
+    margin = 2 * settings.smoothness if settings.window == "outer" else 0.0
+    size: Tensor = n / stride + margin
+    samples = n.detach() if isinstance(n, Tensor) else n
+    if size.item() < samples:
+        return size
+    # Saturated: the value does not move, but what would make the map smaller passes.
+    pushed = samples / stride
+    here = pushed.item()
+    saturated: Tensor = clamp_stride(pushed, -math.inf, here) - here + n
+    return saturated
+
+
+def _resized(module: ResizeTo) -> trace.Forward:
+    """In place of a resizing's forward, which cannot work with symbols."""
+    return lambda x: x.new_empty([*x.shape[: -module.ndim], *module.size])  # type: ignore[misc]
+
+
+class _StandIn(torch.autograd.Function):
+    """Saves the input as a learnable layer does; nothing is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: Sequence[Any], *parameters: Tensor) -> Tensor:
+        if any(p.requires_grad for p in parameters):
+            ctx.save_for_backward(x)
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class OnHost(torch.autograd.Function):
+    """A function of strides computed on the host in float64 with its gradient, wherever the strides are."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, parameters: Sequence[Tensor], *strides: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaves = [stride.detach().to("cpu", torch.float64).requires_grad_() for stride in strides]
+            cost = function({id(p): leaf for p, leaf in zip(parameters, leaves, strict=True)})
+            ctx.grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
+        value: Tensor = cost.detach().to(strides[0])
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
+        return None, None, *(g.to(grad) * grad for g in ctx.grads)
+
+
+def of_strided_twin(model: nn.Module, example: ExampleInputs, measure: Measure) -> int:
+    """The cost of the model with strided layers in place of learnable ones."""
+
+    def forwards(session: Session, name: str, module: nn.Module) -> trace.Forward | None:
+        layer = attached(module)
+        if isinstance(layer, DiffStrideNd):
+            module.stride = tuple(math.ceil(s) for s in layer.initial_strides)  # type: ignore[assignment]
+            vars(layer)["forward"] = lambda x: x
+        if isinstance(module, DiffStrideConvNd):
+            return _strided(module)
+        if isinstance(module, DiffStrideNd) and "forward" not in vars(module):
+            return lambda x: x.new_empty([*x.shape[: -module.ndim], *_nominal(module, x.shape[-module.ndim :])])
+        if isinstance(module, ResizeTo):
+            return _resized(module)
+        return None
+
+    session = trace.run(model, example, forwards, training=measure == "memory")
+    terms = session.storages if measure == "memory" else [work.macs for work in session.work]
+    return int(sum(terms))
+
+
+def _nominal(layer: LearnableStrides, seen: Sequence[int]) -> list[int]:
+    """The map of a strided layer: every S-th sample."""
+    return [
+        math.ceil((n + more) / s - 1e-5) for n, more, s in zip(seen, layer.excess, layer.initial_strides, strict=True)
+    ]
+
+
+def _strided(layer: DiffStrideConvNd) -> trace.Forward:
+    """The convolution with the initial strides; where they are not whole, as much of it as gives so many samples."""
+
+    def forward(x: Tensor) -> Tensor:
+        x, convolution = functional.as_autocast(x), layer._convolution
+        strides: tuple[int, ...] = (1,) * layer.ndim
+        if all(s == int(s) for s in layer.initial_strides):
+            strides = tuple(map(int, layer.initial_strides))
+        else:
+            new = _nominal(layer, convolution.sizes(x.shape[-layer.ndim :]))
+            none = tuple((0, 0) for _ in strides)
+            needed = [n + d * (k - 1) for n, k, d in zip(new, convolution.kernel, convolution.dilation, strict=True)]
+            x, convolution = x.new_empty([*x.shape[: -layer.ndim], *needed]), convolution._replace(padding=none)
+        return functional.convolve(x, layer.weight, layer.bias, convolution, strides=strides)
+
+    return forward

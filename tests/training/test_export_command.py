@@ -1,0 +1,166 @@
+"""`diffstride export`: from a run's folder to a checked file, what it prints, what it refuses."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from diffstride.cli import main
+from diffstride.studies.export import Run, _strided, load
+from diffstride.training.fit import train
+
+onnxruntime = pytest.importorskip("onnxruntime")
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a tiny run."""
+    arguments = [
+        "--config", str(CONFIG), "--runs", str(tmp_path_factory.mktemp("runs")), "--name", "tiny",
+        "--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32",
+        "--model.network.width", "4", "--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+    return train(arguments).run_folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def edit(run, change):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def export(*arguments):
+    return main(["export", *map(str, arguments)])
+
+
+def test_a_run_becomes_a_file(run, tmp_path, capsys):
+    target = tmp_path / "model.onnx"
+    assert export(run, target, "--batch", 3, "--repeats", 2) == 0
+    printed = capsys.readouterr().out
+    network = load(run / "checkpoints" / "last.ckpt", run / "config.yaml").network
+    assert not network.training
+    end = ", ".join(f"{stride:.4g}" for stride in network.down.strides)
+    for text in ("Learned strides", "│ down  │  3, 3 │", end, "32×32 → 18×18", f"{target.stat().st_size / 1e6:.3g} MB",
+                 "batches of 1×32×32", "batch of 3×1×32×32", "as trained", "2 repeats in turns"):  # fmt: skip
+        assert text in printed
+    for model, times in {"as trained": 1, "strides fixed": 2, "strided convolutions": 2}.items():
+        assert printed.count(f"│ {model} ") == times
+    images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(target)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(logits), network(images), rtol=1e-4, atol=1e-5)
+
+    before = target.read_bytes()
+    assert export(run, target) == 2
+    assert "is there already: give another path, or --force to replace it" in capsys.readouterr().err
+    target.write_text("other")
+    assert export(run / "checkpoints" / "last.ckpt", target, "--force", "--repeats", 0) == 0
+    assert len(target.read_bytes()) == len(before)
+    assert "Latency" not in capsys.readouterr().out
+
+
+def test_where_there_is_no_strided_model_it_says_why(run, tmp_path, capsys):
+    edit(run, lambda config: config["model"]["network"]["init_args"].update(strides=[[1.5, 2]]))
+    assert export(run, tmp_path / "model.onnx", "--repeats", 2, "--input", "1,32,32") == 0
+    printed = capsys.readouterr().out
+    assert "No strided model beside it: " in printed
+    assert "stride must be an integer for downsample='conv', got" in printed
+    assert "strided convolutions" not in printed
+    assert _strided(Run(nn.Linear(1, 1), {})) == "Linear has no argument `downsample`"
+    itself = load(run / "checkpoints" / "last.ckpt", run / "config.yaml")
+    itself.config["model"]["network"]["init_args"]["downsample"] = "conv"
+    assert _strided(itself) == "the network has strided convolutions itself"
+
+
+def test_the_shape_can_be_said_where_the_data_is_not_there(run, tmp_path, capsys):
+    data = {"class_path": "diffstride.data.ImageData", "init_args": {"path": str(tmp_path / "nowhere")}}
+    edit(run, lambda config: config.update(data=data))
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 2
+    error = capsys.readouterr().err
+    assert "cannot be loaded: give the shape, as in --input 3,32,32 (" in error
+    assert "nowhere" in error
+    assert error.count("\n") == 1
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0, "--input", "1,24,20") == 0
+    assert "24×20 → 16×14" in capsys.readouterr().out
+
+
+def test_a_network_without_learned_strides(run, tmp_path, capsys):
+    edit(run, lambda config: config["model"]["network"]["init_args"].update(downsample="spectral"))
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["state_dict"]["network.down.stride"]
+    torch.save(saved, checkpoint)
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 0
+    assert "The network has no learned strides: it is exported as it is." in capsys.readouterr().out
+
+
+def damage(name, text="damaged"):
+    return lambda run: (run / name).write_text(text)
+
+
+MISTAKES = {
+    "no run": (lambda run: shutil.rmtree(run), (), "there is no checkpoint"),
+    "a run that never got far": (lambda run: shutil.rmtree(run / "checkpoints"), (), "there is no checkpoint"),
+    "no config": (lambda run: (run / "config.yaml").unlink(), (), "there is no config.yaml beside"),
+    "no YAML": (damage("config.yaml", "a: [1"), (), "does not describe a network"),
+    "an empty config": (damage("config.yaml", ""), (), "does not describe a network"),
+    "an unknown network": (damage("config.yaml", "model: {network: Nothing}"), (), "does not describe a network"),
+    "no checkpoint": (damage("checkpoints/last.ckpt"), (), "is not a readable checkpoint"),
+    "another network": (
+        lambda run: edit(run, lambda config: config["model"]["network"]["init_args"].update(width=5)),
+        (),
+        "is of another network than",
+    ),
+    "channels": (None, ("--input", "3,32,32"), r"the network cannot take inputs of 3×32×32 (--input says another"),
+    "long": (None, ("--input", "1,2000,32"), "down's height must have at most 1024 samples to be frozen"),
+    "shape": (None, ("--input", "1,x"), "must be whole numbers with commas, as in 3,32,32, got '1,x'"),
+    "batch": (None, ("--batch", "0"), "--batch must be at least 1, got 0"),
+    "repeats": (None, ("--repeats", "1"), "--repeats must be at least 2, for quartiles, or 0, got 1"),
+    "option": (None, ("--nothing",), "unrecognized arguments: --nothing (see diffstride export --help)"),
+}
+
+
+@pytest.mark.parametrize(("change", "arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, change, arguments, message):
+    if change:
+        change(run)
+    assert export(run, tmp_path / "model.onnx", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_targets_that_cannot_be(run, tmp_path, capsys):
+    assert export(run, tmp_path / "nowhere" / "model.onnx") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert export(run, tmp_path) == 2
+    assert "is a folder: give the path of a file" in capsys.readouterr().err
+
+
+def test_a_missing_package_has_its_cure(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(run, tmp_path / "model.onnx") == 2
+    assert "need the package onnx: pip install 'diffstride[export]'" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "diffstride export runs/NAME model.onnx" in printed
+    assert main(["--help"]) == 0
+    assert "write a trained network as an ONNX file" in capsys.readouterr().out
