@@ -121,6 +121,9 @@ def test_a_convolution(size, options):
     assert frozen.stride == (1,) * ndim
     assert torch.equal(frozen.weight, layer.weight)
     assert (frozen.bias is None) == (layer.bias is None)
+    again = copy.deepcopy(frozen).double()
+    assert again.weight is again.convolution.weight
+    assert again.weight.dtype == torch.float64
 
 
 def test_the_order_of_a_convolution_is_that_of_the_layer():
@@ -156,6 +159,15 @@ def test_under_autocast():
         frozen = freeze(model, x)
         assert frozen(x).dtype == model(x).dtype == torch.bfloat16
         assert relative(frozen(x), model(x)) < 2e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    model, x = image_model().double().cuda(), torch.randn(2, 3, 32, 30, dtype=torch.float64, device="cuda")
+    random = torch.cuda.get_rng_state()
+    frozen = freeze(model, x)
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    assert relative(frozen(x), model(x)) < 1e-12
 
 
 def test_identities_are_left_out_and_what_follows_may_work_in_place():
@@ -280,8 +292,8 @@ def test_an_attached_layer_leaves_its_module_what_it_is():
     # A hook by number could be overwritten in a process that gives out numbers anew.
     plain = freeze(nn.Sequential(image_model()[4]), torch.randn(1, 8, 16, 16))
     assert not any(isinstance(key, int) for key in plain[0]._forward_hooks)
-    halved = copy.deepcopy(frozen).double()
-    assert relative(halved(x.double()), expected) < 1e-6
+    assert relative(copy.deepcopy(frozen).double()(x.double()), expected) < 1e-6
+    assert relative(freeze(frozen, x)(x), expected) < 1e-6
 
 
 def test_a_resized_map_and_the_hook_that_measures_the_other():
@@ -505,18 +517,17 @@ class ManyInputs(nn.Module):
 
 def test_onnx_inputs_of_every_kind(onnxruntime, tmp_path):
     inputs = {
-        "lists": [torch.randn(3, 2, 1), torch.randn(3, 2, 5)],
-        "mask": torch.ones(3, dtype=torch.bool),
-        "x": torch.randn(3, 2, 12),
-        "classes": torch.tensor([1, 2, 3]),
+        "lists": [torch.randn(1, 2, 1), torch.randn(1, 2, 5)],
+        "mask": torch.ones(2, dtype=torch.bool),  # as long as the batch is while it is exported
+        "x": torch.randn(1, 2, 12),
+        "classes": torch.tensor([1]),
         "scale": 2.0,
     }
     written = to_onnx(ManyInputs(), inputs, str(tmp_path / "model.onnx"))
     assert written.error < 1e-6
     session = onnxruntime.InferenceSession(written.path)
-    assert {i.name: i.shape[0] for i in session.get_inputs()} == dict.fromkeys(
-        ["lists_0", "lists_1", "mask", "x", "classes"], "batch"
-    )
+    batched = dict.fromkeys(["lists_0", "lists_1", "x", "classes"], "batch")
+    assert {i.name: i.shape[0] for i in session.get_inputs()} == batched | {"mask": 2}
 
 
 class Normalised(nn.Module):

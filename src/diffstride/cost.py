@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -17,7 +19,7 @@ from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
-from diffstride.program import MEASURES, Measure, OnHost, Program, in_use, of_strided_twin
+from diffstride.program import MEASURES, Measure, Neighbour, OnHost, Program, in_use, of_strided_twin
 from diffstride.trace import ExampleInputs
 
 
@@ -138,12 +140,24 @@ class CostModel:
 
     def __call__(self) -> Tensor:
         """The relaxed cost, a 0-d tensor, differentiable in the strides; computed on the host."""
-        self._settle()
-        strides = [layer.stride for _, layer in learnable_layers(self.model)]
+        strides = self._strides()
         if not strides:
             return torch.tensor(float(self.count()))
-        cost: Tensor = OnHost.apply(self._program.relaxed, strides, *strides)  # type: ignore[no-untyped-call]
+        cost: Tensor = OnHost.apply(*self.gradient(), *strides)  # type: ignore[no-untyped-call]
         return cost
+
+    def gradient(self) -> tuple[float, list[Tensor]]:
+        """The relaxed cost, and its gradient with respect to each stride parameter, in float64 on the host."""
+        self._settle()
+        return self._program.gradient(self._strides())
+
+    def neighbours(self) -> list[Neighbour]:
+        """What the exact cost would be with one size a sample smaller or larger."""
+        self._settle()
+        return list(self._program.neighbours())
+
+    def _strides(self) -> list[nn.Parameter]:
+        return [layer.stride for _, layer in learnable_layers(self.model)]
 
     def count(self) -> int:
         """The exact cost at the sizes now in use."""
@@ -206,59 +220,111 @@ _ENORMOUS = 1e30
 
 
 class Budget(nn.Module):
-    """A loss term that holds a model's cost at a budget, from both sides: `CostModel.budget` makes it.
+    """A loss term that holds a model's cost at a budget, from both sides; `CostModel.budget` makes it.
 
-    An augmented Lagrangian. With the exact cost `C` and the target `T`, `g = log(C/T)` is how far off it is (within
-    `tolerance` of the target: 0). The gradient with respect to the strides is `(lambda + weight g) d log(cost)/d S`, in
-    which `cost` is the relaxed one, and each call in training mode moves the multiplier `lambda` by `rate g` within
-    `[-limit, limit]`. So the push grows for as long as the budget is missed, and stays where it is met. A cost below
-    the target is pushed up: compute that is allowed is used.
+    With the exact cost `C` and the target `T`, `miss = log(C/T)` says how far off it is (0 within `tolerance`). The
+    term's gradient with respect to the strides is `push` times `g / |g|^2`, where `g` is the gradient of the logarithm
+    of the relaxed cost: against it, strides that move by `r` times their gradient lower the miss by `r push`. Each call
+    in training mode sets `push = multiplier + rate miss / r`, so that the miss shrinks by `rate` a step, and moves the
+    multiplier by `rate^2 / 4 miss / r` within `limit`: a proportional and an integral term, critically damped. The
+    integral one, the multiplier of the Lagrangian, is what holds the strides against the rest of the loss once the
+    miss is gone. `r` depends on the optimizer, its learning rate, momentum and clipping; it is estimated from how the
+    strides have moved.
 
-    The multiplier is a buffer: it is in checkpoints.
+    A cost below the target is pushed up: compute that is allowed is used. The value of the term is `miss^2 / 2`. Its
+    state is in buffers and so in checkpoints.
     """
 
     multiplier: Tensor
+    response: Tensor
+    last: Tensor
 
     def __init__(
         self,
         cost: CostModel,
         target: float,
         *,
-        weight: float = 10.0,
-        rate: float = 0.1,
+        rate: float = 0.05,
         limit: float = 10.0,
         tolerance: float = 0.01,
+        near: float = 0.15,
     ) -> None:
-        """Made by `CostModel.budget`; the options' defaults were found on small trainings.
+        """Made by `CostModel.budget`.
 
         Args:
             cost: of the model.
             target: the cost to reach, in multiply-accumulates or bytes.
-            weight: of the quadratic term.
-            rate: of the multiplier.
-            limit: of the multiplier.
-            tolerance: relative distance from the target within which the multiplier rests.
+            rate: the share of the miss that a step takes away.
+            limit: of the multiplier's size.
+            tolerance: the relative miss that counts as none.
         """
         super().__init__()
         self.cost, self.target = cost, target
-        self.weight, self.rate, self.limit, self.tolerance = weight, rate, limit, tolerance
+        self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
+        entries = sum(g.numel() for g in cost.gradient()[1])
         self.register_buffer("multiplier", torch.zeros((), dtype=torch.float64))
+        # Sums of (movement times push) and of push squared, whose quotient is r over the learning rate: at first that
+        # of SGD with momentum 0.9, with next to no weight.
+        self.register_buffer("response", torch.tensor([1e-5, 1e-6], dtype=torch.float64))
+        self.register_buffer("last", torch.full((2, entries), math.nan, dtype=torch.float64))
 
-    def forward(self) -> Tensor:
-        """The term to add to the loss."""
+    def forward(self, lr: float = 0.1) -> Tensor:
+        """The term to add to the loss.
+
+        Args:
+            lr: the strides' learning rate in the step to come, where a schedule changes it: only its changes count.
+        """
+        parameters = [layer.stride for _, layer in learnable_layers(self.cost.model)]
+        strides = torch.cat([p.detach().to("cpu", torch.float64) for p in parameters])
+        value, grads = self.cost.gradient()
+        g = torch.cat(grads) / value
+        along = g / g.square().sum().clamp(min=1e-12)
         miss = self.miss()
-        multiplier = float(self.multiplier)
-        relaxed = self.cost().log()
-        push = multiplier + self.weight * miss
-        value = multiplier * miss + self.weight / 2 * miss**2
-        if self.training and torch.is_grad_enabled():
-            self.multiplier.fill_(min(max(multiplier + self.rate * miss, -self.limit), self.limit))
-        return push * (relaxed - relaxed.detach()) + value
+        learning = self.training and torch.is_grad_enabled()
+        if learning:
+            self._observe(strides, miss)
+        speed = lr * self._speed()
+        multiplier = float(self.multiplier) + self.rate**2 / 4 * miss / speed
+        multiplier = min(max(multiplier, -self.limit), self.limit)
+        last_step = self._last_step(miss)
+        if last_step is None:
+            push = (multiplier + self.rate * miss / speed) * along
+        else:
+            push = multiplier * along
+            at = sum(p.numel() for p in itertools.takewhile(lambda p: p is not last_step.parameter, parameters))
+            at += last_step.entry
+            push[at] += self.rate * (strides[at] - last_step.stride) / speed
+        if learning:
+            self.multiplier.fill_(multiplier)
+            self.last.copy_(torch.stack([strides, lr * push]))
+        sizes = [p.numel() for p in parameters]
+        term: Tensor = OnHost.apply(miss**2 / 2, push.split(sizes), *parameters)  # type: ignore[no-untyped-call]
+        return term
+
+    def _last_step(self, miss: float) -> Neighbour | None:
+        """Next to the target, where a single size decides: that which comes nearest, if it comes nearer."""
+        if not 0 < abs(miss) < self.near:
+            return None
+        found = [(abs(math.log(step.cost / self.target)), step) for step in self.cost.neighbours()]
+        best = min(found, key=operator.itemgetter(0), default=None)
+        return best[1] if best is not None and best[0] < abs(miss) else None
 
     def miss(self) -> float:
         """`log(C/T)`, 0 within the tolerance."""
         miss = math.log(self.cost.count() / self.target)
-        return math.copysign(max(0.0, abs(miss) - self.tolerance), miss)
+        return 0.0 if abs(miss) <= self.tolerance else miss
+
+    def _observe(self, strides: Tensor, miss: float) -> None:
+        """Learn from the last step how far strides move; next to the target the rest of the loss moves them more."""
+        before, push = self.last.cpu()
+        if before.isnan().any():
+            return
+        sample = torch.stack([torch.dot(before - strides, push), torch.dot(push, push)])
+        self.response.mul_(1 - 0.05 * min(1.0, (miss / 0.1) ** 2)).add_(sample.to(self.response))
+
+    def _speed(self) -> float:
+        moved, pushed = self.response.tolist()
+        return min(max(moved / pushed, 1e-1), 1e3)
 
     def extra_repr(self) -> str:
         """The target."""

@@ -49,15 +49,15 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
     """The model with its strides fixed: a new module, in evaluation mode, of plain torch parts only.
 
     With its stride fixed, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In a copy of the model every
-    `DiffStride`, `DiffStrideConv` and `SpectralPool` becomes a `torch.fx.GraphModule` of matrix products (and the
-    convolution), the matrices being buffers named `length`, `height`, `width`, `depth`; axes on which the matrix is the
-    identity (to 1e-6) have none. The result takes inputs of the examples' spatial sizes, of any batch size, and goes
-    through `torch.export`, `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantisation.
+    `DiffStride` and `SpectralPool` becomes a `torch.fx.GraphModule` of matrix products, every `DiffStrideConv` an
+    `nn.Sequential` of an `nn.Conv` and such products before or after it, as the layer itself has it. The matrices are
+    buffers named `length`, `height`, `width`, `depth`; axes on which the matrix is the identity (to 1e-6) have none.
+    The result takes inputs of the examples' spatial sizes and dtype, of any batch size, and goes through
+    `torch.export`, `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantisation.
 
     The model itself is left as it is, its mode, hooks, buffers and torch's random state included. Its forward code runs
     twice, without gradients: once to see the size and dtype that each layer works at, once in the result, which must
-    give the same. Layers that share an object or a weight still do. Hooks are kept; PyTorch does not pickle those of
-    the replaced layers themselves.
+    give the same. What is shared stays shared, and users' hooks stay.
 
     Args:
         model: any module, also one without learned strides.
@@ -65,7 +65,7 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
             keyword arguments.
 
     Returns:
-        A module with the model's names. A layer that the examples do not reach refuses to run.
+        A module with the model's structure. A layer that the examples do not reach refuses to run.
 
     Raises:
         ValueError: an axis of more than 1,024 samples; a layer that sees maps of several sizes or dtypes; a model whose
@@ -109,12 +109,11 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile
     if dtypes := {str(t.dtype) for t in _tensors(given) if t.is_floating_point()} - {"torch.float32"}:
         raise UserError(f"example_inputs must be float32 for ONNX, got {', '.join(dtypes)}: use model.float()")
     several = max(2, batch)  # torch.export takes a batch of one sample for a constant
-    examples = _repeated(given, batch, several)
-    frozen = _freeze(model, examples)
+    frozen = _freeze(model, given)
     eager = _copy(model)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        onnx.save(_onnx_program(frozen, examples, several), unfinished)
+        onnx.save(_onnx_program(frozen, given, batch, several), unfinished)
         onnx.checker.check_model(unfinished, full_check=True)
         error = max(_onnx_error(unfinished, eager, _random(_repeated(given, batch, n))) for n in (1, several + 1))
         if not error <= _ONNX_TO:
@@ -368,7 +367,7 @@ def _products(
         matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
         if matrix is None:
             continue
-        matrix = matrix.to(use.device, use.dtype)
+        matrix = matrix.to(use.dtype).to(use.device)
         size[i] = len(matrix)
         last = i == ndim - 1
         root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
@@ -442,14 +441,17 @@ def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:
         raise UserError(
             f"the model cannot run with fixed strides ({cure}): {type(error).__name__}: {message}"
         ) from error
-    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
+    if not _same_shapes(_tensors(found), _tensors(expected)):
         raise UserError(f"the model gives outputs of other shapes with fixed strides: {cure}")
-    for a, b in pairs:
+    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
         if a.is_floating_point() and not _relative(a, b) <= math.sqrt(torch.finfo(a.dtype).eps):
             raise UserError(
                 f"the model's outputs differ by {_relative(a, b):.1e}, relative, with fixed strides: {cure}"
             )
+
+
+def _same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return [t.shape for t in a] == [t.shape for t in b]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -458,7 +460,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _relative(a: Tensor, b: Tensor) -> float:
     """The largest difference over the largest of `b`; what is infinite, or no number, in both agrees."""
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()
     difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
     if not difference.any():
         return 0.0
@@ -503,20 +505,19 @@ def _random(arguments: Arguments) -> Arguments:
     return drawn
 
 
-def _onnx_program(model: nn.Module, arguments: Arguments, batch: int) -> onnx.ModelProto:
-    """The model, with its first axes named."""
-    args, kwargs = arguments
+def _onnx_program(model: nn.Module, arguments: Arguments, batch: int, several: int) -> onnx.ModelProto:
+    """The model, exported with `several` samples, with its first axes named."""
+    args, kwargs = _repeated(arguments, batch, several)
     dim = torch.export.Dim("batch")
     shapes = tree_map(
         lambda leaf: {0: dim} if _batched(leaf, batch) else None,
-        dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments),
+        dict(inspect.signature(model.forward).bind(*arguments[0], **arguments[1]).arguments),
     )
+    first = [_batched(tensor, batch) for tensor in _tensors(arguments)].index(True)
+    named = tuple({0: "batch"} if i == first else None for i in range(len(_tensors(arguments))))
     try:
         with _quiet():
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-            batched = [_batched(tensor, batch) for tensor in _tensors(arguments)]
-            # Once is enough, and said twice is warned of.
-            named = tuple({0: "batch"} if i == batched.index(True) else None for i in range(len(batched)))
             program = torch.onnx.export(exported, dynamic_shapes=named, dynamo=True, verbose=False)
     except Exception as error:  # they have many kinds, with pages of advice to people who write exporters
         cause: BaseException = error
@@ -563,8 +564,8 @@ def _onnx_error(path: Path, model: nn.Module, arguments: Arguments) -> float:
     except Exception as error:  # onnxruntime's own kinds have no common one
         message = next(iter(str(error).splitlines()), type(error).__name__)
         raise WorkError(f"onnxruntime cannot run this model: {message}") from error
-    expected = [leaf.cpu() for leaf in _tensors(_run(model, arguments))]
-    pairs = list(zip(map(torch.from_numpy, found), expected, strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
-        raise WorkError(f"onnxruntime's outputs have other shapes than the model's on {len(given[0])} samples")
+    outputs, expected = [torch.from_numpy(output) for output in found], _tensors(_run(model, arguments))
+    if not _same_shapes(outputs, expected):
+        raise WorkError("onnxruntime's outputs have other shapes than the model's")
+    pairs = zip(outputs, expected, strict=True)
     return max((_relative(a, b) for a, b in pairs if a.is_floating_point()), default=0.0)

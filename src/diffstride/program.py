@@ -94,6 +94,15 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
     return forward
 
 
+class Neighbour(NamedTuple):
+    """A stride at which one size is another, and the exact cost there."""
+
+    parameter: nn.Parameter
+    entry: int
+    stride: float
+    cost: int
+
+
 class Program:
     """The cost as expressions, compiled."""
 
@@ -121,7 +130,26 @@ class Program:
             self._own(record, batch, spatial, new, spatial, new)
             for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
         )
-        return int(round(self._others(*(n for _, _, new in sizes for n in new))[0] + own))
+        total: float = self._others(*(n for _, _, new in sizes for n in new))[0] + own
+        return round(total)
+
+    def neighbours(self) -> Iterator[Neighbour]:
+        """What the cost would be with one size, of one layer along one axis, a sample smaller or larger."""
+        seen = set()
+        for record, (_, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
+            layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
+            for axis, (n, size) in enumerate(zip(sampled(layer, spatial), new, strict=True)):
+                entry = 0 if layer.shared else axis
+                if (id(layer.stride), entry) in seen:
+                    continue
+                seen.add((id(layer.stride), entry))
+                for step in (-1, 1):
+                    # Half-way between the strides at which the size changes: one is rounded down, the other up.
+                    relaxed = size + step - margin + (0.5 if margin else -0.5)
+                    if relaxed > 0:
+                        stride = (n + layer.excess[axis]) / relaxed
+                        moved = [stride if i == axis or layer.shared else s for i, s in enumerate(in_use(layer))]
+                        yield Neighbour(layer.stride, entry, stride, self.count(_instead(layer.stride, moved)))
 
     def by_module(self) -> dict[str, int]:
         """Multiply-accumulates by module, at the sizes of the trace."""
@@ -153,7 +181,17 @@ class Program:
             yield batch, spatial, new
             values += new
 
-    def relaxed(self, strides: Mapping[int, Tensor]) -> Tensor:
+    def gradient(self, strides: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """The relaxed cost and its gradient with respect to the parameters of the layers, in float64 on the host."""
+        with torch.enable_grad():
+            leaves = [stride.detach().to("cpu", torch.float64).requires_grad_() for stride in strides]
+            cost = self._relaxed({id(p): leaf for p, leaf in zip(strides, leaves, strict=True)})
+            if not cost.requires_grad:  # layers that never run
+                return cost.item(), [torch.zeros_like(leaf) for leaf in leaves]
+            grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
+        return cost.item(), list(grads)
+
+    def _relaxed(self, strides: Mapping[int, Tensor]) -> Tensor:
         """The relaxed cost; `strides` by the id of the layers' parameters, in float64."""
         values: list[Any] = []
         exact: list[int] = []
@@ -284,6 +322,11 @@ class _Resampling(NamedTuple):
         return waves * (last - first) + outside, length, kernel * new
 
 
+def _instead(parameter: nn.Parameter, strides: Sequence[float]) -> Any:
+    """The strides in use, but for layers with this parameter."""
+    return lambda layer: strides if layer.stride is parameter else in_use(layer)
+
+
 def by_module(session: Session) -> dict[str, int]:
     """Multiply-accumulates of a trace by module, at its sizes."""
     macs: dict[str, int] = {}
@@ -344,20 +387,16 @@ class _StandIn(torch.autograd.Function):
 
 
 class OnHost(torch.autograd.Function):
-    """A function of strides computed on the host in float64 with its gradient, wherever the strides are."""
+    """A value whose gradients with respect to some tensors are known."""
 
     @staticmethod
-    def forward(ctx: Any, function: Any, parameters: Sequence[Tensor], *strides: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaves = [stride.detach().to("cpu", torch.float64).requires_grad_() for stride in strides]
-            cost = function({id(p): leaf for p, leaf in zip(parameters, leaves, strict=True)})
-            ctx.grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
-        value: Tensor = cost.detach().to(strides[0])
-        return value
+    def forward(ctx: Any, value: float, grads: Sequence[Tensor], *strides: Tensor) -> Tensor:
+        ctx.grads = grads
+        return strides[0].new_tensor(value)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (grad,) = upstream
         return None, None, *(g.to(grad) * grad for g in ctx.grads)
 
 

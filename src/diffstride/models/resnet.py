@@ -71,6 +71,8 @@ class ResidualBlock(nn.Module):
             _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
             for i, ((a, b), kernel) in enumerate(zip(pairwise(widths), kernels, strict=True))
         )
+        # Noted, since plain parts may take the layers' places (`ds.freeze`).
+        self.fused = isinstance(self.down, DiffStride2d)
         if isinstance(self.down, DiffStride2d):  # with the shortcut's layer it shares the stride
             conv = self.convs[self.downsample_at]
             assert isinstance(conv, nn.Conv2d)
@@ -91,7 +93,7 @@ class ResidualBlock(nn.Module):
             if self.preactivation and i > 0:
                 y = norm(y).relu()
             y = conv(y)
-            if i == self.downsample_at and not isinstance(conv, DiffStrideConv2d):
+            if i == self.downsample_at and not self.fused:
                 y = self.down(y)
             if not self.preactivation:
                 y = norm(y)

@@ -173,6 +173,7 @@ class WriteResult(Callback):
             "strides": strides(network),
             "stride_cost": stride_cost(network).item() if module.has_strides else None,
             "macs": macs.model,
+            "macs_budget": None if module.cost is None else module.cost.target,
             "resampling_macs": macs.resampling,
             "parameters": sum(p.numel() for p in network.parameters()),
             "steps": trainer.global_step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffstride._check import UserError
-from diffstride.cost import evaluation, stride_cost
+from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.models import Network
 from diffstride.nn import learnable_layers, param_groups
 
@@ -34,6 +34,8 @@ class Classifier(LightningModule):
             is a sum over batch and channels, and now and then a very large one.
         label_smoothing: of the cross-entropy in training.
         cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
+        budget: multiply-accumulates to end at, as a fraction of those that the network has with strided layers in
+            place of learnable ones; null: no budget.
         channels_last: run 2-d convolutions in this memory format, faster on most hardware.
 
     Raises:
@@ -51,6 +53,7 @@ class Classifier(LightningModule):
         stride_clip: float | None = 1.0,
         label_smoothing: float = 0.0,
         cost_weight: float = 0.0,
+        budget: float | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -76,6 +79,20 @@ class Classifier(LightningModule):
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.has_strides = any(True for _ in learnable_layers(network))
+        if budget is not None and not budget > 0:
+            raise ValueError(f"budget must be > 0, got {budget}")
+        if budget is not None and not self.has_strides:
+            raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
+        self.budget, self.cost = budget, cast(Budget | None, None)
+
+    def setup(self, stage: str) -> None:
+        """Set up the budget, before a checkpoint is loaded into it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.budget is None or self.cost is not None:
+            return
+        if data is None:
+            raise UserError("budget needs a datamodule, which knows the shape of an input")
+        self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
 
     def on_fit_start(self) -> None:
         """Try the network on the data's shape, so that a misfit is told before any training."""
@@ -117,6 +134,10 @@ class Classifier(LightningModule):
             self.log("train/stride_cost", cost)
             if self.cost_weight:
                 loss = loss + self.cost_weight * cost
+        if self.cost is not None:
+            (rate,) = [group["lr"] for group in self.optimizers().param_groups if group["name"] == "strides"]
+            loss = loss + self.cost(lr=rate)
+            self.log("train/macs", float(self.cost.cost.count()))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

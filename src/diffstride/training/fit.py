@@ -40,7 +40,7 @@ DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
   diffstride fit --config configs/cifar10-small.yaml --name strided --ckpt_path last      (resume)
 
 The arguments most used: --name, --data.path, --data.batch_size, --model.network.downsample, --model.network.strides,
---model.cost_weight, --model.stride_lr, --trainer.max_epochs, --seed_everything. Choices of a class:
+--model.cost_weight, --model.budget, --model.stride_lr, --trainer.max_epochs, --seed_everything. Choices of a class:
 --model.network.help ResNet, --data.help ImageData. All of them, as YAML: --print_config."""
 
 # What libraries say to each other, and what a data set in memory need not be told.
@@ -182,8 +182,10 @@ class FitCLI(LightningCLI):
 
     def _trim(self) -> None:
         """Drop what was written after the checkpoint, since it will be written again."""
-        own = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in self.resumed_state.items()}
+        own, saved = (
+            {name: tuple(value.shape) for name, value in state.items() if name.startswith("network.")}
+            for state in (self.model.state_dict(), self.resumed_state)
+        )
         if own != saved:
             raise UserError(
                 f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
