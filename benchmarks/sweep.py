@@ -10,7 +10,17 @@ from pathlib import Path
 
 from diffstride.training.fit import train
 
-KEYS = ("accuracy", "strides", "macs", "resampling_macs", "steps", "step_time_ms", "train_seconds", "peak_memory_mb")
+KEYS = (
+    "accuracy",
+    "strides",
+    "macs",
+    "macs_budget",
+    "resampling_macs",
+    "steps",
+    "step_time_ms",
+    "train_seconds",
+    "peak_memory_mb",
+)
 PROVENANCE = ("commit", "versions", "hardware", "data", "data_fingerprint", "parameters")
 
 
@@ -20,21 +30,23 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["diffstride"], help="ways to downsample")
     parser.add_argument("--starts", nargs="+", required=True, help="initial strides, as in YAML")
     parser.add_argument("--rates", nargs="+", type=float, default=[None], help="stride_lr, if not the configuration's")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[None], help="model.budget, if there is one")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--runs", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options, more = parser.parse_known_args()
 
     rows = []
-    cases = itertools.product(options.methods, options.starts, options.rates, options.seeds)
-    for i, (method, start, rate, seed) in enumerate(cases):
+    cases = itertools.product(options.methods, options.starts, options.rates, options.budgets, options.seeds)
+    for i, (method, start, rate, budget, seed) in enumerate(cases):
         cli = train([
             "--config", options.config, "--runs", options.runs, "--name", f"{options.out.stem}-{i}",
             "--model.network.downsample", method, "--model.network.strides", start, "--seed_everything", str(seed),
-            *([] if rate is None else ["--model.stride_lr", str(rate)]), *more,
+            *([] if rate is None else ["--model.stride_lr", str(rate)]),
+            *([] if budget is None else ["--model.budget", str(budget)]), *more,
         ])  # fmt: skip
         result = json.loads((cli.run_folder / "result.json").read_text())
-        row = {"method": method, "start": start, "stride_lr": cli.model.stride_lr, "seed": seed}
+        row = {"method": method, "start": start, "stride_lr": cli.model.stride_lr, "budget": budget, "seed": seed}
         rows.append(row | {key: result[key] for key in KEYS})
         print(rows[-1], flush=True)
         table = {"config": options.config, "more": more} | {key: result[key] for key in PROVENANCE} | {"rows": rows}

@@ -1,5 +1,7 @@
 """README and docs: their Python runs as printed, their commands name what exists."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -13,8 +15,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
-        exec(compile(block, page.name, "exec"), names)
+    for block, shown in re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", page.read_text(), flags=re.S):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, page.name, "exec"), names)
+        if shown:  # what stands below a block is what it prints
+            assert printed.getvalue() == shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -257,6 +257,7 @@ class Budget(nn.Module):
             rate: the share of the miss that a step takes away.
             limit: of the multiplier's size.
             tolerance: the relative miss that counts as none.
+            near: the miss below which single sizes are moved in turn: the last percents are a question of whole sizes.
         """
         super().__init__()
         self.cost, self.target = cost, target
@@ -296,7 +297,9 @@ class Budget(nn.Module):
             push[at] += self.rate * (strides[at] - last_step.stride) / speed
         if learning:
             self.multiplier.fill_(multiplier)
-            self.last.copy_(torch.stack([strides, lr * push]))
+            # Momentum moves strides by the pushes of some ten steps; without, it takes that long to learn of it.
+            pushes = 0.9 * self.last[1].nan_to_num().cpu() + 0.1 * lr * push
+            self.last.copy_(torch.stack([strides, pushes]))
         sizes = [p.numel() for p in parameters]
         term: Tensor = OnHost.apply(miss**2 / 2, push.split(sizes), *parameters)  # type: ignore[no-untyped-call]
         return term
@@ -323,7 +326,7 @@ class Budget(nn.Module):
         self.response.mul_(1 - 0.05 * min(1.0, (miss / 0.1) ** 2)).add_(sample.to(self.response))
 
     def _speed(self) -> float:
-        moved, pushed = self.response.tolist()
+        moved, pushed = map(float, self.response)
         return min(max(moved / pushed, 1e-1), 1e3)
 
     def extra_repr(self) -> str:

@@ -135,8 +135,9 @@ class Classifier(LightningModule):
             if self.cost_weight:
                 loss = loss + self.cost_weight * cost
         if self.cost is not None:
-            (rate,) = [group["lr"] for group in self.optimizers().param_groups if group["name"] == "strides"]
-            loss = loss + self.cost(lr=rate)
+            optimizer: Any = self.optimizers()
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            loss = loss + self.cost(lr=rates["strides"])
             self.log("train/macs", float(self.cost.cost.count()))
         return loss
 
