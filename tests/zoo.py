@@ -3,12 +3,16 @@
 No model draws random numbers in its forward (dropout and its kin are off), so that two calls in training mode agree.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Case(NamedTuple):
@@ -368,6 +372,65 @@ CASES = {
     "audio-1d": Case(audio_1d, maps((1000,), (777,), channels=1)),
     "mixed": Case(Mixed, pairs((48, 48), (61, 45))),
 }
+
+
+@functools.cache
+def _made(name: str) -> tuple[nn.Module, nn.Module, Any]:
+    import diffstride as ds
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = CASES[name].build()
+        original = copy.deepcopy(model)
+        plan = ds.convert(model, CASES[name].inputs(0), upsample=name.startswith("unet"))
+    return original, model, plan
+
+
+def converted(name: str) -> tuple[nn.Module, nn.Module, Any]:
+    """A model of `CASES`, the same converted (once for all tests), and the plan; both models for the test alone."""
+    original, model, plan = _made(name)
+    return copy.deepcopy(original), copy.deepcopy(model), plan
+
+
+def products(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Multiply-accumulates in evaluation mode as torch counts them while the real model runs.
+
+    By module, each with what is in it ("" is the model); and those of resampling alone, by the layer that resamples:
+    all that is not a convolution there.
+    """
+    import diffstride as ds
+    from diffstride.nn.learnable import LearnableStrides
+    from diffstride.nn.resize import ResizeTo
+
+    model.eval()
+    # Products on AMD may be written as convolutions.
+    with torch.no_grad(), mock.patch("diffstride.backends.matmul._convolution_is_faster", lambda *_: False):
+        bare_call(model, inputs)  # builds the operators, once
+        with FlopCounterMode(display=False) as counter:
+            bare_call(model, inputs)
+    counts, prefix = counter.get_flop_counts(), type(model).__name__
+    total, resampling = {}, {}
+    for name, module in model.named_modules():
+        by_operation = counts.get(f"{prefix}.{name}" if name else prefix, {})
+        total[name] = sum(by_operation.values()) // 2
+        if isinstance(module, (LearnableStrides, ResizeTo, ds.SpectralPool2d)):
+            resampling[name] = sum(n for op, n in by_operation.items() if "convolution" not in str(op)) // 2
+    return total, resampling
+
+
+def saved_bytes(model: nn.Module, inputs: Any) -> int:
+    """Bytes of the storages that the real model saves for backward in training mode, parameters excluded."""
+    seen = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in model.parameters()}
+    parameters = set(seen)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = bare_call(model.train(), inputs)
+    del output
+    return sum(storage.nbytes() for pointer, storage in seen.items() if pointer not in parameters)
 
 
 # What cannot be converted, or not with every stride, or has nothing to convert.

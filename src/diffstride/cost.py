@@ -223,13 +223,15 @@ class Budget(nn.Module):
     """A loss term that holds a model's cost at a budget, from both sides; `CostModel.budget` makes it.
 
     With the exact cost `C` and the target `T`, `miss = log(C/T)` says how far off it is (0 within `tolerance`). The
-    term's gradient with respect to the strides is `push` times `g / |g|^2`, where `g` is the gradient of the logarithm
-    of the relaxed cost: against it, strides that move by `r` times their gradient lower the miss by `r push`. Each call
-    in training mode sets `push = multiplier + rate miss / r`, so that the miss shrinks by `rate` a step, and moves the
-    multiplier by `rate^2 / 4 miss / r` within `limit`: a proportional and an integral term, critically damped. The
-    integral one, the multiplier of the Lagrangian, is what holds the strides against the rest of the loss once the
-    miss is gone. `r` depends on the optimizer, its learning rate, momentum and clipping; it is estimated from how the
-    strides have moved.
+    gradient of the term with respect to the strides is `push g / |g|^2`, where `g` is the gradient of the logarithm of
+    the relaxed cost: strides that move by `r` times their gradient lower the miss by `r push`. Two parts make the push:
+
+    - `rate miss / r`, under which the miss shrinks by `rate` a step. Nearer than `near`, where whole sizes decide, it
+      goes to one stride alone, the one whose next size comes nearest to the target.
+    - a multiplier, as in a Lagrangian, which holds the strides against the rest of the loss once the miss is gone. Each
+      call in training mode moves it by `rate^2 / 4 miss / r` (critically damped), within `limit`.
+
+    `r` depends on the optimizer, its learning rate, momentum and clipping. It is estimated from how the strides move.
 
     A cost below the target is pushed up: compute that is allowed is used. The value of the term is `miss^2 / 2`. Its
     state is in buffers and so in checkpoints.
@@ -285,7 +287,11 @@ class Budget(nn.Module):
         if learning:
             self._observe(strides, miss)
         speed = lr * self._speed()
-        multiplier = float(self.multiplier) + self.rate**2 / 4 * miss / speed
+        # A miss from far away is no sign of a force to hold against.
+        lasting = min(max(miss, -self.near), self.near)
+        multiplier = float(self.multiplier) + self.rate**2 / 4 * lasting / speed
+        if multiplier * miss < 0:  # it pushes away from the target: too much was gathered
+            multiplier *= 1 - self.rate
         multiplier = min(max(multiplier, -self.limit), self.limit)
         last_step = self._last_step(miss)
         if last_step is None:

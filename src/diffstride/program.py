@@ -261,7 +261,7 @@ class Program:
             if isinstance(layer, DiffStrideConvNd):
                 channels = layer.out_channels
                 elements = channels * math.prod(between)
-            whole_sampled = sampled(layer, whole)
+            whole_sampled = [*new_whole[:folded], *sampled(layer, whole)[folded:]]
             rest = range(folded, ndim)
             stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, new_whole))
         return stages
@@ -369,7 +369,7 @@ def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -
 
 def _resized(module: ResizeTo) -> trace.Forward:
     """In place of a resizing's forward, which cannot work with symbols."""
-    return lambda x: x.new_empty([*x.shape[: -module.ndim], *module.size])  # type: ignore[misc]
+    return lambda x: _StandIn.apply(x, [*x.shape[: -module.ndim], *module.size])  # type: ignore[misc, no-untyped-call]
 
 
 class _StandIn(torch.autograd.Function):
