@@ -404,7 +404,7 @@ def products(model: nn.Module, inputs: Any) -> tuple[dict[str, int], dict[str, i
 
     model.eval()
     # Products on AMD may be written as convolutions.
-    with torch.no_grad(), mock.patch("diffstride.backends.matmul._convolution_is_faster", lambda *_: False):
+    with torch.no_grad(), mock.patch("diffstride.backends.matmul._convolution_is_faster", return_value=False):
         bare_call(model, inputs)  # builds the operators, once
         with FlopCounterMode(display=False) as counter:
             bare_call(model, inputs)

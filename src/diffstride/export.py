@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -30,6 +30,7 @@ from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
+from diffstride.trace import ExampleInputs
 from diffstride.tracking import AXES
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
     Args:
         model: any module, also one without learned strides.
         example_inputs: the inputs it is frozen for: a tensor; a tuple or list of positional arguments; a mapping of
-            keyword arguments.
+            keyword arguments; `diffstride.ExampleInputs(*args, **kwargs)` for both.
 
     Returns:
         A module with the model's structure. A layer that the examples do not reach refuses to run.
@@ -159,10 +160,8 @@ class _Use(NamedTuple):
 
 
 def _arguments(example_inputs: Any) -> Arguments:
-    """A mapping has keyword arguments, a tuple or list positional ones; anything else is the one argument."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+    given = ExampleInputs.of(example_inputs)
+    return given.args, given.kwargs
 
 
 def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:

@@ -330,10 +330,13 @@ def _short_quotients(session: Session) -> Iterator[None]:
             setattr(SymNode, name, original)
 
 
+_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node", "torch.__trace")
+
+
 @contextmanager
 def _without_logs() -> Iterator[None]:
     """Failures are told by exceptions; torch writes them to its logs as well."""
-    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     were = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:

@@ -5,9 +5,9 @@ import io
 
 import pytest
 import torch
-import zoo
 
 import diffstride as ds
+import zoo
 from diffstride.convert.apply import layer_of
 from diffstride.nn.learnable import LearnableStrides
 
@@ -303,6 +303,5 @@ def test_what_the_plan_says_about_cost_is_so(name):
     assert plan.macs_after == after[""] - sum(resampling.values())
     assert plan.resampling_macs == sum(resampling.values())
     for site in plan.sites:
-        layer = site.name if site.fused else f"{site.name}.diffstride"
         assert site.macs_before == before[site.name]
-        assert site.macs_after == after[site.name] - resampling[layer]
+        assert site.macs_after == after[site.name] - resampling.get(site.name, 0)  # a layer behind is counted apart

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -297,3 +298,51 @@ def test_ctrl_c_ends_cleanly_and_the_run_can_be_resumed(tmp_path):
     done = subprocess.run([*arguments, "--ckpt_path", "last"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo" / "result.json").exists()
+
+
+BUDGET = [
+    "--model.budget",
+    "0.7",
+    "--model.network.downsample_options.window",
+    "inner",
+    "--model.milestones",
+    "[3,60,80]",
+]
+
+
+def test_a_budget_is_met_and_told(run):
+    cli, result = run("budget", *BUDGET, steps=120)
+    # 3x3 convolutions, 1 to 4 channels before the stride of 3 and 4 to 8 after it, and a linear layer with 4 outputs.
+    _, height, width = cli.datamodule.sample_shape
+    original = 9 * 4 * height * width + 9 * 4 * 8 * math.ceil(height / 3) * math.ceil(width / 3) + 8 * 4
+    assert result["macs_budget"] == pytest.approx(0.7 * original)
+    assert abs(result["macs"] / (0.7 * original) - 1) < 0.02
+    metrics = [float(m["train/macs"]) for m in tracking.read_dicts(cli.run_folder / "metrics.csv") if m["train/macs"]]
+    assert metrics[0] / original > 0.8  # it came from above
+
+
+def test_a_run_with_a_budget_resumes_bit_for_bit(run):
+    epochs = [*BUDGET, "--trainer.max_steps", "-1", "--trainer.max_epochs"]
+    whole, _ = run("whole", *epochs, "2")
+    run("parts", *epochs, "1")
+    parts, _ = run("parts", *epochs, "2", "--ckpt_path", "last")
+    assert whole.model.cost.multiplier != 0
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model.budget", "0.01"],
+            r"amount must be between the least and the most that strides can reach, .*0\.\d+ to",
+        ),
+        (["--model.budget", "-1"], "budget must be > 0, got -1"),
+        (["--model.budget", "0.5", "--model.network.downsample", "conv"], "budget must be null for a network without"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(tmp_path, capsys, arguments, message):
+    assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "no", *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "no" / "result.json").exists()

@@ -34,8 +34,8 @@ class Classifier(LightningModule):
             is a sum over batch and channels, and now and then a very large one.
         label_smoothing: of the cross-entropy in training.
         cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
-        budget: multiply-accumulates to end at, as a fraction of those that the network has with strided layers in
-            place of learnable ones; null: no budget.
+        budget: multiply-accumulates to end at, as a fraction of those that the network would have with strided layers
+            in place of learnable ones (`CostModel.original`); null: no budget.
         channels_last: run 2-d convolutions in this memory format, faster on most hardware.
 
     Raises:
