@@ -171,8 +171,8 @@ class Finder:
         for name, operation in session.strided:
             if name not in known:
                 self.left_alone[name or "(the model)"] = (
-                    f"{described(self.model, name)} downsamples in its own code ({operation}), not by a module such as "
-                    "nn.MaxPool2d or nn.Conv2d"
+                    f"{type(self.modules[name]).__name__} downsamples in its own code ({operation}), not by a module "
+                    "such as nn.MaxPool2d or nn.Conv2d"
                 )
         if not self.sites:
             raise self._nothing()
@@ -331,7 +331,7 @@ class Finder:
             tuple(drafted),
             tuple(self.resizes),
             tuple(self.global_poolings),
-            dict(self.left_alone),
+            {name: why for name, why in self.left_alone.items() if name not in {r.name for r in self.resizes}},
             sum(macs.values()),
             0,
             0,

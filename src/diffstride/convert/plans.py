@@ -134,8 +134,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     factor = f", {plan.macs_after / plan.macs_before:.3f} of the original" if plan.macs_before else ""
     yield (
-        f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on the example "
-        f"inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
+        f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on "
+        f"the example inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
     )
     for resize in plan.resizes:
         what = "resized" if "Transpose" in resize.kind else "spectral_resize"
