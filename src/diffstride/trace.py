@@ -452,8 +452,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
-    if func is torch.ops.aten.constant_pad_nd.default and any(isinstance(n, torch.SymInt) for n in args[1]):
-        # torch 2.13 takes no symbols here but in the decomposition, which this import registers.
+    pad = torch.ops.aten.constant_pad_nd.default
+    if func is pad and any(isinstance(n, torch.SymInt) for n in (*args[0].shape, *args[1])):
+        # torch 2.13 makes numbers of symbols here, but in the decomposition, which this import registers.
         from torch import _refs  # noqa: F401
         from torch._decomp import decomposition_table
 

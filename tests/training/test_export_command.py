@@ -24,6 +24,7 @@ def trained(tmp_path_factory):
         "--config", str(CONFIG), "--runs", str(tmp_path_factory.mktemp("runs")), "--name", "tiny",
         "--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32",
         "--model.network.width", "4", "--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false",
+        "--model.budget", "1.5",  # its state is in the checkpoint, and is not the network's
     ]  # fmt: skip
     return train(arguments).run_folder
 

@@ -103,7 +103,7 @@ def load(checkpoint: Path, config_file: Path) -> Run:
     except Exception as error:  # whatever a damaged file makes the unpickler say
         raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
     try:
-        network.load_state_dict(state)
+        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
     except RuntimeError as error:
         raise UserError(f"{checkpoint} is of another network than {config_file} describes") from error
     return Run(network.network.eval(), config)
@@ -235,7 +235,8 @@ def _strided(run: Run) -> nn.Module | str:
     options = network.get("init_args", {})
     if options.get("downsample") == "conv":
         return "the network has strided convolutions itself"
-    model = run.config["model"] | {"network": network | {"init_args": options | {"downsample": "conv"}}}
+    strided = network | {"init_args": options | {"downsample": "conv"}}
+    model = run.config["model"] | {"network": strided, "budget": None}  # which needs learnable strides
     try:
         return _classifier(model).network.eval()
     except (ValueError, ArgumentError) as error:  # fractional strides, for example
