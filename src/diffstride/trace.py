@@ -482,6 +482,8 @@ class _Functions(TorchFunctionMode):
         self.session = session
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.max_pool1d:
+            func = _max_pool1d
         if self.session.function is not None:
             return func(*args, **(kwargs or {}))
         self.session.function = getattr(func, "__name__", None) or resolve_name(func) or str(func)
@@ -491,6 +493,19 @@ class _Functions(TorchFunctionMode):
             # A random number alone decides whether a layer is dropped; the value with which none is.
             return torch.tensor(1.0)
         return output
+
+
+def _max_pool1d(x: Tensor, kernel_size: Any, stride: Any = (), *options: Any, **named: Any) -> Tensor:
+    """`torch.max_pool1d`, which makes numbers of symbols, by its twin for images."""
+    padding, dilation, ceil_mode = [
+        named.get(name, options[i] if i < len(options) else default)
+        for i, (name, default) in enumerate((("padding", 0), ("dilation", 1), ("ceil_mode", False)))
+    ]
+    (kernel,), (step,), (pad,), (gap,) = (
+        (n,) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size, padding, dilation)
+    )
+    y = torch.max_pool2d(x.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), bool(ceil_mode))
+    return y.squeeze(-2)
 
 
 def _explanation(error: Exception, session: Session, model: nn.Module) -> str:

@@ -20,13 +20,15 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a tiny run."""
-    arguments = [
-        "--config", str(CONFIG), "--runs", str(tmp_path_factory.mktemp("runs")), "--name", "tiny",
+    return train(arguments(tmp_path_factory.mktemp("runs"))).run_folder
+
+
+def arguments(folder):
+    return [
+        "--config", str(CONFIG), "--runs", str(folder), "--name", "tiny",
         "--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32",
         "--model.network.width", "4", "--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false",
-        "--model.budget", "1.5",  # its state is in the checkpoint, and is not the network's
     ]  # fmt: skip
-    return train(arguments).run_folder
 
 
 @pytest.fixture
@@ -70,6 +72,12 @@ def test_a_run_becomes_a_file(run, tmp_path, capsys):
     assert export(run / "checkpoints" / "last.ckpt", target, "--force", "--repeats", 0) == 0
     assert len(target.read_bytes()) == len(before)
     assert "Latency" not in capsys.readouterr().out
+
+
+def test_a_run_with_a_budget(tmp_path, capsys):
+    folder = train([*arguments(tmp_path), "--model.budget", "1.5"]).run_folder  # its state is in the checkpoint, too
+    assert export(folder, tmp_path / "model.onnx", "--repeats", 1) == 0
+    assert capsys.readouterr().out.count("│ strided convolutions ") == 2
 
 
 def test_where_there_is_no_strided_model_it_says_why(run, tmp_path, capsys):
