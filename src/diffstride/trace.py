@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -482,11 +483,11 @@ class _Functions(TorchFunctionMode):
         self.session = session
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.max_pool1d:
+        if func in (torch.max_pool1d, F.max_pool1d) and not (kwargs or {}).get("return_indices"):
             func = _max_pool1d
         if self.session.function is not None:
             return func(*args, **(kwargs or {}))
-        self.session.function = getattr(func, "__name__", None) or resolve_name(func) or str(func)
+        self.session.function = (getattr(func, "__name__", None) or resolve_name(func) or str(func)).lstrip("_")
         output = func(*args, **(kwargs or {}))
         self.session.function = None  # not after a failure: it happened in there
         if func is torch.rand and output.ndim == 0:

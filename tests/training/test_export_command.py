@@ -76,7 +76,7 @@ def test_a_run_becomes_a_file(run, tmp_path, capsys):
 
 def test_a_run_with_a_budget(tmp_path, capsys):
     folder = train([*arguments(tmp_path), "--model.budget", "1.5"]).run_folder  # its state is in the checkpoint, too
-    assert export(folder, tmp_path / "model.onnx", "--repeats", 1) == 0
+    assert export(folder, tmp_path / "model.onnx", "--repeats", 2) == 0
     assert capsys.readouterr().out.count("│ strided convolutions ") == 2
 
 
