@@ -1,6 +1,7 @@
 """Multiply-accumulates and memory, against the arithmetic, torch's counter and the tensors that real models save."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -11,10 +12,15 @@ from torch import nn
 import diffstride as ds
 import zoo
 from diffstride import DiffStride2d
+from diffstride._check import UserError
 from diffstride.cost import count_macs
 from diffstride.nn.learnable import LearnableStrides
 
-ALL = pytest.mark.parametrize("name", list(zoo.CASES))
+# Those of which another case has all the parts, and those whose code is slow to follow.
+SLOW = {"swin", "mobilenet-v1", "mobilenet-v2", "convnextv2", "resnet-bottleneck", "regnet"}
+ALL = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in zoo.CASES]
+)
 
 
 def test_macs_of_convolutions_and_linear_layers_and_those_of_resampling_apart():
@@ -110,8 +116,7 @@ def test_least_and_most_enclose_the_cost(name, measure):
     least, most = cost.least(), cost.most()
     assert 0 < least < cost.count() < most
     set_strides(model, lambda s: 1.0)
-    if name != "swin":  # whose windows are padded
-        assert cost.count() == most
+    assert cost.count() == most
     for _ in range(3):
         random_strides(model)
         assert least <= cost.count() <= most
@@ -139,15 +144,17 @@ CHAINS = {
     "inception": (2, 0, 2),
     "wav2vec2": (9, 2, 2, 1),
     "audio-1d": (8, 0, 0, 0),
-    "resnet-3d": (0, 0, 0),
 }
 
 
 @pytest.mark.parametrize("measure", ["macs", "memory"])
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_relaxed_cost_lies_between_those_at_sizes_rounded_down_and_up(name, measure):
+def test_the_relaxed_cost_lies_between_those_at_sizes_rounded_down_and_up(name, measure, monkeypatch):
     _, model, plan = zoo.converted(name)
-    inputs = zoo.CASES[name].inputs(0)
+    # Which order is the cheapest depends on whole sizes; where another one becomes that, the exact cost jumps.
+    monkeypatch.setattr(ds.functional, "cheapest_order", lambda *_: "convolve first")
+    model.double()  # sizes of thousands of samples divided by single-precision strides are not whole again
+    inputs = doubled(zoo.CASES[name].inputs(0))
     cost = ds.CostModel(model, inputs, measure=measure)
     given = zoo.tensor_of(inputs)
     spatial = given.shape[1:] if name == "wav2vec2" else given.shape[2:]
@@ -181,7 +188,13 @@ def test_the_relaxed_cost_lies_between_those_at_sizes_rounded_down_and_up(name, 
 def set_rows(layers, rows):
     with torch.no_grad():
         for layer, row in zip(layers, rows, strict=True):
-            layer.stride.copy_(torch.tensor(row[: len(layer.stride)]))
+            layer.stride.copy_(torch.tensor(row[: len(layer.stride)], dtype=torch.float64))
+
+
+def doubled(inputs):
+    if isinstance(inputs, dict):
+        return {key: value.double() for key, value in inputs.items()}
+    return tuple(x.double() for x in inputs) if isinstance(inputs, tuple) else inputs.double()
 
 
 @pytest.mark.parametrize("measure", ["macs", "memory"])
@@ -189,11 +202,7 @@ def set_rows(layers, rows):
 def test_gradients_are_central_differences(name, measure):
     _, model, _ = zoo.converted(name)
     model.double()
-    inputs = zoo.CASES[name].inputs(0)
-    if isinstance(inputs, dict):
-        inputs = {key: value.double() for key, value in inputs.items()}
-    else:
-        inputs = tuple(x.double() for x in inputs) if isinstance(inputs, tuple) else inputs.double()
+    inputs = doubled(zoo.CASES[name].inputs(0))
     random_strides(model)
     check_gradient(model, ds.CostModel(model, inputs, measure=measure))
 
@@ -242,12 +251,44 @@ def test_a_saturated_outer_window_still_has_a_direction_to_push():
         cost().backward()
         optimizer.step()
     assert cost.count() < whole  # pushed out of saturation
-    (-cost()).backward()
-    layer.stride.grad = None
-    with torch.no_grad():
-        layer.stride.fill_(1.5)
-    (-cost()).backward()
-    assert not layer.stride.grad.any()  # what would have the map grow has no effect there
+
+
+# Sizes at which the maps after a stride of 1.8 lie where a fixed stride's floor (or ceiling) has a slope.
+@pytest.mark.parametrize(
+    ("after", "size"),
+    [
+        (nn.ZeroPad2d((0, 1, 2, 0)), (24, 30)),
+        (nn.MaxPool2d(3, 1, 1), (24, 30)),
+        (nn.AvgPool2d(2), (24, 28)),
+        (nn.Upsample(scale_factor=2), (24, 30)),
+        (nn.MaxPool1d(3, 1, 1), (50,)),
+        (nn.MaxPool1d(2, ceil_mode=True), (52,)),
+        (nn.AvgPool1d(2), (50,)),
+    ],
+)
+def test_gradients_reach_the_strides_through_what_torch_makes_numbers_of(after, size):
+    """A padding by numbers, a 1-d max pooling and an upsampling turn symbols into numbers, if one lets them."""
+    ndim = len(size)
+    layer = (ds.DiffStride1d, DiffStride2d)[ndim - 1](1.8, window="inner")
+    model = nn.Sequential(layer, after, (nn.Conv1d, nn.Conv2d)[ndim - 1](3, 4, 3)).double()
+    x = torch.randn(2, 3, *size).double()
+    for measure in ("macs", "memory"):
+        cost = ds.CostModel(model, x, measure=measure)
+        layer.stride.grad = None
+        check_gradient(model, cost)
+        assert (layer.stride.grad < 0).all()
+        start = cost.count()
+        for stride in (2.9, 1.0):
+            with torch.no_grad():
+                layer.stride.fill_(stride)
+            exact = zoo.saved_bytes(model, x) if measure == "memory" else zoo.products(model, x)[0]["2"]
+            # An upsampling is traced by its decomposition, which saves indices.
+            within = 0.01 if measure == "memory" and isinstance(after, nn.Upsample) else 0
+            assert cost.count() == pytest.approx(exact, rel=within, abs=0)
+        assert cost.most() == cost.count()
+        assert cost.start() == start
+        with torch.no_grad():
+            layer.stride.fill_(1.8)
 
 
 class TwoRoads(nn.Module):
@@ -280,7 +321,7 @@ def test_counts_stay_exact_where_the_models_code_takes_another_turn(measure):
             assert cost.count() == zoo.saved_bytes(model, x)
         seen.add(cost.count())
         relaxed = cost().item()
-        assert 0.7 * cost.count() < relaxed <= cost.count() * 1.001
+        assert 0.7 * cost.count() < relaxed <= cost.count() * 1.001  # of the road that is taken
     assert len(seen) == 5
 
 
@@ -298,7 +339,7 @@ def test_a_budget_out_of_reach_names_what_is_in_reach(measure):
     cost = ds.CostModel(model, x, measure=measure)
     least, most, original = cost.least(), cost.most(), cost.original()
     for amount in (0.9 * least, 1.1 * most):
-        with pytest.raises(ds.UserError if hasattr(ds, "UserError") else ValueError) as caught:
+        with pytest.raises(UserError) as caught:
             cost.budget(amount, of="absolute")
         assert f"{least:.4g} to {most:.4g}" in str(caught.value)
         assert f"got {amount:g}" in str(caught.value)
@@ -357,7 +398,7 @@ def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction,
         budget()
         moved.append(float(budget.multiplier))
     assert sign * moved[-1] > 0
-    assert all(sign * (b - a) >= 0 for a, b in zip(moved, moved[1:], strict=False))
+    assert all(sign * (b - a) >= 0 for a, b in itertools.pairwise(moved))
     assert max(map(abs, moved)) <= budget.limit
     again = cost.budget(fraction, of="start")
     again.load_state_dict(budget.state_dict())
@@ -369,8 +410,10 @@ def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction,
 @pytest.mark.parametrize("measure", ["macs", "memory"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, optimizer):
-    model, x = toy(window)
-    cost = ds.CostModel(model, x, measure=measure)
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)]
+    pools = [DiffStride2d(2.0, window=window, smoothness=2.0) for _ in range(2)]
+    model = nn.Sequential(convolutions[0], pools[0], convolutions[1], pools[1], convolutions[2])
+    cost = ds.CostModel(model, torch.randn(1, 3, 64, 64), measure=measure)
     budget = cost.budget(fraction, of="start")
     strides = [layer.stride for layer in layers_of(model)]
     if optimizer == "sgd":

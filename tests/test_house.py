@@ -55,3 +55,10 @@ def test_the_core_imports_nothing_but_torch():
         "scipy",
     }
     assert not heavy & set(ast.literal_eval(out))
+
+
+def test_importing_loads_neither_sympy_nor_the_compiler():
+    """Each takes longer than the rest of the library; torch itself leaves them out until they are needed."""
+    script = "import sys, diffstride; print(sorted({'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert ast.literal_eval(out) == []

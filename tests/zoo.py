@@ -370,7 +370,7 @@ CASES = {
     "unet-transposed": Case(TransposedUNet, maps((32, 32), (44, 28))),
     "resnet-3d": Case(resnet_3d, maps((8, 16, 16), (7, 21, 18), channels=1)),
     "audio-1d": Case(audio_1d, maps((1000,), (777,), channels=1)),
-    "mixed": Case(Mixed, pairs((48, 48), (61, 45))),
+    "mixed": Case(Mixed, pairs((64, 64), (77, 61))),
 }
 
 

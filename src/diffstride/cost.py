@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,9 +17,10 @@ from diffstride import _check
 from diffstride.geometry import clamp_stride
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
-from diffstride.program import MEASURES, Measure, Neighbour, OnHost, Program, in_use, of_strided_twin
+from diffstride.program import MEASURES, Measure, Neighbour, OnHost, Program, Strides, in_use, of_strided_twin
 from diffstride.trace import ExampleInputs
 
 
@@ -97,7 +98,7 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     in_layers = sum(
         sum(by_module.get(f"{prefix}.{name}" if name else prefix, {}).values())
         for name, module in model.named_modules()
-        if isinstance(module, (LearnableStrides, SpectralPoolNd))
+        if isinstance(module, (LearnableStrides, SpectralPoolNd, ResizeTo))
     )
     resampling = in_layers // 2 - convolutions
     return Macs(total // 2 - resampling, resampling)
@@ -166,7 +167,16 @@ class CostModel:
 
     def start(self) -> int:
         """The exact cost at the strides that the layers were constructed with."""
-        return self._program.count(lambda layer: layer.initial_strides)
+        return self._count(lambda layer: layer.initial_strides)
+
+    def _count(self, strides: Strides) -> int:
+        """The exact cost at these strides, by a trace of its own where the model's code takes another turn there."""
+        program = self._program
+        if not program.holds(strides):
+            # A model may refuse maps so small (windows of attention): then as if it did not.
+            with suppress(_check.UserError):
+                program = Program(self.model, self.example, self.measure, strides)
+        return program.count(strides)
 
     def original(self) -> int:
         """The cost of the model with strided layers in place of the learnable ones, at their initial strides.
@@ -177,12 +187,12 @@ class CostModel:
         return of_strided_twin(self.model, self.example, self.measure)
 
     def least(self) -> int:
-        """The cost at the largest strides that bounds and maps allow."""
-        return self._program.count(lambda layer: (_ENORMOUS,) * layer.ndim)
+        """The cost at the largest strides that bounds and maps allow (no map after a layer is empty)."""
+        return self._count(self._program.largest_strides())
 
     def most(self) -> int:
         """The cost at the smallest strides that bounds and maps allow."""
-        return self._program.count(lambda layer: (1.0,) * layer.ndim)
+        return self._count(lambda layer: (1.0,) * layer.ndim)
 
     def budget(self, amount: float, of: Literal["original", "start", "absolute"] = "original") -> Budget:
         """A loss term that holds the cost at a budget.
@@ -213,10 +223,6 @@ class CostModel:
         """Trace again where the model's code, or torch's, would take another turn at the sizes now in use."""
         if not self._program.holds(in_use):
             self._program = Program(self.model, self.example, self.measure)
-
-
-# Strides larger than any bound.
-_ENORMOUS = 1e30
 
 
 class Budget(nn.Module):

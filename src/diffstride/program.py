@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,10 +17,15 @@ from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.resize import ResizeTo
+from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.trace import ExampleInputs, Session
 
 Measure = Literal["macs", "memory"]
 MEASURES = ("macs", "memory")
+Strides = Callable[[LearnableStrides], tuple[float, ...]]
+"""From a layer to its strides."""
+# Strides larger than any bound.
+_ENORMOUS = 1e30
 
 
 def in_use(layer: LearnableStrides) -> tuple[float, ...]:
@@ -47,17 +52,22 @@ class Record(NamedTuple):
 
 
 def records_of(
-    model: nn.Module, example: ExampleInputs, *, training: bool = False, symbolic_inputs: bool = False
+    model: nn.Module,
+    example: ExampleInputs,
+    *,
+    strides: Strides = in_use,
+    training: bool = False,
+    symbolic_inputs: bool = False,
 ) -> tuple[list[Record], Session]:
-    """Run the model with symbols for the sizes that its learnable layers give."""
+    """Run the model with symbols for the sizes that its learnable layers give at these strides."""
     records: list[Record] = []
-    raw = {module: module._raw_strides() for module in model.modules() if isinstance(module, LearnableStrides)}
+    raw = {module: strides(module) for module in model.modules() if isinstance(module, LearnableStrides)}
 
     def forwards(session: Session, name: str, module: nn.Module) -> trace.Forward | None:
         if isinstance(module, LearnableStrides):
             vars(module)["_raw_strides"] = lambda: raw[module]  # those of fake parameters have no values
             return _stand_in(session, module, records)
-        return _resized(module) if isinstance(module, ResizeTo) else None
+        return fixed(module)
 
     session = trace.run(model, example, forwards, training=training, symbolic_inputs=symbolic_inputs)
     return records, session
@@ -77,7 +87,7 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         records.append(
             Record(
                 layer,
-                math.prod(leading),
+                math.prod(leading, start=trace.expression(1)),
                 int(in_channels),
                 spatial,
                 tuple(map(session.expanded, sampled(layer, spatial))),
@@ -106,10 +116,10 @@ class Neighbour(NamedTuple):
 class Program:
     """The cost as expressions, compiled."""
 
-    def __init__(self, model: nn.Module, example: ExampleInputs, measure: Measure) -> None:
+    def __init__(self, model: nn.Module, example: ExampleInputs, measure: Measure, strides: Strides = in_use) -> None:
         self.measure = measure
         self._names = {module: name for name, module in model.named_modules()}
-        self.records, session = records_of(model, example, training=measure == "memory")
+        self.records, session = records_of(model, example, strides=strides, training=measure == "memory")
         symbols, derived = [s for s in session.hints if s not in session.derived], session.derived
         self._spatial = []
         first = 0
@@ -118,7 +128,15 @@ class Program:
             first += record.layer.ndim
         terms = session.storages if measure == "memory" else [work.macs for work in session.work]
         self._others = trace.evaluator([sum(terms, trace.expression(0))], symbols, derived)
+        shapes = {n for call in session.calls for n in call.output or () if not n.is_Integer}
+        self._shapes = trace.evaluator(list(shapes), symbols, derived)
         self._by_module = by_module(session)
+        modules = {name: module for module, name in self._names.items()}
+        self._resizes = [
+            (modules[call.module].ndim, trace.evaluator([*call.input, *call.output], symbols, derived))
+            for call in session.calls
+            if isinstance(modules[call.module], (ResizeTo, SpectralPoolNd)) and call.input and call.output
+        ]
         asked = {relation.expression: relation.truth for relation in session.relations}
         self._answers = [bool(truth) if truth in (True, False) else int(truth) for truth in asked.values()]
         self._asked = trace.evaluator(list(asked), symbols, derived)
@@ -127,7 +145,7 @@ class Program:
         """The exact cost, with `strides` a function from a layer to its strides."""
         sizes = list(self._whole(strides))
         own = sum(
-            self._own(record, batch, spatial, new, spatial, new)
+            self._own(record, batch, spatial, new, spatial, new, strides)
             for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
         )
         total: float = self._others(*(n for _, _, new in sizes for n in new))[0] + own
@@ -161,16 +179,56 @@ class Program:
 
     def resampling_macs(self) -> int:
         """Multiply-accumulates of the resampling itself, where it is dense."""
-        return sum(
+        sizes = list(self._whole(in_use))
+        total = sum(
             batch * stage.macs()
-            for record, (batch, spatial, new) in zip(self.records, self._whole(in_use), strict=True)
+            for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
             for stage in self._resamplings(record, self._folded(record, spatial, new), spatial, new, spatial, new)
         )
+        for ndim, evaluate in self._resizes:
+            shapes = evaluate(*(n for _, _, new in sizes for n in new))
+            size, output = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
+            for i in range(len(size) - ndim, len(size)):
+                length, size[i] = size[i], output[i]
+                if max(length, size[i]) <= DENSE_UP_TO[torch.float32]:
+                    total += math.prod(size) * length
+        return total
 
     def holds(self, strides: Any) -> bool:
         """Whether all that was asked about sizes in the trace has the same answer at these strides."""
         values = [n for _, _, new in self._whole(strides) for n in new]
         return self._asked(*values) == self._answers
+
+    def runs(self, strides: Strides) -> bool:
+        """Whether no map is empty at these strides, where a convolution without padding comes after, say."""
+        values: list[int] = []
+        for record, evaluate in zip(self.records, self._spatial, strict=True):
+            spatial = evaluate(*values)[1:]
+            if min(sampled(record.layer, spatial)) < 1:
+                return False
+            values += _new_sizes(record.layer, spatial, strides(record.layer))
+        return min(self._shapes(*values), default=1) >= 1
+
+    def largest_strides(self) -> Strides:
+        """The largest that bounds and maps allow, of every layer such that the rest still runs."""
+        chosen: dict[int, list[float]] = {id(r.layer.stride): [1.0] * len(r.layer.stride) for r in self.records}
+
+        def strides(layer: LearnableStrides) -> tuple[float, ...]:
+            values = tuple(chosen.get(id(layer.stride), layer.initial_strides))
+            return values * layer.ndim if len(values) < layer.ndim else values
+
+        for values in chosen.values():  # in the order of the calls
+            for i in range(len(values)):
+                values[i] = _ENORMOUS
+                if self.runs(strides):
+                    continue
+                low, high = 0.0, math.log(1e6)
+                for _ in range(40):
+                    middle = (low + high) / 2
+                    values[i] = math.exp(middle)
+                    low, high = (middle, high) if self.runs(strides) else (low, middle)
+                values[i] = math.exp(low)
+        return strides
 
     def _whole(self, strides: Any) -> Iterator[tuple[int, list[int], tuple[int, ...]]]:
         """Batch, sizes of the input and sizes of the output of each record."""
@@ -216,6 +274,7 @@ class Program:
         new: Sequence[Any],
         whole: Sequence[int],
         new_whole: Sequence[int],
+        strides: Strides = in_use,
     ) -> Any:
         """The cost of a layer itself; whole sizes decide in which order it works."""
         layer = record.layer
@@ -224,7 +283,7 @@ class Program:
             if not isinstance(layer, DiffStrideConvNd):
                 return 0
             return batch * functional.convolution_work(folded, _channels(layer), spatial, new, layer._convolution)[0]
-        stages = self._resamplings(record, folded, spatial, new, whole, new_whole)
+        stages = self._resamplings(record, folded, spatial, new, whole, new_whole, strides)
         elements = sum(stage.input_elements + stage.kept_on_ramps() for stage in stages) if record.learning else 0
         if folded:  # the convolution saves what was resampled for it
             elements = elements + math.prod(stages[0].output) * record.channels
@@ -246,15 +305,17 @@ class Program:
         new: Sequence[Any],
         whole: Sequence[int],
         new_whole: Sequence[int],
+        strides: Strides = in_use,
     ) -> list[_Resampling]:
         """Those before and after the layer's convolution. The first one's input is the layer's, which others count."""
         layer, ndim = record.layer, record.layer.ndim
+        used = strides(layer), new_whole
         kernel = layer.kernel_size if isinstance(layer, DiffStrideConvNd) else (1,) * ndim
         stages = []
         if folded:
             interleaved = [k * n for k, n in zip(kernel, new, strict=True)]
             output = [*interleaved[:folded], *spatial[folded:]]
-            stages.append(_Resampling(layer, range(folded), True, record.channels, 0, output, whole, new_whole))
+            stages.append(_Resampling(layer, range(folded), True, record.channels, 0, output, whole, *used))
         if folded < ndim:
             channels, elements = record.channels, 0
             between = [*new[:folded], *sampled(layer, spatial)[folded:]]
@@ -263,7 +324,7 @@ class Program:
                 elements = channels * math.prod(between)
             whole_sampled = [*new_whole[:folded], *sampled(layer, whole)[folded:]]
             rest = range(folded, ndim)
-            stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, new_whole))
+            stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, *used))
         return stages
 
 
@@ -279,6 +340,7 @@ class _Resampling(NamedTuple):
     """Sizes of the output, relaxed."""
     whole: Sequence[int]
     """Whole sizes of the input that the axes in question see."""
+    strides: tuple[float, ...]
     new_whole: Sequence[int]
 
     def kept_on_ramps(self) -> Any:
@@ -317,7 +379,7 @@ class _Resampling(NamedTuple):
             seen = range(max(0, (kernel - 1) * dilation - left), min(length, n - left))
             outside = length - len(seen)  # samples that some tap does not see have coefficients of their own
         axis = layer._settings.axis(n, new)
-        first, last = axis.ramp(axis.clamp(in_use(layer)[i]))
+        first, last = axis.ramp(axis.clamp(self.strides[i]))
         waves = 2 if axis.basis == "dft" else 1
         return waves * (last - first) + outside, length, kernel * new
 
@@ -367,9 +429,28 @@ def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -
     return saturated
 
 
-def _resized(module: ResizeTo) -> trace.Forward:
-    """In place of a resizing's forward, which cannot work with symbols."""
-    return lambda x: _StandIn.apply(x, [*x.shape[: -module.ndim], *module.size])  # type: ignore[misc, no-untyped-call]
+def fixed(module: nn.Module) -> trace.Forward | None:
+    """In place of the forward of a layer of ours that learns nothing, since none can work with symbols."""
+    if isinstance(module, ResizeTo):
+        return lambda x: _empty(x, module.size)
+    if isinstance(module, SpectralPoolNd):
+        return lambda x: _empty(x, functional.pooled_sizes(x.shape[-module.ndim :], module.strides))
+    return None
+
+
+def unchanged(session: Session, module: LearnableStrides, strides: tuple[float, ...]) -> trace.Forward:
+    """In place of a learnable layer's forward: the sizes that follow from the values of the input's."""
+    vars(module)["_raw_strides"] = lambda: strides  # those of fake parameters have no values
+    channels = module.out_channels if isinstance(module, DiffStrideConvNd) else None
+    return lambda x: _empty(
+        x, module.output_size([session.value(trace.expression(n)) for n in x.shape[-module.ndim :]]), channels
+    )
+
+
+def _empty(x: Tensor, sizes: Any, channels: int | None = None) -> Tensor:
+    *leading, in_channels = x.shape[: -len(sizes)]
+    made: Tensor = _StandIn.apply(x, [*leading, channels or in_channels, *sizes])  # type: ignore[no-untyped-call]
+    return made
 
 
 class _StandIn(torch.autograd.Function):
@@ -412,9 +493,7 @@ def of_strided_twin(model: nn.Module, example: ExampleInputs, measure: Measure) 
             return _strided(module)
         if isinstance(module, DiffStrideNd) and "forward" not in vars(module):
             return lambda x: x.new_empty([*x.shape[: -module.ndim], *_nominal(module, x.shape[-module.ndim :])])
-        if isinstance(module, ResizeTo):
-            return _resized(module)
-        return None
+        return fixed(module)
 
     session = trace.run(model, example, forwards, training=measure == "memory")
     terms = session.storages if measure == "memory" else [work.macs for work in session.work]

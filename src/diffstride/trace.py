@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -105,9 +106,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module, attributes, contents in saved:
             vars(module).clear()
             vars(module).update(attributes)
-            for name, held in contents.items():
-                if held is not None:
-                    _put_back(attributes[name], held)
+            for held in contents.values():
+                if held:
+                    _put_back(held)
         random.setstate(python)
         torch.set_rng_state(cpu)
         if gpu:
@@ -116,16 +117,20 @@ def preserved(model: nn.Module) -> Iterator[None]:
             numpy.random.set_state(of_numpy)
 
 
-def _contents(value: Any) -> Any:
-    return value.copy() if isinstance(value, (dict, list, set)) else None
+def _contents(value: Any, depth: int = 3) -> Any:
+    """A container's contents, with those of the containers in it: `(container, copy, [contents ...])`."""
+    if depth == 0 or not isinstance(value, (dict, list, set)):
+        return None
+    inner = value.values() if isinstance(value, dict) else value
+    return value, value.copy(), [held for held in (_contents(v, depth - 1) for v in inner) if held]
 
 
-def _put_back(container: Any, held: Any) -> None:
-    if isinstance(container, list):
-        container[:] = held
-    else:
-        container.clear()
-        container.update(held)
+def _put_back(held: Any) -> None:
+    container, copied, inner = held
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(copied)
+    for contents in inner:
+        _put_back(contents)
 
 
 @lru_cache(maxsize=1)
@@ -257,6 +262,10 @@ def expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
+# What is patched and hooked in torch is for all threads.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 def run(
     model: nn.Module,
     example: ExampleInputs,
@@ -277,14 +286,19 @@ def run(
     Raises:
         TraceError: the model raises, looks at values (which fake tensors do not have), or uses what has no fake.
     """
+    from torch._dispatch.python import enable_python_dispatcher
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise UserError(f"model must be Python code, got a scripted module: {scripted[0] or 'the model itself'}")
     session = Session({module: name for name, module in model.named_modules()})
     fake = FakeTensorMode(shape_env=session._environment, allow_non_fake_inputs=True)
     fake.cache_enabled = False  # no operation is done twice with the same symbols
-    with preserved(model), ExitStack() as stack:
+    with _ONE_AT_A_TIME, preserved(model), ExitStack() as stack:
         stack.enter_context(_without_logs())
         stack.enter_context(_short_quotients(session))
+        stack.enter_context(enable_python_dispatcher())  # decompositions take symbols where kernels do not
         stack.enter_context(fake)
         _make_fake(model, fake)
         for module, name in session.names.items():
@@ -349,11 +363,12 @@ def _without_logs() -> Iterator[None]:
 
 
 def _make_fake(model: nn.Module, fake: Any) -> None:
+    """Parameters, buffers, and tensors that are plain attributes."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        for tensors in (module._parameters, module._buffers, vars(module)):
             for name, tensor in tensors.items():
-                if tensor is not None:
+                if isinstance(tensor, Tensor):
                     if id(tensor) not in made:
                         made[id(tensor)] = _fake_tensor(tensor, fake)
                     tensors[name] = made[id(tensor)]
@@ -483,11 +498,12 @@ class _Functions(TorchFunctionMode):
         self.session = session
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", None) or resolve_name(func) or str(func)
         if func in (torch.max_pool1d, F.max_pool1d) and not (kwargs or {}).get("return_indices"):
             func = _max_pool1d
         if self.session.function is not None:
             return func(*args, **(kwargs or {}))
-        self.session.function = (getattr(func, "__name__", None) or resolve_name(func) or str(func)).lstrip("_")
+        self.session.function = name
         output = func(*args, **(kwargs or {}))
         self.session.function = None  # not after a failure: it happened in there
         if func is torch.rand and output.ndim == 0:
@@ -521,7 +537,7 @@ def _explanation(error: Exception, session: Session, model: nn.Module) -> str:
         )
     if isinstance(error, fake_tensor.UnsupportedOperatorException):
         return f"model must use operators that torch knows the shapes of, {where} uses {error.func}"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split("Exception raised from")[0].split())
     return f"model must run on the example inputs, {where} raised {type(error).__name__}: {text}"
 
 

@@ -43,6 +43,7 @@ class Finder:
     ) -> None:
         self.model, self.example, self.upsample, self.options = model, example, upsample, options
         self.modules = dict(model.named_modules())
+        self.learned = {m: program.in_use(m) for m in self.modules.values() if isinstance(m, LearnableStrides)}
         self.sites: dict[str, Look] = {}
         self.left_alone: dict[str, str] = {}
         self.global_poolings: list[str] = []
@@ -115,6 +116,10 @@ class Finder:
         )
 
     def _forward(self, session: Session, name: str, module: nn.Module, values: dict[Key, int]) -> trace.Forward | None:
+        if isinstance(module, LearnableStrides):
+            return program.unchanged(session, module, self.learned[module])
+        if (stand_in := program.fixed(module)) is not None:
+            return stand_in
         if name in self.global_poolings:
             ndim = self._ndim(name)
             return lambda x: x.new_empty([*x.shape[:-ndim], *[1] * ndim])
@@ -197,8 +202,8 @@ class Finder:
             except TraceError as error:
                 self._learn(error)
             else:
-                self._link(session)
-                return
+                if self._link(session):
+                    return
 
     def _learn(self, error: TraceError) -> None:
         session = error.session
@@ -215,7 +220,7 @@ class Finder:
         left, right = (*expression.args, None, None)[:2]
         pair = self._same_function(left, right, session)
         if pair is not None:
-            self.ties.join(*pair)
+            self._tie(*pair)
             return
         for side, other in ((left, right), (right, left)):
             key = session.keys.get(side)
@@ -227,14 +232,19 @@ class Finder:
         where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
         if not bound:
             raise UserError(f"model must work at other sizes than those of the example: {error}") from error
-        if len(bound) > 1 or self.upsamplings:
-            advice = "" if self.upsample or not self.upsamplings else " (upsample=True lets the upsampling follow)"
-            reason = f"its map meets another whose size is tied to it in {where}{advice}"
-        else:
-            reason = f"it feeds {where}, which needs a map of the fixed size"
-        sizes = _needed(expression)
+        advice = " (upsample=True lets the upsampling follow)" if self.upsamplings and not self.upsample else ""
+        needed = f", which needs {right} features" if relation.function == "linear" and right.is_Integer else ""
         for name in bound:
-            self._leave(name, f"{reason} {sizes}".rstrip())
+            self._leave(name, f"its map must keep its size for {where}{needed}{advice}")
+
+    def _tie(self, one: Key, other: Key) -> None:
+        """Two sizes agree; so do those of the other axes, where they were the same: the sites share their strides."""
+        self.ties.join(one, other)
+        if one[2] == other[2]:
+            for axis in range(self.sites[one[0]].ndim):
+                pair = (*one[:2], axis), (*other[:2], axis)
+                if self.naturals.get(pair[0]) == self.naturals.get(pair[1]):
+                    self.ties.join(*pair)
 
     def _same_function(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
         """The two sizes that must agree, if an equation says no more than that."""
@@ -247,8 +257,8 @@ class Finder:
             return keys
         return None
 
-    def _link(self, session: Session) -> None:
-        """The modules whose outputs have the sizes that upsamplings must take."""
+    def _link(self, session: Session) -> bool:
+        """Find the modules whose outputs have the sizes that upsamplings must take; False if one has none."""
         self.resizes = []
         counts: dict[str, int] = {}
         for call in session.calls:
@@ -270,9 +280,13 @@ class Finder:
                 ),
                 None,
             )
-            if source is None:
-                raise UserError(f"upsample=True needs a module whose output has the size that {name} must take: none")
+            if source is None:  # it stays as it is, and so do the sites that it binds
+                del self.upsamplings[name]
+                self.links = {key: size for key, size in self.links.items() if key[0] != name}
+                self.left_alone[name] = "it must take a size that no module's output has (one that is called once)"
+                return False
             self.resizes.append(Resize(name, type(self.modules[name]).__name__, source, ndim))
+        return True
 
     def _groups(self) -> list[_Group] | None:
         """The sites that share a stride; None if some cannot, which are then left alone."""
@@ -488,9 +502,3 @@ def _named(key: Any) -> Any:
 
 def _by_name(session: Session) -> dict[Any, Any]:
     return {_named(key): symbol for symbol, key in session.keys.items()}
-
-
-def _needed(expression: Any) -> str:
-    """The whole number that an equation needs."""
-    numbers = [arg for arg in expression.args if arg.is_Integer]
-    return f"({numbers[0]} samples in all)" if len(numbers) == 1 else ""

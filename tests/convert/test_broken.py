@@ -1,0 +1,117 @@
+"""What cannot be converted: a message that names the module and the cure, and a model exactly as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+import diffstride as ds
+import zoo
+from diffstride._check import UserError
+from test_trace import random_states, record, same
+from zoo import block, head
+
+ESSENCE = {
+    "flatten-head": [r"0\.0: .*3 \(Linear\)", r"1: .*3 \(Linear\)", "512"],
+    "functional-pooling": ["FunctionalPooling", "max_pool2d", r"in its own code", r"nn\.MaxPool2d"],
+    "data-dependent": ["DataDependent", "must not decide by the values of tensors"],
+    "raises": [r"1 \(Offline\) raised RuntimeError: sensor offline"],
+    "no-downsampling": ["model must have a downsampling that can be converted", "got none"],
+}
+
+
+@pytest.mark.parametrize("call", [ds.plan, ds.convert])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", zoo.BROKEN)
+def test_broken_models_are_told_why_and_left_alone(name, training, call):
+    model = zoo.BROKEN[name].build().train(training)
+    next(model.modules()).register_forward_hook(lambda *_: None)
+    next(model.children()).train(not training)
+    x = zoo.BROKEN[name].inputs(0)
+    before, drawn = record(model), random_states()
+    with pytest.raises(UserError) as caught:
+        call(model, x)
+    for essence in ESSENCE[name]:
+        caught.match(essence)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+    assert same(record(model), before)
+    assert same(random_states(), drawn)
+
+
+def test_a_model_is_converted_once():
+    model, x = zoo.vgg(), torch.randn(2, 3, 32, 32)
+    ds.convert(model, x)
+    before = record(model)
+    with pytest.raises(UserError, match="its strides are learned already"):
+        ds.convert(model, x)
+    assert same(record(model), before)
+
+
+def test_the_rest_of_a_model_is_converted_later():
+    model, x = zoo.vgg(), torch.randn(2, 3, 32, 32)
+    first = ds.convert(model, x, include="2")
+    second = ds.convert(model, x)
+    assert (first.groups, second.groups) == ([["2"]], [["5"], ["8"]])
+    assert second.macs_before == first.macs_after
+    assert len(ds.strides(model)) == 3
+    assert model(torch.randn(2, 3, 45, 27)).isfinite().all()
+
+
+class Named(nn.Module):
+    """It has the attribute that the converter needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+        self.pool.diffstride = 3
+        self.conv, self.head = block(3, 8, 3, 2), nn.Sequential(*head(8))
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x)))
+
+
+def test_what_fails_half_way_is_undone():
+    model, x = Named(), torch.randn(2, 3, 32, 32)
+    before = record(model)
+    for call in (ds.plan, ds.convert):
+        with pytest.raises(ValueError, match="must not have an attribute 'diffstride'"):
+            call(model, x)
+        assert same(record(model), before)
+    del model.pool.diffstride
+    plan = ds.plan(model, x)
+    other = Named()
+    before = record(other)
+    with pytest.raises(UserError, match="model cannot be converted: module must not have an attribute 'diffstride'"):
+        plan.apply(other)
+    assert same(record(other), before)
+
+
+class Asks(nn.Module):
+    """The class of a module decides, as in code that knows its own layers alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(*head(8))
+
+    def forward(self, x):
+        if not isinstance(self.conv, nn.Conv2d):
+            raise RuntimeError("conv must be a Conv2d")
+        return self.head(self.conv(x))
+
+
+def test_a_converted_model_that_does_not_run_is_not_made():
+    model, x = Asks(), torch.randn(2, 3, 32, 32)
+    before = record(model)
+    with pytest.raises(UserError, match=r"\(Asks\) raised RuntimeError: conv must be a Conv2d"):
+        ds.convert(model, x)
+    assert same(record(model), before)
+
+
+def test_inputs_that_the_model_does_not_take():
+    model = zoo.vgg()
+    before = record(model)
+    with pytest.raises(UserError, match=r"0\.0 \(Conv2d\) raised"):
+        ds.convert(model, torch.randn(2, 4, 32, 32))
+    with pytest.raises(UserError, match="the model itself"):
+        ds.convert(model, {"image": torch.randn(2, 3, 32, 32)})
+    assert same(record(model), before)

@@ -1,0 +1,462 @@
+"""Plans: patterns, options, what is left alone and why, files, and single modules of every kind."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import diffstride as ds
+import zoo
+from diffstride._check import UserError
+from diffstride.convert.apply import layer_of
+from diffstride.nn.attach import attached
+from zoo import block, head
+
+IMAGE = (2, 3, 32, 32)
+
+
+def sizes_of(model, name, x):
+    seen = []
+    handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(output.shape[2:]))
+    with torch.no_grad():
+        model.eval()(x)
+    handle.remove()
+    (size,) = set(map(tuple, seen))
+    return size
+
+
+def test_patterns_choose_sites():
+    x = torch.randn(IMAGE)
+    plan = lambda **options: [site.name for site in ds.plan(zoo.vgg(), x, **options).sites]
+    assert plan() == ["2", "5", "8"]
+    assert plan(include="5") == ["5"]
+    assert plan(include=["2", "8"]) == ["2", "8"]
+    assert plan(exclude="[58]") == ["2"]
+    assert plan(include=["2", "5"], exclude=("5",)) == ["2"]
+    left = ds.plan(zoo.vgg(), x, include="[25]", exclude="5").left_alone
+    assert left == {"8": "not among those to include", "5": "excluded"}
+
+
+@pytest.mark.parametrize("what", ["include", "exclude"])
+def test_patterns_that_match_nothing_name_what_there_is(what):
+    with pytest.raises(UserError, match=rf"{what} must match a downsampling \(there are: 2, 5, 8\), got 'stem\*'"):
+        ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: ["2", "stem*"]})
+    with pytest.raises(TypeError, match=f"{what} must be a pattern or a list of patterns on module names, got 3"):
+        ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: 3})
+
+
+def test_one_branch_alone_keeps_its_size_for_the_other():
+    with pytest.raises(UserError, match=r"1\.main\.0\.0: its map .* 1 \(Residual\), at add"):
+        ds.plan(zoo.resnet_d(), torch.randn(IMAGE), include="1.main*")
+    plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE), exclude="1.main*")
+    assert plan.groups == [["3.main.0.0", "3.shortcut.0"]]
+    # The two fixed branches agree on even maps alone.
+    assert plan.left_alone.keys() == {"1.main.0.0", "1.shortcut.0", "0.0"}
+    assert "1 (Residual), at add" in plan.left_alone["1.shortcut.0"]
+
+
+class Unequal(nn.Module):
+    """A shortcut of stride 4 beside two layers of stride 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.short = block(3, 8, 3, 2), block(8, 8, 3, 2), nn.Conv2d(3, 8, 1, 4)
+        self.last, self.head = block(8, 8, 3, 2), nn.Sequential(*head(8))
+
+    def forward(self, x):
+        return self.head(self.last(self.two(self.one(x)) + self.short(x)))
+
+
+def test_unequal_strides_that_meet_are_left_alone():
+    plan = ds.plan(Unequal(), torch.randn(IMAGE))
+    assert plan.groups == [["last.0"]]
+    for name in ("two.0", "short"):
+        assert plan.left_alone[name] == "outputs of different strides meet: two.0 (2, 2), short (4, 4)"
+    assert "the model itself (Unequal), at add" in plan.left_alone["one.0"]
+    assert "left alone: two.0, short: outputs of different strides meet" in str(plan)
+
+
+@pytest.mark.parametrize("build", [zoo.UNet, zoo.TransposedUNet])
+def test_a_unet_needs_upsample(build):
+    x = torch.randn(IMAGE)
+    with pytest.raises(UserError, match=r"upsample=True lets the upsampling follow"):
+        ds.plan(build(), x)
+
+
+@pytest.mark.parametrize("window", ["inner", "outer"])
+@pytest.mark.parametrize("name", ["resnet-d", "inception"])
+def test_options_reach_the_layers_and_groups_agree_under_any(name, window):
+    model, x = zoo.CASES[name].build(), zoo.CASES[name].inputs(0)
+    options = {"smoothness": 2.0, "window": window, "basis": "dct", "norm": "ortho", "shared": True,
+               "bounds": (1.0, 8.0), "size_multiple": 2, "backend": "matmul"}  # fmt: skip
+    plan = ds.convert(model, x, **options)
+    assert plan.options == options
+    for site in plan.sites:
+        layer = layer_of(model, site)
+        assert {key: getattr(layer, key) for key in options} == options
+        assert layer.stride.shape == (1,)
+    for stride in (2.0, 1.3, 2.6):
+        with torch.no_grad():
+            for site in plan.sites:
+                layer_of(model, site).stride.fill_(stride)
+        for scale in (0, 1):
+            for group in plan.groups:
+                (size,) = {sizes_of(model, name, zoo.CASES["inception"].inputs(scale)) for name in group}
+                assert all(n % 2 == 0 for n in size) or window == "outer" or min(size) <= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel": 3}, TypeError, "unexpected keyword argument 'kernel'"),
+        ({"window": "round"}, ValueError, "window must be one of 'outer', 'inner', got 'round'"),
+        ({"smoothness": 0.0}, ValueError, "smoothness must be > 0"),
+        ({"bounds": (1.0, 1.5)}, ValueError, r"stride must lie within bounds \(1.0, 1.5\), got \(2.0, 2.0\)"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of 'fft', 'matmul', 'auto'|backend must be one of"),
+    ],
+)
+def test_options_that_no_layer_takes(options, error, message):
+    model = zoo.vgg()
+    before = dict(model.named_modules())
+    for call in (ds.plan, ds.convert):
+        with pytest.raises(error, match=message) as caught:
+            call(model, torch.randn(IMAGE), **options)
+        assert "\n" not in str(caught.value)
+    assert dict(model.named_modules()) == before
+
+
+def test_only_modules_have_plans():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        ds.plan(lambda x: x, torch.randn(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), nn.AvgPool2d(3, (2, 3), 1)], ids=lambda m: type(m).__name__
+)
+def test_a_model_that_is_one_layer(module):
+    x = torch.randn(1, 3, 30, 20)
+    expected = module(x).shape
+    report = ds.convert(module, x)
+    assert report.groups == [[""]]
+    assert "(the model)" in str(report)
+    assert module(x).shape == expected
+    assert list(ds.strides(module)) == ["diffstride"]
+    with torch.no_grad():
+        attached(module).stride.fill_(3.0)
+    assert module(x).shape[2:] == attached(module).output_size(attached_input(module, x))
+
+
+def attached_input(module, x):
+    kernel, padding = (v if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.padding))
+    return tuple(n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True))
+
+
+@pytest.mark.parametrize("size", [30, 31, 32, 33, 34, 35])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        lambda: nn.MaxPool2d(2, ceil_mode=True),
+        lambda: nn.AvgPool2d(3, 2, ceil_mode=True),
+        lambda: nn.MaxPool2d(3, 3, ceil_mode=True),
+        lambda: nn.MaxPool2d(3, 2, 1),
+        lambda: nn.MaxPool2d(3, 2, dilation=2),
+        lambda: nn.AvgPool2d(2, 3),
+        lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    ],
+)
+def test_poolings_start_with_the_sizes_that_they_had(pool, size):
+    """Of every remainder; a map where the last window lies in the padding alone is the exception that torch makes."""
+    model, x = nn.Sequential(pool()), torch.randn(1, 1, size, size)
+    expected = model(x).shape
+    ds.convert(model, torch.randn(1, 1, 32, 32))
+    assert model(x).shape == expected
+
+
+def test_poolings_that_return_indices_and_adaptive_ones_are_left_alone():
+    model = nn.Sequential(block(3, 8, 3, 2), nn.MaxPool2d(2, return_indices=True))
+    assert ds.plan(model, torch.randn(IMAGE)).left_alone == {"1": "it returns indices, which belong to its own grid"}
+    model = nn.Sequential(block(3, 8, 3, 2), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(48, 5))
+    plan = ds.convert(model, torch.randn(IMAGE))
+    assert plan.left_alone == {"1": "its output has the fixed size (2, 3)"}
+    assert plan.groups == [["0.0"]]
+    assert model(torch.randn(2, 3, 45, 37)).shape == (2, 5)
+
+
+def test_poolings_of_whole_maps_by_a_fixed_kernel_follow_the_map():
+    model = nn.Sequential(block(3, 8, 3, 2), block(8, 8, 3, 2), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(8, 10)).eval()
+    x = torch.randn(IMAGE)
+    with torch.no_grad():
+        features = model[1](model[0](x))
+        expected = features.mean((2, 3))
+        assert torch.allclose(model[2](features).flatten(1), expected)
+    plan = ds.convert(model, x)
+    assert plan.global_poolings == ("2",)
+    assert plan.groups == [["0.0"], ["1.0"]]
+    assert "2: global, no stride" in str(plan)
+    assert torch.allclose(model[2](features).flatten(1), expected)
+    with torch.no_grad():
+        model[0][0].stride.fill_(3.1)
+        features = model[1](model[0](x))
+        assert features.shape[2:] == (6, 6)
+        torch.testing.assert_close(model(x), model[4](features.mean((2, 3))))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.down, self.head = block(3, 8, 3, 2), block(8, 8, 3, 2), nn.Sequential(*head(8))
+
+    def forward(self, x):
+        x = self.first(x)
+        self.sizes = [tuple(x.shape[2:])]
+        for _ in range(2):
+            x = self.down(x)
+            self.sizes.append(tuple(x.shape[2:]))
+        return self.head(x)
+
+
+def test_a_layer_that_is_called_at_two_sizes_has_one_stride():
+    model, x = Twice(), torch.randn(IMAGE)
+    model(x)
+    before = model.sizes
+    plan = ds.convert(model, x)
+    assert plan.groups == [["first.0"], ["down.0"]]
+    model(x)
+    assert model.sizes == before == [(16, 16), (8, 8), (4, 4)]
+    with torch.no_grad():
+        model.down[0].stride.fill_(1.6)
+    model(x)
+    assert model.sizes == [(16, 16), (10, 10), (7, 7)]
+    cost = ds.CostModel(model, x)
+    total, resampling = zoo.products(model, x)
+    assert cost.count() == total[""] - sum(resampling.values())
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(*head(8))
+        self.again = self.conv
+
+    def forward(self, x):
+        return self.head(self.again(x))
+
+
+def test_a_module_under_two_names_stays_one():
+    model = Aliased()
+    weight = model.conv.weight
+    plan = ds.convert(model, torch.randn(IMAGE))
+    assert plan.groups == [["conv"]]
+    assert model.conv is model.again
+    assert isinstance(model.conv, ds.DiffStrideConv2d)
+    assert model.conv.weight is weight
+    model(torch.randn(IMAGE)).sum().backward()
+    assert model.conv.stride.grad.any()
+
+
+NORMS = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:.*spectral_norm.* is deprecated")
+@pytest.mark.parametrize("name", NORMS)
+def test_normed_weights_stay_so(name):
+    conv = NORMS[name](nn.Conv2d(3, 8, 3, 2, 1))
+    model = nn.Sequential(conv, *head(8))
+    keys, x = set(model.state_dict()), torch.randn(IMAGE)
+    with torch.no_grad():
+        plain = F.conv2d(x, model.eval()[0].weight if name != "old spectral_norm" else weight_of(conv, x), conv.bias,
+                         padding=1)  # fmt: skip
+    plan = ds.convert(model, x)
+    assert not plan.sites[0].fused
+    assert model[0] is conv
+    assert set(model.state_dict()) - keys == {"0.diffstride.stride"}
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()[0](x), attached(conv)(plain))
+    model.train()(x).square().sum().backward()
+    assert attached(conv).stride.grad.any()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def weight_of(conv, x):
+    conv.eval()(x)
+    return conv.weight
+
+
+def test_hooks_see_the_downsampled_output():
+    model, x, seen = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *head(8)), torch.randn(IMAGE), []
+    handle = model[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    plan = ds.convert(model, x)
+    assert not plan.sites[0].fused
+    model(x)
+    assert seen == [(2, 8, 16, 16)]
+    with torch.no_grad():
+        attached(model[0]).stride.fill_(4.0)
+    model(x)
+    assert seen[1:] == [(2, 8, 8, 8)]
+    handle.remove()
+    model(x)
+    assert len(seen) == 2
+
+
+def test_memory_formats_dtypes_and_frozen_weights_stay():
+    model = zoo.densenet().to(memory_format=torch.channels_last).double().requires_grad_(False)
+    x = torch.randn(IMAGE, dtype=torch.float64).to(memory_format=torch.channels_last)
+    plan = ds.convert(model, x)
+    weight = model[0][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert weight.dtype == torch.float64
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == [
+        "0.0.stride", "2.1.diffstride.stride", "4.1.diffstride.stride",
+    ]  # fmt: skip
+    seen = []
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(x).sum().backward()
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen[0].dtype == torch.float64
+    assert all(layer_of(model, site).stride.grad.any() for site in plan.sites)
+    groups = ds.param_groups(model, 0.1, stride_lr=0.2)
+    assert [group["name"] for group in groups] == ["strides"]
+
+
+class Deep(nn.Module):
+    """An encoder and a decoder: the upsampled map meets nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.last = block(3, 8, 3, 2), nn.Upsample(scale_factor=2), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.up(self.down(x)))
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_an_upsampling_that_meets_nothing_stays(upsample):
+    model, x = Deep(), torch.randn(IMAGE)
+    plan = ds.convert(model, x, upsample=upsample)
+    assert plan.resizes == ()
+    assert isinstance(model.up, nn.Upsample)
+    with torch.no_grad():
+        model.down[0].stride.fill_(3.0)
+    assert model(x).shape[2:] == (22, 22)
+
+
+def test_a_plan_changes_nothing_and_is_carried_out_by_apply():
+    model, x = zoo.resnet_d(), torch.randn(IMAGE)
+    modules, state = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    plan = ds.plan(model, x)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    plan.apply(model)
+    assert [layer_of(model, site).initial_strides for site in plan.sites] == [(2.0, 2.0)] * 5
+
+
+def test_what_a_plan_prints():
+    plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
+    lines = str(plan).splitlines()
+    assert lines[0].split() == [
+        "site",
+        "was",
+        "becomes",
+        "stride",
+        "group",
+        "input",
+        "before",
+        "after",
+        "MACs",
+        "before",
+        "after",
+    ]
+    rows = {line.split()[0]: line.split() for line in lines[1:6]}
+    assert rows["1.shortcut.0"] == [
+        "1.shortcut.0",
+        "AvgPool2d",
+        "stride",
+        "1,",
+        "DiffStride2d",
+        "2x2",
+        "1",
+        "16x16",
+        "8x8",
+        "8x8",
+        "0.00",
+        "M",
+        "0.00",
+        "M",
+    ]
+    assert rows["3.main.0.0"] == [
+        "3.main.0.0",
+        "Conv2d",
+        "DiffStrideConv",
+        "2x2",
+        "2",
+        "8x8",
+        "4x4",
+        "4x4",
+        "0.11",
+        "M",
+        "0.44",
+        "M",
+    ]
+    total = f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after"
+    assert total in lines[6]
+    assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in lines[6]
+
+
+def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):
+    plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
+    for other, message in [
+        (zoo.vgg(), r"model must have the modules of the plan: 0\.0 must be a Conv2d, got"),
+        (zoo.densenet(), r"model must have the modules of the plan: 1\.main\.0\.0 must be a Conv2d, got none"),
+    ]:
+        modules = dict(other.named_modules())
+        with pytest.raises(UserError, match=message):
+            plan.apply(other)
+        assert dict(other.named_modules()) == modules
+    other = zoo.resnet_d()
+    other[0][0].stride = (3, 3)
+    with pytest.raises(UserError, match=r"0\.0 must have stride \(2, 2\), got \(3, 3\)"):
+        plan.apply(other)
+    converted = zoo.resnet_d()
+    plan.apply(converted)
+    with pytest.raises(UserError, match="model must"):
+        plan.apply(converted)
+
+
+def broken_files():
+    good = json.dumps({"model": "M", "sites": [], "resizes": [], "global_poolings": [], "left_alone": {},
+                       "macs_before": 1, "macs_after": 1, "resampling_macs": 0, "options": {}})  # fmt: skip
+    yield "not json", "{"
+    yield "a list", "[]"
+    yield "a number", "3"
+    yield "no sites", good.replace('"sites": [], ', "")
+    yield "sites of another kind", good.replace('"sites": []', '"sites": [{"nom": 1}]')
+    yield "more than a plan", good.replace('"model"', '"extra": 1, "model"')
+    yield "options of another kind", good.replace('"options": {}', '"options": 3')
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in broken_files()])
+def test_files_that_are_no_plans(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"path must be a plan that Plan\.save wrote, got .*plan\.json"):
+        ds.Plan.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="path must be a plan"):
+        ds.Plan.load(tmp_path / "none.json")
+
+
+def test_a_plan_through_a_file_keeps_everything(tmp_path):
+    plan = ds.plan(zoo.UNet(), torch.randn(IMAGE), upsample=True, bounds=(1.0, None), exclude="pool.1")
+    plan.save(str(tmp_path / "plan.json"))
+    assert ds.Plan.load(str(tmp_path / "plan.json")) == plan
+    assert plan.left_alone["pool.1"] == "excluded"
