@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
-from diffstride.program import MEASURES, Measure, Neighbour, OnHost, Program, Strides, in_use, of_strided_twin
+from diffstride.program import MEASURES, Gradient, Measure, Neighbour, OnHost, Program, Strides, in_use, of_strided_twin
 from diffstride.trace import ExampleInputs
 
 
@@ -137,7 +137,10 @@ class CostModel:
         _check.one_of("measure", measure, MEASURES)
         self.model, self.measure = model, measure
         self.example = ExampleInputs.of(example_inputs)
-        self._program = Program(model, self.example, measure)
+        self._program: Program | None = Program(model, self.example, measure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_program": None}  # compiled functions are made anew
 
     def __call__(self) -> Tensor:
         """The relaxed cost, a 0-d tensor, differentiable in the strides; computed on the host."""
@@ -147,23 +150,20 @@ class CostModel:
         cost: Tensor = OnHost.apply(*self.gradient(), *strides)  # type: ignore[no-untyped-call]
         return cost
 
-    def gradient(self) -> tuple[float, list[Tensor]]:
+    def gradient(self) -> Gradient:
         """The relaxed cost, and its gradient with respect to each stride parameter, in float64 on the host."""
-        self._settle()
-        return self._program.gradient(self._strides())
+        return self._settled().gradient(self._strides())
 
     def neighbours(self) -> list[Neighbour]:
         """What the exact cost would be with one size a sample smaller or larger."""
-        self._settle()
-        return list(self._program.neighbours())
+        return list(self._settled().neighbours())
 
     def _strides(self) -> list[nn.Parameter]:
         return [layer.stride for _, layer in learnable_layers(self.model)]
 
     def count(self) -> int:
         """The exact cost at the sizes now in use."""
-        self._settle()
-        return self._program.count(in_use)
+        return self._settled().count(in_use)
 
     def start(self) -> int:
         """The exact cost at the strides that the layers were constructed with."""
@@ -171,7 +171,7 @@ class CostModel:
 
     def _count(self, strides: Strides) -> int:
         """The exact cost at these strides, by a trace of its own where the model's code takes another turn there."""
-        program = self._program
+        program = self._settled()
         if not program.holds(strides):
             # A model may refuse maps so small (windows of attention): then as if it did not.
             with suppress(_check.UserError):
@@ -188,11 +188,11 @@ class CostModel:
 
     def least(self) -> int:
         """The cost at the largest strides that bounds and maps allow (no map after a layer is empty)."""
-        return self._count(self._program.largest_strides())
+        return self._count(self._settled().largest_strides())
 
     def most(self) -> int:
         """The cost at the smallest strides that bounds and maps allow."""
-        return self._count(lambda layer: (1.0,) * layer.ndim)
+        return self._count(lambda layer: (1.0,) * layer.ndim if layer.stride.requires_grad else in_use(layer))
 
     def budget(self, amount: float, of: Literal["original", "start", "absolute"] = "original") -> Budget:
         """A loss term that holds the cost at a budget.
@@ -206,6 +206,11 @@ class CostModel:
             ValueError: an amount not above 0, an unknown `of`.
         """
         _check.one_of("of", of, ("original", "start", "absolute"))
+        _check.per_axis("amount", amount, 1)
+        if not any(stride.requires_grad for stride in self._strides()):
+            raise ValueError(
+                f"model must have learnable strides to meet a budget, got none in {type(self.model).__name__}"
+            )
         if not 0 < amount < math.inf:
             raise ValueError(f"amount must be > 0 and finite, got {amount}")
         whole = 1 if of == "absolute" else self.original() if of == "original" else self.start()
@@ -219,10 +224,11 @@ class CostModel:
             )
         return Budget(self, target)
 
-    def _settle(self) -> None:
-        """Trace again where the model's code, or torch's, would take another turn at the sizes now in use."""
-        if not self._program.holds(in_use):
+    def _settled(self) -> Program:
+        """The program, traced again where the model's code, or torch's, takes another turn at the sizes now in use."""
+        if self._program is None or not self._program.holds(in_use):
             self._program = Program(self.model, self.example, self.measure)
+        return self._program
 
 
 class Budget(nn.Module):
@@ -270,7 +276,7 @@ class Budget(nn.Module):
         super().__init__()
         self.cost, self.target = cost, target
         self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
-        entries = sum(g.numel() for g in cost.gradient()[1])
+        entries = sum(g.numel() for g in cost.gradient().grads)
         self.register_buffer("multiplier", torch.zeros((), dtype=torch.float64))
         # Sums of (movement times push) and of push squared, whose quotient is r over the learning rate: at first that
         # of SGD with momentum 0.9, with next to no weight.
@@ -285,10 +291,11 @@ class Budget(nn.Module):
         """
         parameters = [layer.stride for _, layer in learnable_layers(self.cost.model)]
         strides = torch.cat([p.detach().to("cpu", torch.float64) for p in parameters])
-        value, grads = self.cost.gradient()
-        g = torch.cat(grads) / value
-        along = g / g.square().sum().clamp(min=1e-12)
+        value, grads, room = self.cost.gradient()
         miss = self.miss()
+        # Strides that cannot go where the cost is to go are left out.
+        g = torch.cat(grads) / value * torch.cat([larger if miss > 0 else smaller for larger, smaller in room])
+        along = g / g.square().sum().clamp(min=1e-12)
         learning = self.training and torch.is_grad_enabled()
         if learning:
             self._observe(strides, miss)
@@ -307,13 +314,16 @@ class Budget(nn.Module):
             at = sum(p.numel() for p in itertools.takewhile(lambda p: p is not last_step.parameter, parameters))
             at += last_step.entry
             push[at] += self.rate * (strides[at] - last_step.stride) / speed
+        # No step should move a stride by more than a tenth, wherever the cost is flat.
+        most = 0.1 * strides / speed
+        push = torch.minimum(torch.maximum(push, -most), most)
         if learning:
             self.multiplier.fill_(multiplier)
             # Momentum moves strides by the pushes of some ten steps; without, it takes that long to learn of it.
             pushes = 0.9 * self.last[1].nan_to_num().cpu() + 0.1 * lr * push
             self.last.copy_(torch.stack([strides, pushes]))
         sizes = [p.numel() for p in parameters]
-        term: Tensor = OnHost.apply(miss**2 / 2, push.split(sizes), *parameters)  # type: ignore[no-untyped-call]
+        term: Tensor = OnHost.apply(miss**2 / 2, push.split(sizes), room, *parameters)  # type: ignore[no-untyped-call]
         return term
 
     def _last_step(self, miss: float) -> Neighbour | None:
@@ -340,6 +350,10 @@ class Budget(nn.Module):
     def _speed(self) -> float:
         moved, pushed = map(float, self.response)
         return min(max(moved / pushed, 1e-1), 1e3)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move, but stay in float64."""
+        return super()._apply(lambda t: t.to(fn(t).device), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def extra_repr(self) -> str:
         """The target."""

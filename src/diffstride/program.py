@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from diffstride import functional, trace
 from diffstride.backends import DENSE_UP_TO, KEEP_RAMPS_UP_TO
-from diffstride.geometry import clamp_stride, stride_range
+from diffstride.geometry import stride_range
 from diffstride.nn.attach import attached
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
@@ -45,6 +46,8 @@ class Record(NamedTuple):
     itemsize: int
     learning: bool
     """Whether the stride gets a gradient."""
+    weight_learning: bool
+    """Whether the convolution's weight does."""
     symbols: tuple[Any, ...]
     """The sizes of the output."""
     sizes: tuple[int, ...]
@@ -84,6 +87,11 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         spatial = trace.shape(x)[-layer.ndim :]  # type: ignore[index]
         current = layer.output_size([session.value(n) for n in spatial])
         sizes = [session.size((len(records), i), n) for i, n in enumerate(current)]
+        learning = torch.is_grad_enabled() and layer.stride.requires_grad
+        weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
+        # Where the convolution comes first, it is the one to save the input.
+        resampled_first = folded_axes(layer, [session.value(n) for n in spatial], current) > 0
+        keeps = learning if resampled_first or not isinstance(layer, DiffStrideConvNd) else weight_learning
         records.append(
             Record(
                 layer,
@@ -92,13 +100,14 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
                 spatial,
                 tuple(map(session.expanded, sampled(layer, spatial))),
                 x.itemsize,
-                torch.is_grad_enabled() and layer.stride.requires_grad,
+                learning,
+                weight_learning,
                 tuple(map(trace.expression, sizes)),
                 current,
             )
         )
         shape = [*x.shape[: x.ndim - layer.ndim - 1], channels, *sizes]
-        output: Tensor = _StandIn.apply(x, shape, *layer.parameters())  # type: ignore[no-untyped-call]
+        output: Tensor = _StandIn.apply(x, shape, keeps, *layer.parameters())  # type: ignore[no-untyped-call]
         return output
 
     return forward
@@ -158,7 +167,7 @@ class Program:
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
             for axis, (n, size) in enumerate(zip(sampled(layer, spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
-                if (id(layer.stride), entry) in seen:
+                if (id(layer.stride), entry) in seen or not layer.stride.requires_grad:
                     continue
                 seen.add((id(layer.stride), entry))
                 for step in (-1, 1):
@@ -183,7 +192,7 @@ class Program:
         total = sum(
             batch * stage.macs()
             for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
-            for stage in self._resamplings(record, self._folded(record, spatial, new), spatial, new, spatial, new)
+            for stage in self._resamplings(record, folded_axes(record.layer, spatial, new), spatial, new, spatial, new)
         )
         for ndim, evaluate in self._resizes:
             shapes = evaluate(*(n for _, _, new in sizes for n in new))
@@ -211,10 +220,11 @@ class Program:
 
     def largest_strides(self) -> Strides:
         """The largest that bounds and maps allow, of every layer such that the rest still runs."""
-        chosen: dict[int, list[float]] = {id(r.layer.stride): [1.0] * len(r.layer.stride) for r in self.records}
+        learned = [r.layer.stride for r in self.records if r.layer.stride.requires_grad]
+        chosen: dict[int, list[float]] = {id(stride): [1.0] * len(stride) for stride in learned}
 
         def strides(layer: LearnableStrides) -> tuple[float, ...]:
-            values = tuple(chosen.get(id(layer.stride), layer.initial_strides))
+            values = tuple(chosen.get(id(layer.stride), in_use(layer)))
             return values * layer.ndim if len(values) < layer.ndim else values
 
         for values in chosen.values():  # in the order of the calls
@@ -239,18 +249,20 @@ class Program:
             yield batch, spatial, new
             values += new
 
-    def gradient(self, strides: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def gradient(self, strides: Sequence[Tensor]) -> Gradient:
         """The relaxed cost and its gradient with respect to the parameters of the layers, in float64 on the host."""
+        room = {id(p): torch.zeros(2, p.numel(), dtype=torch.bool) for p in strides}
         with torch.enable_grad():
             leaves = [stride.detach().to("cpu", torch.float64).requires_grad_() for stride in strides]
-            cost = self._relaxed({id(p): leaf for p, leaf in zip(strides, leaves, strict=True)})
-            if not cost.requires_grad:  # layers that never run
-                return cost.item(), [torch.zeros_like(leaf) for leaf in leaves]
-            grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
-        return cost.item(), list(grads)
+            cost = self._relaxed({id(p): leaf for p, leaf in zip(strides, leaves, strict=True)}, room)
+            if cost.requires_grad:
+                grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
+            else:  # layers that never run
+                grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
+        return Gradient(cost.item(), list(grads), [room[id(p)] & p.requires_grad for p in strides])
 
-    def _relaxed(self, strides: Mapping[int, Tensor]) -> Tensor:
-        """The relaxed cost; `strides` by the id of the layers' parameters, in float64."""
+    def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor]) -> Tensor:
+        """The relaxed cost; `strides` by the id of the layers' parameters, in float64, and likewise `room`."""
         values: list[Any] = []
         exact: list[int] = []
         own: Any = 0
@@ -260,7 +272,11 @@ class Program:
             new_whole = _new_sizes(layer, whole, in_use(layer))
             stride = strides[id(layer.stride)].expand(layer.ndim)
             seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.excess, strict=True)
-            new = [_relaxed_size(layer, n + more, whole_n + more, s) for n, whole_n, s, more in seen]
+            new = []
+            for axis, (n, whole_n, s, more) in enumerate(seen):
+                size, moves = _relaxed_size(layer, n + more, whole_n + more, s)
+                new.append(size)
+                room[id(layer.stride)][:, 0 if layer.shared else axis] |= moves
             own = own + self._own(record, batch, spatial, new, whole, new_whole)
             values += new
             exact += new_whole
@@ -278,24 +294,16 @@ class Program:
     ) -> Any:
         """The cost of a layer itself; whole sizes decide in which order it works."""
         layer = record.layer
-        folded = self._folded(record, whole, new_whole)
+        folded = folded_axes(layer, whole, new_whole)
         if self.measure == "macs":
             if not isinstance(layer, DiffStrideConvNd):
                 return 0
             return batch * functional.convolution_work(folded, _channels(layer), spatial, new, layer._convolution)[0]
         stages = self._resamplings(record, folded, spatial, new, whole, new_whole, strides)
         elements = sum(stage.input_elements + stage.kept_on_ramps() for stage in stages) if record.learning else 0
-        if folded:  # the convolution saves what was resampled for it
+        if folded and record.weight_learning:  # the convolution saves what was resampled for it
             elements = elements + math.prod(stages[0].output) * record.channels
         return batch * record.itemsize * elements
-
-    def _folded(self, record: Record, whole: Sequence[int], new_whole: Sequence[int]) -> int:
-        """How many axes are resampled before the layer's convolution."""
-        layer = record.layer
-        if not isinstance(layer, DiffStrideConvNd):
-            return 0
-        order = functional.cheapest_order(_channels(layer), whole, new_whole, layer._convolution)
-        return functional.folded_axes(order, layer.ndim)
 
     def _resamplings(
         self,
@@ -397,6 +405,14 @@ def by_module(session: Session) -> dict[str, int]:
     return macs
 
 
+def folded_axes(layer: LearnableStrides, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
+    """How many axes are resampled before the layer's convolution."""
+    if not isinstance(layer, DiffStrideConvNd):
+        return 0
+    order = functional.cheapest_order(_channels(layer), spatial, new_sizes, layer._convolution)
+    return functional.folded_axes(order, layer.ndim)
+
+
 def _channels(layer: DiffStrideConvNd) -> tuple[int, int]:
     return layer.out_channels, layer.in_channels // layer.groups
 
@@ -412,21 +428,24 @@ def _new_sizes(layer: LearnableStrides, spatial: Sequence[int], strides: Sequenc
     return functional.output_sizes(seen, strides, layer._settings, owner=layer)
 
 
-def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> Tensor:
-    """`min(N, N/S + 2R)` (outer) or `N/S` (inner) of `n` samples, of which there are `whole` in fact."""
+def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> tuple[Tensor, Tensor]:
+    """`min(N, N/S + 2R)` (outer) or `N/S` (inner) of `n` samples, of which there are `whole` in fact.
+
+    At a bound the value does not move, but the gradient is as if it did. Whether it can fall and whether it can rise by
+    another stride comes second.
+    """
     settings = layer._settings
     lower, upper = stride_range(whole, settings.smoothness, settings.bounds, settings.window, settings.basis)
-    stride = clamp_stride(stride, lower, upper)
+    raw = stride.item()
+    stride = stride + (min(max(raw, lower), upper) - raw)
     margin = 2 * settings.smoothness if settings.window == "outer" else 0.0
     size: Tensor = n / stride + margin
     samples = n.detach() if isinstance(n, Tensor) else n
-    if size.item() < samples:
-        return size
-    # Saturated: the value does not move, but what would make the map smaller passes.
-    pushed = samples / stride
-    here = pushed.item()
-    saturated: Tensor = clamp_stride(pushed, -math.inf, here) - here + n
-    return saturated
+    saturated = size.item() >= samples
+    if saturated:
+        pushed = samples / stride
+        size = n + (pushed - pushed.detach())
+    return size, torch.tensor([raw < upper, raw > lower and not saturated])
 
 
 def fixed(module: nn.Module) -> trace.Forward | None:
@@ -449,7 +468,7 @@ def unchanged(session: Session, module: LearnableStrides, strides: tuple[float, 
 
 def _empty(x: Tensor, sizes: Any, channels: int | None = None) -> Tensor:
     *leading, in_channels = x.shape[: -len(sizes)]
-    made: Tensor = _StandIn.apply(x, [*leading, channels or in_channels, *sizes])  # type: ignore[no-untyped-call]
+    made: Tensor = _StandIn.apply(x, [*leading, channels or in_channels, *sizes], False)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -457,8 +476,8 @@ class _StandIn(torch.autograd.Function):
     """Saves the input as a learnable layer does; nothing is computed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: Sequence[Any], *parameters: Tensor) -> Tensor:
-        if any(p.requires_grad for p in parameters):
+    def forward(ctx: Any, x: Tensor, shape: Sequence[Any], keeps: bool, *parameters: Tensor) -> Tensor:
+        if keeps:
             ctx.save_for_backward(x)
         return x.new_empty(shape)
 
@@ -467,18 +486,35 @@ class _StandIn(torch.autograd.Function):
         raise NotImplementedError
 
 
+class Gradient(NamedTuple):
+    """The relaxed cost and its gradient."""
+
+    value: float
+    grads: list[Tensor]
+    """By parameter, as if there were no bounds."""
+    room: list[Tensor]
+    """By parameter `[2, entries]`: whether a larger stride can lower the cost, and a smaller one raise it."""
+
+
 class OnHost(torch.autograd.Function):
-    """A value whose gradients with respect to some tensors are known."""
+    """A value whose gradients with respect to strides are known; what points out of their bounds is stopped."""
 
     @staticmethod
-    def forward(ctx: Any, value: float, grads: Sequence[Tensor], *strides: Tensor) -> Tensor:
-        ctx.grads = grads
+    def forward(ctx: Any, value: float, grads: Sequence[Tensor], room: Sequence[Tensor], *strides: Tensor) -> Tensor:
+        ctx.grads, ctx.room = grads, room
         return strides[0].new_tensor(value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         (grad,) = upstream
-        return None, None, *(g.to(grad) * grad for g in ctx.grads)
+        found = []
+        for known, (larger, smaller) in zip(ctx.grads, ctx.room, strict=True):
+            g = known.to(grad) * grad
+            # A descent step moves against the gradient: a negative one lets the stride grow.
+            g = g.masked_fill((g < 0) & ~larger.to(g.device), 0)
+            found.append(g.masked_fill((g > 0) & ~smaller.to(g.device), 0))
+        return None, None, None, *found
 
 
 def of_strided_twin(model: nn.Module, example: ExampleInputs, measure: Measure) -> int:

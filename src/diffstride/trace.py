@@ -377,8 +377,7 @@ def _make_fake(model: nn.Module, fake: Any) -> None:
 def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         raise UserError("model must have been run once: it has a lazy module without shapes")
-    plain = torch.Tensor.detach(tensor) if isinstance(tensor, nn.Parameter) else tensor
-    made: Tensor = fake.from_tensor(plain, static_shapes=True)
+    made: Tensor = fake.from_tensor(torch.Tensor.detach(tensor), static_shapes=True)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 

@@ -40,7 +40,9 @@ class InputSizes:
     def _hook(self, name: str, ndim: int) -> Any:
         def remember(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             (x,) = args or kwargs.values()
-            self.sizes[name] = tuple(x.shape[-ndim:])
+            sizes = tuple(x.shape[-ndim:])
+            if all(type(n) is int for n in sizes):  # not where a trace runs the model with symbols
+                self.sizes[name] = sizes
 
         return remember
 

@@ -295,6 +295,7 @@ def test_hooks_see_the_downsampled_output():
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
     plan = ds.convert(model, x)
     assert not plan.sites[0].fused
+    seen.clear()  # it ran with symbols for sizes, too
     model(x)
     assert seen == [(2, 8, 16, 16)]
     with torch.no_grad():
@@ -413,7 +414,7 @@ def test_what_a_plan_prints():
 def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
     for other, message in [
-        (zoo.vgg(), r"model must have the modules of the plan: 0\.0 must be a Conv2d, got"),
+        (zoo.vgg(), r"model must have the modules of the plan: .* must be a Conv2d, got none"),
         (zoo.densenet(), r"model must have the modules of the plan: 1\.main\.0\.0 must be a Conv2d, got none"),
     ]:
         modules = dict(other.named_modules())

@@ -336,7 +336,7 @@ def test_a_run_with_a_budget_resumes_bit_for_bit(run):
     [
         (
             ["--model.budget", "0.01"],
-            r"amount must be between the least and the most that strides can reach, .*0\.\d+ to",
+            r"budget must be between the least and the most that strides can reach, .*0\.\d+ to",
         ),
         (["--model.budget", "-1"], "budget must be > 0, got -1"),
         (["--model.budget", "0.5", "--model.network.downsample", "conv"], "budget must be null for a network without"),

@@ -55,6 +55,8 @@ class Finder:
         """Convolutions whose stride is read by the model's code."""
         self.ties = _Classes()
         self.naturals: dict[Any, int] = {}
+        self.fuse = True
+        """Whether `DiffStrideConv`s may take the places of convolutions."""
         self._look(patterns("include", include), patterns("exclude", exclude))
 
     def _look(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
@@ -328,7 +330,7 @@ class Finder:
                     Site(
                         name,
                         type(module).__name__,
-                        bool(name) and is_plain_convolution(module) and name not in self.read,
+                        self.fuse and bool(name) and is_plain_convolution(module) and name not in self.read,
                         look.stride,
                         number,
                         group.square,
@@ -351,18 +353,36 @@ class Finder:
             0,
             self.options,
         )
-        with trace.preserved(self.model):
-            apply.edit(self.model, plan)
-            costs = program.Program(self.model, self.example, "macs")
-            if not self._level(plan, costs):
+        try:
+            with trace.preserved(self.model):
+                apply.edit(self.model, plan)
+                return self._tried(plan)
+        except (TraceError, _ElsewhereError) as error:
+            if self.fuse and any(site.fused for site in plan.sites):
+                self.fuse = False  # its code may ask for the modules that it had
                 return None
-            leveled = self._with_excess(plan, costs)
-            for site in leveled.sites:
-                apply.layer_of(self.model, site).excess = site.excess
-            if leveled != plan:
-                costs = program.Program(self.model, self.example, "macs")
-            self._try(leveled)
-            return self._with_figures(leveled, costs)
+            raise UserError(f"the converted model cannot run the example: {error}") from error
+
+    def _tried(self, plan: Plan) -> Plan | None:
+        """The plan with its figures, on the model that it has changed; None if more was learned instead."""
+        layers = {site.name: apply.layer_of(self.model, site) for site in plan.sites}
+        for group in plan.groups:
+            for name in group if len(group) > 1 else ():  # sizes are levelled below; these are known to fit
+                size = next(site.size_before for site in plan.sites if site.name == name)
+                vars(layers[name])["output_size"] = lambda _, size=size: size
+        costs = program.Program(self.model, self.example, "macs")
+        for layer in layers.values():
+            vars(layer).pop("output_size", None)
+        if missing := [name for name, layer in layers.items() if layer not in {r.layer for r in costs.records}]:
+            raise _ElsewhereError(f"{missing[0]} is reached in another way than as a module of its parent")
+        if not self._level(plan, costs):
+            return None
+        leveled = self._with_excess(plan, costs)
+        for site in leveled.sites:
+            layers[site.name].excess = site.excess
+        costs = program.Program(self.model, self.example, "macs")
+        self._try(leveled)
+        return self._with_figures(leveled, costs)
 
     def _level(self, plan: Plan, costs: program.Program) -> bool:
         """Whether the sites of each group see maps of one size but for a sample or so; what these depend on is tied."""
@@ -392,7 +412,9 @@ class Finder:
         shared: dict[Any, Any] = {}
         seen: dict[str, list[Any]] = {}
         for record in costs.records:
-            name = name_of[id(record.layer)]
+            name = name_of.get(id(record.layer))
+            if name is None:  # learnable before
+                continue
             seen.setdefault(name, [n.xreplace(shared) for n in record.sampled])
             for axis, (symbol, value) in enumerate(zip(record.symbols, record.sizes, strict=True)):
                 common = f"{group_of[name]}_{axis}_{value}"
@@ -438,11 +460,11 @@ class Finder:
                     strides = tuple(s * factor for s in module.initial_strides)
                     vars(module)["_raw_strides"] = lambda: strides
 
-            try:
-                trace.run(self.model, self.example, moved)
-            except TraceError as error:
-                when = "at its initial strides" if spread == 0 else "once strides have moved"
-                raise UserError(f"the converted model cannot run the example {when}: {error}") from error
+            trace.run(self.model, self.example, moved)
+
+
+class _ElsewhereError(UserError):
+    """A module that took the place of another is not the one that runs."""
 
 
 class _Group(NamedTuple):

@@ -74,8 +74,15 @@ class Plan:
         apply.apply(model, self)
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write it as JSON.
+
+        Raises:
+            UserError: a path that cannot be written.
+        """
+        try:
+            Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"path must be a file that can be written, got {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Self, final
 
 import torch
@@ -28,7 +29,13 @@ def is_plain_convolution(module: nn.Module) -> bool:
         and not hasattr(module, "parametrizations")
         and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
         and not any(vars(module)[hooks] for hooks in _HOOKS)
+        and not vars(module).keys() - _attributes_of(base)  # its owner's, which another module would not have
     )
+
+
+@lru_cache(maxsize=3)
+def _attributes_of(convolution: Any) -> frozenset[str]:
+    return frozenset(vars(convolution(1, 1, 1, device="meta")))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

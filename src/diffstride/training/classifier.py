@@ -92,7 +92,10 @@ class Classifier(LightningModule):
             return
         if data is None:
             raise UserError("budget needs a datamodule, which knows the shape of an input")
-        self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
+        try:
+            self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
+        except UserError as error:
+            raise UserError(str(error).replace("amount must", "budget must")) from error
 
     def on_fit_start(self) -> None:
         """Try the network on the data's shape, so that a misfit is told before any training."""
