@@ -380,7 +380,6 @@ def test_a_compiled_model_and_a_model_without_strides():
     assert plain.training
 
 
-@pytest.mark.xfail(raises=UserError, strict=True, reason="ResidualBlock.forward asks whether a layer is of our class")
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_a_resnet(preactivation):
     model, x = ResNet(width=1 / 16, downsample="diffstride", preactivation=preactivation), torch.randn(2, 3, 16, 16)

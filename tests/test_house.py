@@ -9,8 +9,8 @@ import diffstride
 
 SOURCE = Path(diffstride.__file__).parent
 ROOMS = [
-    "cli", "studies", "training", "plotting", "data", "models", "export", "convert", "cutoff", "cost", "program", "trace",
-    "tracking", "nn", "functional", "backends", "geometry", "_check", "_version",
+    "cli", "studies", "training", "plotting", "data", "models", "export", "convert", "cutoff", "cost", "program",
+    "trace", "tracking", "nn", "functional", "backends", "geometry", "_check", "_version",
 ]  # fmt: skip
 
 

@@ -299,8 +299,8 @@ def run(
         stack.enter_context(_without_logs())
         stack.enter_context(_short_quotients(session))
         stack.enter_context(enable_python_dispatcher())  # decompositions take symbols where kernels do not
-        stack.enter_context(fake)
         _make_fake(model, fake)
+        stack.enter_context(fake)
         for module, name in session.names.items():
             forward = forwards(session, name, module)
             if forward is not None:

@@ -87,22 +87,35 @@ def test_what_fails_half_way_is_undone():
 
 
 class Asks(nn.Module):
-    """The class of a module decides, as in code that knows its own layers alone."""
+    """The class or the parts of a module decide, as in code that knows its own layers alone."""
 
-    def __init__(self):
+    def __init__(self, known):
         super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(*head(8))
+        self.conv, self.head, self.known = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(*head(8)), known
 
     def forward(self, x):
-        if not isinstance(self.conv, nn.Conv2d):
+        if not self.known(self.conv):
             raise RuntimeError("conv must be a Conv2d")
         return self.head(self.conv(x))
 
 
+def test_a_model_that_asks_for_its_convolutions_keeps_them():
+    model, x = Asks(lambda conv: isinstance(conv, nn.Conv2d)), torch.randn(2, 3, 32, 32)
+    conv = model.conv
+    (site,) = ds.convert(model, x).sites
+    assert not site.fused
+    assert model.conv is conv
+    assert model.conv(x).shape[-2:] == (16, 16)
+    conv.diffstride.stride.data.fill_(4.0)
+    assert model.conv(x).shape[-2:] == (8, 8)
+
+
 def test_a_converted_model_that_does_not_run_is_not_made():
-    model, x = Asks(), torch.randn(2, 3, 32, 32)
+    model, x = Asks(lambda conv: type(conv) is nn.Conv2d and not list(conv.children())), torch.randn(2, 3, 32, 32)
     before = record(model)
-    with pytest.raises(UserError, match=r"\(Asks\) raised RuntimeError: conv must be a Conv2d"):
+    with pytest.raises(
+        UserError, match=r"cannot run the example: .*\(Asks\) raised RuntimeError: conv must be a Conv2d"
+    ):
         ds.convert(model, x)
     assert same(record(model), before)
 

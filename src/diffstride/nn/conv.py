@@ -29,7 +29,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
         and not hasattr(module, "parametrizations")
         and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
         and not any(vars(module)[hooks] for hooks in _HOOKS)
-        and not vars(module).keys() - _attributes_of(base)  # its owner's, which another module would not have
+        and all(name[0] == "_" for name in vars(module).keys() - _attributes_of(base))  # no owner reads them here
     )
 
 
