@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -33,3 +34,15 @@ def test_files_and_targets_that_a_page_names_exist(page):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_the_table_of_converted_networks_is_that_of_the_measurement():
+    page = (ROOT / "docs" / "your-own-model.md").read_text()
+    rows = json.loads((ROOT / "results" / "convert.json").read_text())["rows"]
+    assert all(row["sizes_kept"] for row in rows)
+    ratios = [row["macs_after"] / row["macs_before"] for row in rows]
+    for row, ratio in zip(rows, ratios, strict=True):
+        assert re.search(rf"\| {re.escape(row['model'])} \| {row['sites']}\b.* {ratio:.3f} \|", page), row["model"]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f} of"
+    assert spread in page
+    assert spread in (ROOT / "README.md").read_text()
