@@ -12,7 +12,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,export,cluster,dev]"
 	touch $@
 
 demo: env        ## learn strides on a built-in set; a table and pictures at the end

@@ -10,8 +10,9 @@ import yaml
 from torch import nn
 
 from diffstride.cli import main
-from diffstride.studies.export import Run, _strided, load
+from diffstride.studies.export import _strided
 from diffstride.training.fit import train
+from diffstride.training.saved import Run, load_run
 
 onnxruntime = pytest.importorskip("onnxruntime")
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -51,7 +52,7 @@ def test_a_run_becomes_a_file(run, tmp_path, capsys):
     target = tmp_path / "model.onnx"
     assert export(run, target, "--batch", 3, "--repeats", 2) == 0
     printed = capsys.readouterr().out
-    network = load(run / "checkpoints" / "last.ckpt", run / "config.yaml").network
+    network = load_run(run).network
     assert not network.training
     end = ", ".join(f"{stride:.4g}" for stride in network.down.strides)
     for text in ("Learned strides", "│ down  │  3, 3 │", end, "32×32 → 18×18", f"{target.stat().st_size / 1e6:.3g} MB",
@@ -88,7 +89,7 @@ def test_where_there_is_no_strided_model_it_says_why(run, tmp_path, capsys):
     assert "stride must be an integer for downsample='conv', got" in printed
     assert "strided convolutions" not in printed
     assert _strided(Run(nn.Linear(1, 1), {})) == "Linear has no argument `downsample`"
-    itself = load(run / "checkpoints" / "last.ckpt", run / "config.yaml")
+    itself = load_run(run)
     itself.config["model"]["network"]["init_args"]["downsample"] = "conv"
     assert _strided(itself) == "the network has strided convolutions itself"
 

@@ -7,30 +7,26 @@ import inspect
 import random
 import statistics
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from diffstride._check import UserError
-from diffstride.data import ClassificationData
 from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, to_onnx
 from diffstride.nn import learnable_layers
 from diffstride.studies.bench import WARMUP, Contestant, alternate
 from diffstride.tracking import InputSizes
 from diffstride.training.callbacks import provenance
-from diffstride.training.classifier import Classifier
-from diffstride.training.fit import HARMLESS
+from diffstride.training.fit import quiet
+from diffstride.training.saved import Run, build_classifier, build_data, load_run, one_line
 
 DESCRIPTION = """Write a trained network as an ONNX file, with its learned strides fixed, ready for onnxruntime.
 
@@ -40,13 +36,6 @@ DESCRIPTION = """Write a trained network as an ONNX file, with its learned strid
 The file takes any batch size, and maps of the size that the network was trained on. Before it is put in its place it is
 run on random inputs and compared with the network. Then times are measured: of the network as trained, with its strides
 fixed, and in onnxruntime; and of the same network with strided convolutions (random weights), where there is one."""
-
-
-class Run(NamedTuple):
-    """A run's network, and what it takes to build it anew."""
-
-    network: nn.Module
-    config: dict[str, Any]
 
 
 class Contender(NamedTuple):
@@ -62,9 +51,8 @@ def export(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     require_onnx()
     console = Console(width=max(100, Console().width))
-    with console.status("loading the run"), _quiet():
-        checkpoint, config = _files(options.run)
-        run = load(checkpoint, config)
+    with console.status("loading the run"), quiet():
+        run = load_run(options.run)
         shape = options.input or _sample_shape(run.config)
         example = torch.randn(options.batch, *shape)
         learned = _learned(run.network, example)
@@ -87,59 +75,15 @@ def export(arguments: Sequence[str]) -> None:
 # The run
 
 
-def load(checkpoint: Path, config_file: Path) -> Run:
-    """The network of a run, as the checkpoint has it, in evaluation mode.
-
-    Raises:
-        UserError: files that cannot be read or do not belong together.
-    """
-    try:
-        config = yaml.safe_load(config_file.read_text())
-        network = _classifier(config["model"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
-        raise UserError(f"{config_file} does not describe a network: {_one_line(error)}") from error
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
-    try:
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint} is of another network than {config_file} describes") from error
-    return Run(network.network.eval(), config)
-
-
-def _files(given: Path) -> tuple[Path, Path]:
-    """The checkpoint and the configuration of a run, from its folder or from a checkpoint in it."""
-    checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
-    if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
-    for folder in (checkpoint.absolute().parent, checkpoint.absolute().parent.parent):
-        if (folder / "config.yaml").is_file():
-            return checkpoint, folder / "config.yaml"
-    raise UserError(f"there is no config.yaml beside {checkpoint}: give a checkpoint where `diffstride fit` left it")
-
-
-def _classifier(model: Mapping[str, Any]) -> Classifier:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Classifier, "model")
-    made: Classifier = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    return made
-
-
 def _sample_shape(config: Mapping[str, Any]) -> tuple[int, ...]:
     """That of the run's data."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ClassificationData, "data")
     try:
-        data: ClassificationData = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
-        data.setup()
+        return build_data(config["data"]).sample_shape
     except Exception as error:  # of libraries that read files, images or the hub
         raise UserError(
             "the run's data, which would tell the shape of a sample, cannot be loaded: give the shape, as in "
-            f"--input 3,32,32 ({_one_line(error)})"
+            f"--input 3,32,32 ({one_line(error)})"
         ) from error
-    return data.sample_shape
 
 
 @torch.no_grad()
@@ -151,7 +95,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the network cannot take inputs of {_by(example.shape[1:])} (--input says another shape): "
-            f"{_one_line(error)}"
+            f"{one_line(error)}"
         ) from error
     finally:
         sizes.close()
@@ -175,7 +119,7 @@ def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console
         Contender("strides fixed", "PyTorch", _eager(freeze(run.network, example), example)),
         Contender("strides fixed", "onnxruntime", _onnxruntime(written.path, example)),
     ]
-    with console.status("building the strided model"), tempfile.TemporaryDirectory() as folder, _quiet():
+    with console.status("building the strided model"), tempfile.TemporaryDirectory() as folder, quiet():
         strided = _strided(run)
         if isinstance(strided, nn.Module):
             path = to_onnx(strided, example, Path(folder) / "strided.onnx").path
@@ -238,17 +182,9 @@ def _strided(run: Run) -> nn.Module | str:
     strided = network | {"init_args": options | {"downsample": "conv"}}
     model = run.config["model"] | {"network": strided, "budget": None}  # which needs learnable strides
     try:
-        return _classifier(model).network.eval()
+        return build_classifier(model).network.eval()
     except (ValueError, ArgumentError) as error:  # fractional strides, for example
-        return _one_line(error)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for harmless in HARMLESS:
-            warnings.filterwarnings("ignore", f"(?s).*{harmless}")
-        yield
+        return one_line(error)
 
 
 # The command
@@ -306,7 +242,3 @@ def _by(size: Sequence[int]) -> str:
 
 def _list(strides: Sequence[float]) -> str:
     return ", ".join(f"{stride:.4g}" for stride in strides)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

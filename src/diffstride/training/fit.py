@@ -32,6 +32,7 @@ from diffstride._check import UserError, WorkError
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
 from diffstride.training.classifier import Classifier
+from diffstride.training.saved import one_line
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
 
@@ -63,7 +64,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"diffstride fit: error: {_one_line(message)}", file=sys.stderr)
+        print(f"diffstride fit: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -214,7 +215,7 @@ def _make_empty(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Libraries' chatter off; put back after."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
@@ -233,12 +234,12 @@ def _quiet() -> Iterator[None]:
 def train(arguments: Sequence[str]) -> FitCLI:
     """Train with the arguments of `diffstride fit`; the result has `model`, `datamodule`, `trainer`, `run_folder`."""
     inherited = os.environ.get(_RUN_NAME)
-    with _quiet():
+    with quiet():
         try:
             cli = _construct(arguments)
             cli.run()
         except MisconfigurationException as error:
-            raise UserError(_one_line(str(error))) from error
+            raise UserError(one_line(str(error))) from error
         finally:
             if inherited is None:
                 os.environ.pop(_RUN_NAME, None)
@@ -267,7 +268,7 @@ def _construct(arguments: Sequence[str]) -> FitCLI:
     except UserError:
         raise
     except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(one_line(str(error))) from error
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -287,7 +288,3 @@ def summary(folder: Path) -> str:
         )
     parts.append(f"{result['macs'] / 1e6:.2f} million MACs an image")
     return f"{folder}: {', '.join(parts)}"
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

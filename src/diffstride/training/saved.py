@@ -1,0 +1,91 @@
+"""A run's folder read back: its network with what it learned, its data, its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+from diffstride._check import UserError
+from diffstride.data import ClassificationData
+from diffstride.training.classifier import Classifier
+
+
+class Run(NamedTuple):
+    """A run's network, in evaluation mode, and the configuration that built it."""
+
+    network: nn.Module
+    config: dict[str, Any]
+
+
+def find_run(given: Path) -> tuple[Path, Path]:
+    """The checkpoint and the configuration of a run, from its folder or from a checkpoint in it."""
+    checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
+    for folder in (checkpoint.absolute().parent, checkpoint.absolute().parent.parent):
+        if (folder / "config.yaml").is_file():
+            return checkpoint, folder / "config.yaml"
+    raise UserError(f"there is no config.yaml beside {checkpoint}: give a checkpoint where `diffstride fit` left it")
+
+
+def load_run(given: Path) -> Run:
+    """The network of a run, from its folder or from a checkpoint in it.
+
+    Raises:
+        UserError: files that are not there, cannot be read or do not belong together.
+    """
+    checkpoint, config_file = find_run(given)
+    try:
+        config = yaml.safe_load(config_file.read_text())
+        network = build_classifier(config["model"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+        raise UserError(f"{config_file} does not describe a network: {one_line(error)}") from error
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever a damaged file makes the unpickler say
+        raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
+    try:
+        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint} is of another network than {config_file} describes") from error
+    return Run(network.network.eval(), config)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The `result.json` of a run; None where the run has not ended."""
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'result.json'} is not readable ({one_line(error)}): remove the folder") from error
+    return result
+
+
+def build_classifier(model: Mapping[str, Any]) -> Classifier:
+    """What `fit` trains, from the part `model` of a configuration."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Classifier, "model")
+    made: Classifier = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    return made
+
+
+def build_data(data: Mapping[str, Any]) -> ClassificationData:
+    """The data of a run, loaded, from the part `data` of its configuration."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ClassificationData, "data")
+    made: ClassificationData = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    made.setup()
+    return made
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
