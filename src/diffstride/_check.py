@@ -20,6 +20,10 @@ class WorkError(RuntimeError):
     """Work that cannot go on: one line that says where, when and what to try. The command line exits with 1."""
 
 
+class InterruptedWorkError(WorkError):
+    """The one who started the work stopped it."""
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

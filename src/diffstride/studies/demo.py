@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diffstride import functional, plotting, tracking
-from diffstride._check import UserError, WorkError
+from diffstride._check import InterruptedWorkError, UserError
 from diffstride.data import PlantedBands
 from diffstride.models import TinyCNN
 from diffstride.nn import DiffStride2d
@@ -92,10 +92,8 @@ def demo(arguments: Sequence[str]) -> None:
 def _train(arguments: Sequence[str]) -> FitCLI:
     try:
         cli = train(arguments)
-    except WorkError as error:
-        if error.__cause__ is None:
-            raise
-        raise WorkError("interrupted: start the demo again, its runs are short") from error
+    except InterruptedWorkError as error:
+        raise InterruptedWorkError("interrupted: start the demo again, its runs are short") from error
     if not isinstance(cli.datamodule, PlantedBands) or not isinstance(cli.model.network, TinyCNN):
         raise UserError("the demo is about PlantedBands and TinyCNN: give configs/demo.yaml, or use `diffstride fit`")
     return cli

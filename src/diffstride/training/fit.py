@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride._check import UserError, WorkError
+from diffstride._check import InterruptedWorkError, UserError
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
 from diffstride.training.classifier import Classifier
@@ -64,8 +64,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"diffstride fit: error: {one_line(message)}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(one_line(message)) from ex
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -138,7 +137,8 @@ class FitCLI(LightningCLI):
             raise UserError(f"{path} is not a readable checkpoint: resume from another one in {path.parent}") from error
         trainer = config.trainer
         for option, done in ("max_steps", self.resumed_step), ("max_epochs", epochs):
-            if (trainer[option] or -1) != -1 and done >= trainer[option]:
+            over = (trainer[option] or -1) != -1 and done >= trainer[option]
+            if over and (folder / "result.json").exists():  # without it, the end was cut off: evaluate, and write it
                 raise UserError(
                     f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
                 )
@@ -176,7 +176,7 @@ class FitCLI(LightningCLI):
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
             resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
             cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
-            raise WorkError(f"interrupted: {cure}") from stop
+            raise InterruptedWorkError(f"interrupted: {cure}") from stop
         if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self.result.write(self.trainer, self.model)
@@ -246,9 +246,32 @@ def train(arguments: Sequence[str]) -> FitCLI:
     return cli
 
 
-def _construct(arguments: Sequence[str]) -> FitCLI:
+def parse(arguments: Sequence[str]) -> Any:
+    """The complete configuration that arguments of `diffstride fit` mean; nothing is built or written.
+
+    Raises:
+        UserError: arguments that `fit` would refuse before it builds anything.
+    """
+    with quiet():
+        return _construct(arguments, _ParsedFit).config
+
+
+class _ParsedFit(FitCLI):
+    """Parses, and leaves it at that."""
+
+    def _set_seed(self) -> None:
+        """No run, no seed."""
+
+    def before_instantiate_classes(self) -> None:
+        """No run, no folder."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
+def _construct(arguments: Sequence[str], kind: type[FitCLI] = FitCLI) -> FitCLI:
     try:
-        return FitCLI(
+        return kind(
             Classifier,
             ClassificationData,
             subclass_mode_data=True,

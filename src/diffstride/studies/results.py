@@ -1,0 +1,287 @@
+"""What a study has found: rows of runs, and tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from diffstride._check import UserError
+from diffstride.studies.study import PAPER, label_of, shown
+from diffstride.training.saved import one_line, read_result
+
+METHODS = {
+    "conv": "strided convolution",
+    "avg": "average pooling",
+    "max": "max pooling",
+    "blur": "blur pooling",
+    "spectral": "spectral pooling",
+    "diffstride": "DiffStride",
+}
+_IN_PAPER = {"conv": "strided", "spectral": "spectral", "diffstride": "diffstride"}  # as the paper's tables have them
+
+
+class Row(NamedTuple):
+    """A run of a study.
+
+    Attributes:
+        name: its folder in the study's.
+        state: "done", "failed", "unfinished" (it has a checkpoint) or "open" (not started, or not far).
+        axes: what the study varies, as in its YAML file.
+        result: `result.json` when done.
+        error: one line, when failed.
+    """
+
+    name: str
+    state: str
+    axes: dict[str, Any]
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
+    """A run as its folder has it."""
+    result = read_result(folder / name)
+    if result is not None:
+        return Row(name, "done", axes, result)
+    try:
+        return Row(name, "failed", axes, error=json.loads((folder / name / "failed.json").read_text())["error"])
+    except (OSError, ValueError, KeyError):
+        started = (folder / name / "checkpoints" / "last.ckpt").exists()
+        return Row(name, "unfinished" if started else "open", axes)
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a folder is that of a study."""
+    return (folder / "study.yaml").is_file()
+
+
+def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """A study's definition as it was last run, and its runs in order.
+
+    Raises:
+        UserError: a folder that is not a study's.
+    """
+    try:
+        kept = yaml.safe_load((folder / "study.yaml").read_text())
+        runs = {name: dict(axes) for name, axes in kept["runs"].items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)})"
+        ) from error
+    return kept, [row_of(folder, name, axes) for name, axes in runs.items()]
+
+
+def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by label, those together that differ in the seed alone."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(label_of(row.axes), []).append(row)
+    return found
+
+
+def striding_factor(result: Mapping[str, Any], key: str = "strides") -> float | None:
+    """The product of all learned strides, over layers and axes: how many times fewer samples the last map has."""
+    layers = result[key].values()
+    return math.prod(math.prod(layer) for layer in layers) if layers else None
+
+
+class Statistic(NamedTuple):
+    """Mean and standard deviation (n - 1; None for one value) of some runs."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic | None:
+        """None for no values."""
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def statistic(rows: Iterable[Row], value: Callable[[Mapping[str, Any]], float | None]) -> Statistic | None:
+    """Of a figure in the results of those rows that are done and have it."""
+    found = [value(row.result) for row in rows if row.result is not None]
+    return Statistic.of([v for v in found if v is not None and math.isfinite(v)])
+
+
+# Tables
+
+
+class Table(NamedTuple):
+    """Text in columns; the first one is of names."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [self.columns, ("---", *("--:" for _ in self.columns[1:])), *self.rows]
+        return f"**{self.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# What a table can show: from a result to a number, how to write mean and deviation, and the unit.
+_VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float, str]] = {
+    "accuracy": (lambda result: result["accuracy"], ".1f", 100, "accuracy in %"),
+    "macs": (lambda result: result["macs"], ".3g", 1e-6, "million MACs an image"),
+}
+
+
+def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> list[Table]:
+    """The tables that a study asks for, then one with a line for every group of runs."""
+    return [*(pivot(rows, table) for table in definition.get("tables") or []), overview(rows, latency)]
+
+
+def pivot(rows: Sequence[Row], table: Mapping[str, str]) -> Table:
+    """One axis down, another one across, mean and deviation over everything else, laid out as the paper's tables.
+
+    The last line has the mean over the lines above and their deviation: what the choice of the first axis does.
+
+    Args:
+        rows: of the study.
+        table: `rows` and `columns`, names of axes; `value`, "accuracy" (the default) or "macs"; `paper`, the name of
+            one of the paper's tables, whose figures then stand beside; `title`.
+    """
+    down, across = table["rows"], table["columns"]
+    get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
+    lines = _distinct(row.axes[down] for row in rows if down in row.axes)
+    columns = _distinct(row.axes[across] for row in rows if across in row.axes)
+    published = _published(table["paper"]) if "paper" in table else {}
+    dataset = next((Path(str(row.axes["dataset"])).name for row in rows if "dataset" in row.axes), "cifar10")
+    body, means = [], [[] for _ in range(2 * len(columns))]  # type: ignore[var-annotated]
+    for line in lines:
+        cells = []
+        for i, column in enumerate(columns):
+            cell = [row for row in rows if row.axes.get(down) == line and row.axes.get(across) == column]
+            own = statistic(cell, get)
+            there = published.get((_bracketed(line), dataset, _IN_PAPER.get(str(column), str(column))))
+            cells += [_cell(own, form, scale), "" if there is None else _cell(there, ".1f", 1)]
+            for place, found, factor in (2 * i, own, 1.0), (2 * i + 1, there, 1 / scale):
+                if found is not None:
+                    means[place].append(factor * found.mean)
+        body.append([_bracketed(line) if down == "strides" else shown(down, line), *cells])
+    body.append(["mean", *(_cell(Statistic.of(values), form, scale) for values in means)])
+    header = [down if down != "strides" else "initial strides"]
+    for column in columns:
+        header += [METHODS.get(str(column), str(column)) if across == "method" else shown(across, column), "paper"]
+    keep = [i for i, name in enumerate(header) if name != "paper" or published]
+    return Table(
+        table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {_seeds(rows)}",
+        tuple(header[i] for i in keep),
+        tuple(tuple(line[i] for i in keep) for line in body),
+    )
+
+
+def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> Table:
+    """A line for every group of runs: how good, how expensive, what was learned."""
+    header = ["runs", "n", "accuracy in %", "million MACs", "of it resampling", "striding factor", "ms a step"]
+    if latency:
+        header[5:5] = ["ms an image batch"]
+    lines = []
+    for label, group in groups(rows).items():
+        cells = [
+            label,
+            f"{sum(row.result is not None for row in group)}/{len(group)}",
+            _cell(statistic(group, lambda r: r["accuracy"]), ".1f", 100),
+            _cell(statistic(group, lambda r: r["macs"] + r["resampling_macs"]), ".3g", 1e-6),
+            _cell(statistic(group, lambda r: r["resampling_macs"]), ".2g", 1e-6),
+            _cell(statistic(group, striding_factor), ".3g", 1),
+            _cell(statistic(group, lambda r: r["step_time_ms"]), ".0f", 1),
+        ]
+        if latency:
+            cells[5:5] = [f"{latency[label]['ms']:.3g}" if label in latency else "–"]
+        lines.append(tuple(cells))
+    return Table("All runs", tuple(header), tuple(lines))
+
+
+def _cell(found: Statistic | None, form: str, scale: float) -> str:
+    if found is None:
+        return "–"
+    mean = format(scale * found.mean, form)
+    return mean if found.sd is None else f"{mean} ± {scale * found.sd:{form if form.endswith('f') else '.2g'}}"
+
+
+def _bracketed(value: Any) -> str:
+    return f"({','.join(f'{s:g}' for s in value)})" if isinstance(value, list) and _flat(value) else str(value)
+
+
+def _flat(value: list[Any]) -> bool:
+    return not any(isinstance(v, list) for v in value)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = len({row.axes.get("seed") for row in rows})
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _published(table: str) -> dict[tuple[str, str, str], Statistic]:
+    return {
+        (line["init_strides"], line["dataset"], line["method"]): Statistic(float(line["mean"]), float(line["sd"]), 3)
+        for line in csv.DictReader(
+            line for line in (PAPER / f"{table}.csv").read_text().splitlines() if not line.startswith("#")
+        )
+    }
+
+
+# Files
+
+_COLUMNS = (
+    "accuracy", "loss", "macs", "resampling_macs", "stride_cost", "parameters", "steps", "epochs", "step_time_ms",
+    "train_seconds", "peak_memory_mb", "strides_initial", "strides", "data_fingerprint", "commit", "hardware",
+)  # fmt: skip
+
+
+def write_tables(folder: Path) -> list[Table]:
+    """Write `results.csv`, a line per run, and `table.md`; returns the tables."""
+    definition, rows = read_study(folder)
+    axes = _distinct(axis for row in rows for axis in row.axes)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "state", *axes, *_COLUMNS, "error"])
+    for row in rows:
+        values = [row.axes.get(axis) for axis in axes]
+        found = [(row.result or {}).get(column) for column in _COLUMNS]
+        writer.writerow([row.name, row.state, *(_field(v) for v in (*values, *found)), row.error])
+    made = tables(definition, rows, read_latency(folder))
+    replace(folder / "results.csv", text.getvalue())
+    notes = "\n\n".join(filter(None, (definition.get("question"), definition.get("notes"))))
+    replace(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
+    return made
+
+
+def read_latency(folder: Path) -> dict[str, Any]:
+    """Measured latencies by label; none where none were measured."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "latency.json").read_text())["latency"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return found
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file so that it is never there by halves."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    unfinished.write_text(text)
+    unfinished.replace(file)
+
+
+def _field(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value

@@ -1,0 +1,341 @@
+"""`diffstride study`: all runs of a study, then its tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride.cost import count_macs
+from diffstride.studies import results
+from diffstride.studies.executors import Executor, Processes, Ray, in_process
+from diffstride.studies.figures import FIGURES, draw
+from diffstride.studies.latency import measure
+from diffstride.studies.results import Row, row_of
+from diffstride.studies.study import Study, label_of, load_study
+from diffstride.studies.work import read_request, write_request
+from diffstride.tracking import read_dicts
+from diffstride.training.callbacks import provenance
+from diffstride.training.fit import parse, quiet
+from diffstride.training.saved import build_classifier, build_data
+
+DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
+
+  diffstride study configs/studies/table3-small.yaml --dry-run       (what would run, and what it costs)
+  diffstride study configs/studies/table3-small.yaml --processes 2
+  diffstride study configs/studies/table3.yaml --ray auto            (on the Ray cluster of this machine)
+  diffstride study configs/studies/table3-small.yaml --data.path cifar10
+
+A run that is done is never done again. The same command goes on where the last one stopped, however it stopped: runs
+that were cut off go on from their last checkpoint, those that failed are tried again. Any argument of `diffstride fit`
+goes to all runs, unless an axis of the study sets it."""
+
+
+def study(arguments: Sequence[str]) -> None:
+    """Do the study, print the tables."""
+    options, settings = _options(arguments)
+    plan = load_study(options.file, settings, tuple(FIGURES))
+    folder = Path(options.runs) / (options.name or plan.name)
+    _check_same(plan, folder)
+    console = Console(width=max(100, Console().width))
+    if options.dry_run:
+        _list(plan, folder, console)
+        return
+    executor: Executor = in_process
+    if options.processes:
+        executor = Processes(options.processes)
+    elif options.ray:
+        executor = Ray(options.ray)
+    _make(folder)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _do(plan, folder, executor, console)
+    except Timeout:
+        raise UserError(
+            f"{folder} is being worked on by another process: wait for it, or give another --name"
+        ) from None
+
+
+def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None:
+    kept = plan.definition | {"name": plan.name, "runs": {run.name: run.axes for run in plan.runs}}
+    results.replace(folder / "study.yaml", yaml.safe_dump(kept, sort_keys=False))
+    states = [row_of(folder, run.name, run.axes).state for run in plan.runs]
+    todo = [run for run, state in zip(plan.runs, states, strict=True) if state != "done"]
+    if failed := [run.name for run, state in zip(plan.runs, states, strict=True) if state == "failed"]:
+        console.print(f"Trying again what failed: {', '.join(failed)}.", soft_wrap=True, highlight=False)
+    for run in todo:
+        write_request(folder / run.name, run.request)
+    start = time.perf_counter()
+    try:
+        with _Watch(plan, folder, console):
+            if todo:
+                executor([folder / run.name for run in todo], cpus=plan.cpus, gpus=plan.gpus)
+    except (KeyboardInterrupt, InterruptedWorkError) as stop:
+        done = sum(row_of(folder, run.name, run.axes).state == "done" for run in plan.runs)
+        raise InterruptedWorkError(
+            f"interrupted: {done} of {len(plan.runs)} runs are done; the same command goes on"
+        ) from stop
+    finally:
+        results.write_tables(folder)
+    _provenance(folder, time.perf_counter() - start if todo else 0.0)
+    rows = [row_of(folder, run.name, run.axes) for run in plan.runs]
+    if plan.latency and (timed := _to_time(folder, rows, plan.latency)):
+        with console.status("measuring the latency of the frozen networks"), quiet():
+            measure(folder, timed, plan.latency, plan.cpus)
+    for table in results.write_tables(folder):
+        console.print(_rich(table))
+    with console.status("drawing"), quiet():
+        missing = draw(folder, plan.figures)
+    for name, why in missing.items():
+        console.print(f"No figure {name}: {why}.", soft_wrap=True, highlight=False)
+    console.print(f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it.")
+    if lost := [row for row in rows if row.state != "done"]:
+        first = lost[0]
+        raise WorkError(
+            f"{len(lost)} of {len(rows)} runs failed (the same command tries them again), the first of them "
+            f"{folder / first.name}: {first.error or 'it left no result'}"
+        )
+
+
+def _check_same(plan: Study, folder: Path) -> None:
+    """A run that is done or on its way must be the one that is asked for now."""
+    for run in plan.runs:
+        before = read_request(folder / run.name)
+        if before is None or row_of(folder, run.name, run.axes).state not in ("done", "unfinished"):
+            continue
+        if different := run.request.differences(before):
+            raise UserError(
+                f"{folder / run.name} was run with other settings ({different[0]}): give another --name, or remove it"
+            )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
+
+
+def _provenance(folder: Path, seconds: float) -> None:
+    """Of the study: when it went on over several calls, the time of all."""
+    file = folder / "provenance.json"
+    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    results.replace(file, json.dumps(facts | {"seconds": round(before + seconds, 1)}, indent=1) + "\n")
+
+
+def _to_time(folder: Path, rows: Sequence[Row], batch: int) -> dict[str, Path]:
+    """A run of each group, where any group lacks its latency."""
+    done = {label: [row for row in group if row.state == "done"] for label, group in results.groups(rows).items()}
+    chosen = {label: folder / group[0].name for label, group in done.items() if group}
+    return {} if chosen.keys() <= results.read_latency(folder).keys() else chosen
+
+
+# The display
+
+
+class _Watch:
+    """Shows from the folders alone how far the runs are, so that it does not matter who does them.
+
+    Args:
+        plan: the study.
+        folder: of the study.
+        console: to write to.
+    """
+
+    EVERY = 1.0  # seconds
+
+    def __init__(self, plan: Study, folder: Path, console: Console) -> None:
+        self.plan, self.folder, self.console = plan, folder, console
+        self._states = {run.name: row_of(folder, run.name, run.axes).state for run in plan.runs}
+        self._fresh = {run.name for run in plan.runs if self._states[run.name] != "done"}
+        self._start = time.time()
+        self._ended = threading.Event()
+        times = (TimeElapsedColumn(), TextColumn("to go"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *times)
+        self._progress = Progress(*columns, console=console, speed_estimate_period=24 * 3600)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        """Start showing."""
+        self._task = self._progress.add_task(self._words(), total=len(self._fresh))
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Show the end."""
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        self._progress.stop()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self.EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        going = 0.0
+        running = 0
+        for run in self.plan.runs:
+            if run.name not in self._fresh or self._states[run.name] == "ended":
+                continue
+            row = row_of(self.folder, run.name, run.axes)
+            if row.state == "done" or (row.state == "failed" and self._touched(run.name, "failed.json")):
+                self._states[run.name] = "ended"
+                self._say(row)
+            elif self._touched(run.name, "config.yaml"):
+                running += 1
+                going += _share_done(self.folder / run.name)
+        ended = sum(state == "ended" for state in self._states.values())
+        self._progress.update(self._task, completed=ended + going, description=self._words(running))
+
+    def _words(self, running: int = 0) -> str:
+        rows = [row_of(self.folder, run.name, run.axes) for run in self.plan.runs]
+        done = sum(row.state == "done" for row in rows)
+        failed = sum(row.state == "failed" for row in rows)
+        left = len(rows) - done - failed - running
+        return f"{done} runs done, {running} running, {left} left" + (f", {failed} failed" if failed else "")
+
+    def _touched(self, name: str, file: str) -> bool:
+        try:
+            return (self.folder / name / file).stat().st_mtime >= self._start - 1
+        except FileNotFoundError:
+            return False
+
+    def _say(self, row: Row) -> None:
+        if row.result is None:
+            words = f"failed: {row.error}"
+        else:
+            words = f"accuracy {row.result['accuracy']:.4f}, {row.result['macs'] / 1e6:.2f} million MACs an image"
+        self.console.print(f"{row.name}: {words}", soft_wrap=True, highlight=False)
+
+
+def _share_done(folder: Path) -> float:
+    """How much of a run is done, by what it has logged."""
+    try:
+        limits = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+        last = read_dicts(folder / "metrics.csv")[-1]
+        if (limits["max_steps"] or -1) > 0:
+            return min(1.0, int(last["step"]) / int(limits["max_steps"]))
+        return min(1.0, int(last["epoch"]) / int(limits["max_epochs"]))
+    except (OSError, yaml.YAMLError, IndexError, KeyError, TypeError, ValueError):
+        return 0.0  # it has only begun, or its file is being written
+
+
+def _rich(table: results.Table) -> RichTable:
+    shown = RichTable(title=table.title)
+    for i, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if i else "left")
+    for line in table.rows:
+        shown.add_row(*line)
+    return shown
+
+
+# Dry runs
+
+
+class _Cost(NamedTuple):
+    """MACs: of one image forward at the start, and of the training, where a backward pass takes two forward ones."""
+
+    image: float
+    training: float
+
+
+def _list(plan: Study, folder: Path, console: Console) -> None:
+    """The runs, their states and costs."""
+    with console.status("building the networks"), quiet():
+        costs = _costs(plan)
+    table = RichTable(title=f"{plan.name}: {len(plan.runs)} runs in {folder}")
+    for heading in ("run", "state", "million MACs an image, at the start", "training, in 10¹² MACs"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    left = 0.0
+    for run in plan.runs:
+        state, cost = row_of(folder, run.name, run.axes).state, costs[label_of(run.axes)]
+        left += cost.training * (state != "done")
+        table.add_row(run.name, state, f"{cost.image / 1e6:.3g}", f"{cost.training / 1e12:.3g}")
+    console.print(table)
+    console.print(f"Left to do: {left / 1e12:.4g} · 10¹² MACs, if the strides stay what they are at the start.")
+
+
+def _costs(plan: Study) -> dict[str, _Cost]:
+    data: dict[str, Any] = {}
+    found: dict[str, _Cost] = {}
+    for run in plan.runs:
+        label = label_of(run.axes)
+        if label not in found:
+            config = parse(run.request.arguments()).as_dict()
+            key = json.dumps(config["data"], default=str)
+            if key not in data:
+                data[key] = build_data(config["data"])
+            found[label] = _cost(config, data[key])
+    return found
+
+
+def _cost(config: Mapping[str, Any], data: Any) -> _Cost:
+    macs = count_macs(build_classifier(config["model"]).network, torch.zeros(1, *data.sample_shape))
+    trainer, batch = config["trainer"], data.batch_size
+    steps = len(data.train_set[1] if isinstance(data.train_set, tuple) else data.train_set) // batch
+    steps *= trainer["max_epochs"] or 1000  # Lightning's default where neither limit is given
+    if (trainer["max_steps"] or -1) > 0:
+        steps = min(steps, trainer["max_steps"]) if trainer["max_epochs"] else trainer["max_steps"]
+    image = macs.model + macs.resampling
+    return _Cost(image, 3 * image * batch * steps)
+
+
+# The command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see diffstride study --help)")
+
+
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    parser = _Parser(
+        prog="diffstride study",
+        usage="diffstride study FILE.yaml [--dry-run] [--processes N | --ray ADDRESS] [--ARGUMENT VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the study")
+    parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
+    parser.add_argument("--name", help="folder of the study inside RUNS (default: the study's name)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their state and cost, do none")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--processes", type=int, metavar="N", help="do N runs at a time, each in a process of its own")
+    where.add_argument("--ray", metavar="ADDRESS", help="do the runs on a Ray cluster: auto, local, or host:port")
+    options, rest = parser.parse_known_args(arguments)
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes must be at least 1, got {options.processes}")
+    return options, dict(_settings(rest))
+
+
+def _settings(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """`--key value` and `--key=value`."""
+    left = list(arguments)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or left):
+            raise UserError(f"cannot read the argument {name!r}: arguments for the runs are given as --NAME VALUE")
+        value = value if equals else left.pop(0)
+        try:
+            yield name[2:], yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name} is not YAML: {value!r}") from error

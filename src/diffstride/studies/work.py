@@ -1,0 +1,81 @@
+"""One run of a study, in whatever process an executor has chosen: `python -m diffstride.studies.work FOLDER`.
+
+Everything passes through the run's folder. `request.json` says what to do; `result.json`, or `failed.json`, says what
+came of it; a run that was cut off goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import torch
+
+from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride.studies.results import replace
+from diffstride.studies.study import Request
+from diffstride.training.fit import train
+from diffstride.training.saved import one_line
+
+
+def write_request(folder: Path, request: Request) -> None:
+    """Ask for a run. What is left of a run that was asked for otherwise goes: see `read_request`."""
+    if (before := read_request(folder)) is not None and request.differences(before):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
+
+
+def read_request(folder: Path) -> Request | None:
+    """What a run was asked to do; None where none was asked for."""
+    try:
+        return Request(**json.loads((folder / "request.json").read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error
+
+
+def work(folder: Path) -> None:
+    """Bring the run in a folder to its end, from its last checkpoint if it has one.
+
+    A failure is written down, with the traceback where it was not foreseen; only an interruption is raised.
+    """
+    request = read_request(folder)
+    assert request is not None, folder
+    (folder / "failed.json").unlink(missing_ok=True)
+    resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
+    quiet = ["--trainer.enable_progress_bar", "false"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.cpus)
+    try:
+        train([*request.arguments(), "--runs", str(folder.parent), "--name", folder.name, *quiet, *resume])
+    except (InterruptedWorkError, KeyboardInterrupt):
+        raise
+    except (UserError, WorkError) as error:
+        failed(folder, str(error))
+    except Exception as error:  # of libraries: the study goes on, and its user is told
+        failed(folder, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def failed(folder: Path, error: str, details: str | None = None) -> None:
+    """Write down that a run has failed: one line, and what else may help to find out why."""
+    replace(folder / "failed.json", json.dumps({"error": error, "details": details}, indent=1) + "\n")
+
+
+def _end_with_parent() -> None:
+    """Whoever holds the other end of standard input has died: a second copy of the run may be started any time."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(Path(sys.argv[1]))
