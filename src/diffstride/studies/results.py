@@ -142,7 +142,7 @@ def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[
     return [*(pivot(rows, table) for table in definition.get("tables") or []), overview(rows, latency)]
 
 
-def pivot(rows: Sequence[Row], table: Mapping[str, str]) -> Table:
+def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     """One axis down, another one across, mean and deviation over everything else, laid out as the paper's tables.
 
     The last line has the mean over the lines above and their deviation: what the choice of the first axis does.
@@ -150,14 +150,17 @@ def pivot(rows: Sequence[Row], table: Mapping[str, str]) -> Table:
     Args:
         rows: of the study.
         table: `rows` and `columns`, names of axes; `value`, "accuracy" (the default) or "macs"; `paper`, the name of
-            one of the paper's tables, whose figures then stand beside; `title`.
+            one of the paper's tables, whose figures then stand beside; `where`, values of other axes that a run must
+            have to count; `title`.
     """
+    where = table.get("where", {})
+    rows = [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
     down, across = table["rows"], table["columns"]
     get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
     lines = _distinct(row.axes[down] for row in rows if down in row.axes)
     columns = _distinct(row.axes[across] for row in rows if across in row.axes)
     published = _published(table["paper"]) if "paper" in table else {}
-    dataset = next((Path(str(row.axes["dataset"])).name for row in rows if "dataset" in row.axes), "cifar10")
+    dataset = str(where.get("dataset", "cifar10"))  # the one that a study without this axis is about
     body, means = [], [[] for _ in range(2 * len(columns))]  # type: ignore[var-annotated]
     for line in lines:
         cells = []

@@ -81,8 +81,7 @@ class Study:
         name: of its folder.
         question: that it answers, in one sentence.
         runs: in the order in which they are done.
-        tables: each with `rows`, `columns` (names of axes), `value` (`accuracy` or `macs`), and optionally `paper` (the
-            name of one of the paper's tables) and `title`.
+        tables: see :func:`diffstride.studies.results.pivot`.
         figures: names of figures to draw.
         latency: samples in the batch on which frozen networks are timed; None: they are not.
         notes: what a reader must know to judge the result.
@@ -94,7 +93,7 @@ class Study:
     name: str
     question: str
     runs: tuple[StudyRun, ...]
-    tables: tuple[dict[str, str], ...] = ()
+    tables: tuple[dict[str, Any], ...] = ()
     figures: tuple[str, ...] = ()
     latency: int | None = None
     notes: str = ""
@@ -163,7 +162,12 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
         gpus=gpus,
         definition=definition | {"config": config, "settings": common},
     )
+    tried: set[str] = set()
     for run in study.runs:
+        values = {f"{axis} {value}" for axis, value in run.axes.items()}
+        if values <= tried:  # parsing takes a moment: each value of each axis once, not every combination
+            continue
+        tried |= values
         try:
             parse(run.request.arguments())
         except UserError as error:
@@ -177,7 +181,7 @@ def _combinations(
     """All combinations of a grid: the labels of the axes, and the settings of `fit` that they stand for."""
     axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
     for axis, values in grid.items():
-        if axis not in AXES and "." not in axis:
+        if axis not in AXES and "." not in axis and not isinstance(values, Mapping):
             _one_of(f"{file}: axes", axis, [*AXES], " or an argument of fit by its dotted name")
         if isinstance(values, Mapping):
             choices = [(axis, label, _mapping(file, f"axes: {axis}", chosen)) for label, chosen in values.items()]
@@ -219,14 +223,18 @@ def shown(axis: str, value: Any) -> str:
     return _SHOWN.get(axis, axis.rsplit(".", 1)[-1] + "{}").format(text)
 
 
-def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[str, str]]:
+def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[str, Any]]:
     axes = {axis for run in runs for axis in run.axes}
     for given in tables:
         table = _mapping(file, "tables", given)
-        _known(f"{file}: tables:", "key", table, ("title", "rows", "columns", "value", "paper"))
+        _known(f"{file}: tables:", "key", table, ("title", "rows", "columns", "value", "paper", "where"))
         for key in ("rows", "columns"):
             _one_of(f"{file}: tables: {key}", table.get(key), sorted(axes))
         _one_of(f"{file}: tables: value", table.setdefault("value", "accuracy"), ("accuracy", "macs"))
+        for axis, value in _mapping(file, "tables: where", table.setdefault("where", {})).items():
+            _one_of(f"{file}: tables: where", axis, sorted(axes))
+            if all(run.axes.get(axis) != value for run in runs):
+                raise UserError(f"{file}: tables: where: no run has {axis} {value!r}")
         if "paper" in table:
             _one_of(f"{file}: tables: paper", table["paper"], [path.stem for path in PAPER.glob("*.csv")])
         yield table

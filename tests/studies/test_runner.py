@@ -1,0 +1,311 @@
+"""`diffstride study`: what is done, what is done again and what is not, whoever does it and however it ends."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from diffstride.cli import main
+from diffstride.studies import runner
+from diffstride.studies.executors import _remote_work
+from diffstride.studies.results import read_study
+from diffstride.studies.study import load_study
+from diffstride.studies.work import write_request
+from diffstride.training.fit import train
+
+
+def study(file, *arguments):
+    return main(["study", str(file), "--runs", str(file.parent / "runs"), *map(str, arguments)])
+
+
+def findings(folder):
+    """What was learned in each run: without times, and where it ran."""
+    _, rows = read_study(folder)
+    kept = ("accuracy", "loss", "strides", "strides_initial", "macs", "steps", "seed", "data_fingerprint")
+    return {row.name: {key: row.result[key] for key in kept} if row.result else row.error for row in rows}
+
+
+def in_another_process(file, *arguments):
+    command = [sys.executable, "-m", "diffstride.cli", "study", str(file), "--runs", str(file.parent / "runs")]
+    return subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_study_from_file_to_table(write, capsys):
+    file = write(latency=2)
+    assert study(file) == 0
+    folder = file.parent / "runs" / "tiny"
+    printed = capsys.readouterr().out
+    assert "4 runs done, 0 running, 0 left" in printed
+    names = ["conv-3x3-seed0", "conv-3x3-seed1", "diffstride-3x3-seed0", "diffstride-3x3-seed1"]
+    for name in names:
+        assert f"{name}: accuracy 0." in printed
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {*names, "study.yaml", "results.csv", "table.md", "provenance.json", "latency.json"}
+    found = findings(folder)
+    assert list(found) == names
+
+    # The same figures as `fit` gives by itself.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cli = train([
+        *load_study(file).runs[3].request.arguments(), "--runs", str(file.parent), "--name", "alone",
+        "--trainer.enable_progress_bar", "false",
+    ])  # fmt: skip
+    torch.set_num_threads(threads)
+    alone = json.loads((cli.run_folder / "result.json").read_text())
+    assert {key: alone[key] for key in found[names[3]]} == found[names[3]]
+    with (folder / "results.csv").open() as lines:
+        table = {line["run"]: line for line in csv.DictReader(lines)}
+    assert float(table[names[3]]["accuracy"]) == alone["accuracy"]
+    latency = json.loads((folder / "latency.json").read_text())
+    assert latency["batch"] == 2
+    assert set(latency["latency"]) == {"conv 3x3", "diffstride 3x3"}
+    assert all(0 < v["low"] <= v["ms"] <= v["high"] for v in latency["latency"].values())
+
+    # What is done is not done again, but for what is missing.
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    shutil.rmtree(folder / names[1])
+    assert study(file) == 0
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert [path.parent.name for path in after if after[path] != before[path]] == [names[1]]
+    assert findings(folder) == found
+    assert "1 runs done" not in capsys.readouterr().out
+
+
+def test_other_settings_for_a_run_that_is_done_are_refused(write, capsys):
+    file = write(axes={"method": ["conv"], "seed": [0]})
+    assert study(file) == 0
+    folder = file.parent / "runs" / "tiny"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert study(file, "--model.network.width", "8") == 2
+    error = capsys.readouterr().err
+    assert "conv-seed0 was run with other settings (model.network.width 4, now 8): give another --name" in error
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert study(file, "--model.network.width=8", "--name", "other") == 0
+    assert (file.parent / "runs" / "other" / "conv-seed0" / "result.json").exists()
+
+
+FICKLE = """
+from pathlib import Path
+from diffstride.models import TinyCNN
+
+class Fickle(TinyCNN):
+    def forward(self, x):
+        if self.training and not Path({path!r}).exists():
+            raise MemoryError("no room\\nat all")
+        return super().forward(x)
+"""
+
+
+def test_a_failed_run_is_recorded_listed_and_tried_again(write, tmp_path, monkeypatch, capsys):
+    (tmp_path / "fickle_network.py").write_text(FICKLE.format(path=str(tmp_path / "room")))
+    monkeypatch.syspath_prepend(tmp_path)
+    networks = {"fickle": {"model.network.class_path": "fickle_network.Fickle"}, "firm": {"model.network.width": 5}}
+    file = write(axes={"network": networks, "seed": 0}, tables=None)
+    assert study(file) == 1
+    said = capsys.readouterr()
+    assert "networkfickle-seed0: failed: MemoryError: no room at all" in said.out
+    assert "networkfirm-seed0: accuracy" in said.out
+    assert "1 of 2 runs failed (the same command tries them again)" in said.err
+    folder = file.parent / "runs" / "tiny"
+    assert "Traceback" in json.loads((folder / "networkfickle-seed0" / "failed.json").read_text())["details"]
+    _, rows = read_study(folder)
+    assert [row.state for row in rows] == ["failed", "done"]
+
+    done = (folder / "networkfirm-seed0" / "result.json").stat().st_mtime_ns
+    (tmp_path / "room").touch()
+    assert study(file) == 0
+    assert "Trying again what failed: networkfickle-seed0." in capsys.readouterr().out
+    assert not (folder / "networkfickle-seed0" / "failed.json").exists()
+    assert (folder / "networkfirm-seed0" / "result.json").stat().st_mtime_ns == done
+
+
+def test_a_run_that_diverges_does_not_stop_the_study(write, capsys):
+    rates = {"wild": {"model.learning_rates": [1e9] * 4}, "calm": {"model.learning_rates": [0.01] * 4}}
+    file = write(axes={"method": ["conv", "diffstride"], "rates": rates}, tables=None)
+    assert study(file, "--trainer.log_every_n_steps", "1") == 1
+    _, rows = read_study(file.parent / "runs" / "tiny")
+    assert [row.state for row in rows] == ["failed", "done", "failed", "done"]
+    for row in rows[::2]:
+        assert "step" in row.error
+        assert "learning_rates" in row.error
+        assert "\n" not in row.error
+    assert "2 of 4 runs failed" in capsys.readouterr().err
+
+
+def test_a_run_cut_off_after_its_last_checkpoint_is_only_evaluated(write):
+    file = write(axes={"method": "diffstride", "seed": 0}, tables=None)
+    assert study(file) == 0
+    folder = file.parent / "runs" / "tiny"
+    before = findings(folder)
+    for name in "result.json", "strides.png":
+        (folder / "diffstride-seed0" / name).unlink()
+    history = (folder / "diffstride-seed0" / "strides.csv").read_text()
+    assert read_study(folder)[1][0].state == "unfinished"
+    assert study(file) == 0
+    assert findings(folder) == before
+    assert (folder / "diffstride-seed0" / "strides.csv").read_text() == history
+
+
+def test_a_dry_run_lists_costs_and_writes_nothing(write, capsys):
+    file = write()
+    assert study(file, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert not (file.parent / "runs").exists()
+    assert printed.count("│ open") == 4
+    # conv: 3x3 kernels at stride 3 on 32x32, circular: 11x11 maps; then a linear layer. 6 steps of 32 images, times 3.
+    macs = 11 * 11 * 9 * (1 * 4 + 4 * 8) + 8 * 4
+    assert f"{macs / 1e6:.3g}" in printed
+    assert f"{3 * macs * 6 * 32 / 1e12:.3g}" in printed
+
+
+def test_two_processes_find_what_one_finds(write):
+    file = write()
+    assert study(file) == 0
+    assert study(file, "--name", "two", "--processes", 2) == 0
+    runs = file.parent / "runs"
+    assert findings(runs / "two") == findings(runs / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--processes", "2", "--ray", "auto"], "not allowed with argument"),
+        (["--processes", "two"], "invalid int value: 'two'"),
+        (["extra"], "cannot read the argument 'extra'"),
+        (["--model.network.width"], "cannot read the argument '--model.network.width'"),
+        (["--model.network.widht", "3"], "'widht' is not accepted"),
+        (["--seed_everything", "3"], "the axis seed of"),
+    ],
+)
+def test_mistakes_on_the_command_line(write, capsys, arguments, message):
+    file = write()
+    assert study(file, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (file.parent / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written(write, capsys):
+    file = write()
+    (file.parent / "runs").write_text("a file")
+    assert study(file) == 2
+    error = capsys.readouterr().err
+    assert "cannot write to" in error
+    assert "give another --runs" in error
+
+
+def test_one_process_at_a_time(write, capsys):
+    file = write()
+    folder = file.parent / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        assert study(file) == 2
+    assert "is in the hands of another process" in capsys.readouterr().err
+
+
+def test_a_machine_without_the_folder_sends_back_what_the_run_left(write, tmp_path, monkeypatch):
+    """What a Ray task does where the study's folder is not to be seen."""
+    (run,) = load_study(write(axes={"method": "diffstride", "seed": 0}, tables=None)).runs
+    here = tmp_path / "runs" / run.name
+    write_request(here, run.request)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there"))
+    (tmp_path / "there").mkdir()
+    text = (here / "request.json").read_text()
+    archive = _remote_work(os.getcwd(), Path("/nowhere/study") / run.name, text, "token")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(here, filter="data")
+    sent = json.loads((here / "result.json").read_text())
+    (tmp_path / "runs" / ".token").touch()
+    (seen,) = load_study(write(axes={"method": "diffstride", "seed": 0}, tables=None)).runs
+    second = tmp_path / "runs" / "second"
+    write_request(second, seen.request)
+    assert _remote_work(os.getcwd(), second, "", "token") is None
+    result = json.loads((second / "result.json").read_text())
+    assert {k: sent[k] for k in ("accuracy", "loss", "strides")} == {
+        k: result[k] for k in ("accuracy", "loss", "strides")
+    }
+
+
+def test_the_share_of_a_run_is_read_from_what_it_logs(tmp_path):
+    assert runner._share_done(tmp_path) == 0
+    (tmp_path / "config.yaml").write_text("trainer: {max_steps: -1, max_epochs: 8}")
+    assert runner._share_done(tmp_path) == 0
+    (tmp_path / "metrics.csv").write_text("epoch,step\n0,10\n6,210\n")
+    assert runner._share_done(tmp_path) == 6 / 8
+    (tmp_path / "config.yaml").write_text("trainer: {max_steps: 400, max_epochs: null}")
+    assert runner._share_done(tmp_path) == 210 / 400
+
+
+SLOWER = {
+    "data.train_samples": 640, "data.test_samples": 32, "data.batch_size": 32, "model.network.width": 8,
+    "trainer.max_steps": 120, "model.milestones": [3, 8, 10],
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("how", "arguments"), [(signal.SIGINT, []), (signal.SIGKILL, ["--processes", "2"])])
+def test_cut_off_in_the_middle_it_goes_on_and_finds_the_same(write, how, arguments):
+    whole, cut = (write(name, settings=SLOWER) for name in ("whole", "cut"))
+    assert study(whole) == 0
+    runs = whole.parent / "runs"
+    process = in_another_process(cut, *arguments)
+    folder = runs / "cut"
+    begun = folder / ("diffstride-3x3-seed0" if arguments else "conv-3x3-seed1") / "checkpoints" / "last.ckpt"
+    wait_for(begun.exists, process)
+    os.killpg(process.pid, how) if how is signal.SIGINT else process.kill()
+    said, _ = process.communicate(timeout=60)
+    if how is signal.SIGINT:
+        assert process.returncode == 1
+        assert "runs are done; the same command goes on" in said
+        assert "Traceback" not in said
+    else:
+        time.sleep(1.0)  # the runs notice that nobody waits for them
+        ps = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert str(folder) not in ps
+    states = [row.state for row in read_study(folder)[1]]
+    assert set(states) != {"done"}
+    assert "unfinished" in states
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert study(cut, *arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert findings(folder) == findings(runs / "whole")
+
+
+@pytest.mark.long
+def test_a_process_that_dies_fails_its_run_alone(write, tmp_path, monkeypatch):
+    (tmp_path / "dying_network.py").write_text(
+        "import os, signal\nfrom diffstride.models import TinyCNN\n\nclass Dying(TinyCNN):\n"
+        "    def forward(self, x):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    networks = {"dying": {"model.network.class_path": "dying_network.Dying"}, "firm": {"model.network.width": 5}}
+    file = write(axes={"network": networks}, tables=None)
+    assert study(file, "--processes", 2) == 1
+    _, rows = read_study(file.parent / "runs" / "tiny")
+    assert [row.state for row in rows] == ["failed", "done"]
+    assert rows[0].error == "the process of the run was killed by SIGKILL"
