@@ -122,7 +122,7 @@ def test_a_failed_run_is_recorded_listed_and_tried_again(write, tmp_path, monkey
     (tmp_path / "fickle_network.py").write_text(FICKLE.format(path=str(tmp_path / "room")))
     monkeypatch.syspath_prepend(tmp_path)
     networks = {"fickle": {"model.network.class_path": "fickle_network.Fickle"}, "firm": {"model.network.width": 5}}
-    file = write(axes={"network": networks, "seed": 0}, tables=None)
+    file = write(axes={"network": networks, "seed": 0})
     assert study(file) == 1
     said = capsys.readouterr()
     assert "networkfickle-seed0: failed: MemoryError: no room at all" in said.out
@@ -143,7 +143,7 @@ def test_a_failed_run_is_recorded_listed_and_tried_again(write, tmp_path, monkey
 
 def test_a_run_that_diverges_does_not_stop_the_study(write, capsys):
     rates = {"wild": {"model.learning_rates": [1e9] * 4}, "calm": {"model.learning_rates": [0.01] * 4}}
-    file = write(axes={"method": ["conv", "diffstride"], "rates": rates}, tables=None)
+    file = write(axes={"method": ["conv", "diffstride"], "rates": rates})
     assert study(file, "--trainer.log_every_n_steps", "1") == 1
     _, rows = read_study(file.parent / "runs" / "tiny")
     assert [row.state for row in rows] == ["failed", "done", "failed", "done"]
@@ -155,7 +155,7 @@ def test_a_run_that_diverges_does_not_stop_the_study(write, capsys):
 
 
 def test_a_run_cut_off_after_its_last_checkpoint_is_only_evaluated(write):
-    file = write(axes={"method": "diffstride", "seed": 0}, tables=None)
+    file = write(axes={"method": "diffstride", "seed": 0})
     assert study(file) == 0
     folder = file.parent / "runs" / "tiny"
     before = findings(folder)
@@ -224,12 +224,12 @@ def test_one_process_at_a_time(write, capsys):
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
         assert study(file) == 2
-    assert "is in the hands of another process" in capsys.readouterr().err
+    assert "is being worked on by another process" in capsys.readouterr().err
 
 
 def test_a_machine_without_the_folder_sends_back_what_the_run_left(write, tmp_path, monkeypatch):
     """What a Ray task does where the study's folder is not to be seen."""
-    (run,) = load_study(write(axes={"method": "diffstride", "seed": 0}, tables=None)).runs
+    (run,) = load_study(write(axes={"method": "diffstride", "seed": 0})).runs
     here = tmp_path / "runs" / run.name
     write_request(here, run.request)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there"))
@@ -240,7 +240,7 @@ def test_a_machine_without_the_folder_sends_back_what_the_run_left(write, tmp_pa
         tar.extractall(here, filter="data")
     sent = json.loads((here / "result.json").read_text())
     (tmp_path / "runs" / ".token").touch()
-    (seen,) = load_study(write(axes={"method": "diffstride", "seed": 0}, tables=None)).runs
+    (seen,) = load_study(write(axes={"method": "diffstride", "seed": 0})).runs
     second = tmp_path / "runs" / "second"
     write_request(second, seen.request)
     assert _remote_work(os.getcwd(), second, "", "token") is None
@@ -304,7 +304,7 @@ def test_a_process_that_dies_fails_its_run_alone(write, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     networks = {"dying": {"model.network.class_path": "dying_network.Dying"}, "firm": {"model.network.width": 5}}
-    file = write(axes={"network": networks}, tables=None)
+    file = write(axes={"network": networks})
     assert study(file, "--processes", 2) == 1
     _, rows = read_study(file.parent / "runs" / "tiny")
     assert [row.state for row in rows] == ["failed", "done"]

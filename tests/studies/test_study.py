@@ -36,7 +36,7 @@ def test_a_run_is_what_fit_would_do_with_these_arguments(write):
     first, second = load(write(axes=axes), {"data.seed": 3, "trainer.max_steps": 2}).runs
     config = parse(first.request.arguments())
     network = config.model.network.init_args
-    assert (network.downsample, network.strides) == ("diffstride", [[3, 3]])
+    assert (network.downsample, network.strides) == ("diffstride", [(3.0, 3.0)])
     assert network.downsample_options == {"smoothness": 2, "basis": "dct"}
     assert (config.model.budget, config.seed_everything, config.trainer.max_steps) == (1.5, 4, 2)
     assert config.data.init_args.batch_size == 32

@@ -187,9 +187,9 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
 
 def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> Table:
     """A line for every group of runs: how good, how expensive, what was learned."""
-    header = ["runs", "n", "accuracy in %", "million MACs", "of it resampling", "striding factor", "ms a step"]
+    header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
     if latency:
-        header[5:5] = ["ms an image batch"]
+        header[5:5] = ["ms a batch, frozen"]
     lines = []
     for label, group in groups(rows).items():
         cells = [
@@ -211,7 +211,8 @@ def _cell(found: Statistic | None, form: str, scale: float) -> str:
     if found is None:
         return "–"
     mean = format(scale * found.mean, form)
-    return mean if found.sd is None else f"{mean} ± {scale * found.sd:{form if form.endswith('f') else '.2g'}}"
+    exact = not found.sd and form != ".1f"  # costs that do not depend on the seed
+    return mean if found.sd is None or exact else f"{mean} ± {scale * found.sd:{form if form.endswith('f') else '.2g'}}"
 
 
 def _bracketed(value: Any) -> str:

@@ -100,7 +100,8 @@ def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None
         missing = draw(folder, plan.figures)
     for name, why in missing.items():
         console.print(f"No figure {name}: {why}.", soft_wrap=True, highlight=False)
-    console.print(f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it.")
+    words = f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it."
+    console.print(words, soft_wrap=True, highlight=False)
     if lost := [row for row in rows if row.state != "done"]:
         first = lost[0]
         raise WorkError(

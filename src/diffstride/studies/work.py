@@ -35,7 +35,7 @@ def read_request(folder: Path) -> Request | None:
     """What a run was asked to do; None where none was asked for."""
     try:
         return Request(**json.loads((folder / "request.json").read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error

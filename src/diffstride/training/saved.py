@@ -62,7 +62,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The `result.json` of a run; None where the run has not ended."""
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'result.json'} is not readable ({one_line(error)}): remove the folder") from error
