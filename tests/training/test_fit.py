@@ -248,6 +248,45 @@ def test_a_lost_stride_stops_the_run_and_names_the_layer(run):
             run("lost", steps=3)
 
 
+@pytest.mark.parametrize("method", ["conv", "diffstride"])
+def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(method, tmp_path, capsys):
+    arguments = [*SMALL, "--runs", str(tmp_path), "--name", "wild", "--model.network.downsample", method]
+    rates = ["--model.learning_rates", "[1e6]", "--model.milestones", "[]", "--trainer.log_every_n_steps", "5"]
+    assert main(["fit", *arguments, *rates, "--trainer.max_steps", "60"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"error: step \d+: (train/loss|val/loss|the stride of down) became .*lower learning_rates", error)
+    assert error.count("\n") == 1
+    left = {str(path.relative_to(tmp_path / "wild")) for path in (tmp_path / "wild").rglob("*")}
+    assert "config.yaml" in left
+    assert not left & {"result.json", "checkpoints/last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("more", "lost"),
+    [
+        (["--trainer.log_every_n_steps", "5"], r"step 10: train/loss"),
+        (["--trainer.log_every_n_steps", "1000"], r"step 12: val/loss"),
+        (["--trainer.log_every_n_steps", "0", "--trainer.limit_val_batches", "0"], r"step 12: network\.\w+\.weight"),
+    ],
+)
+def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, more, lost):
+    class Lost(Classifier):
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 6:  # the first step of the second epoch
+                self.network.conv.weight.grad.fill_(math.nan)
+
+    import diffstride.training.fit as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Classifier", Lost)
+        with pytest.raises(WorkError, match=f"{lost} became infinite or not a number: lower learning_rates"):
+            run("lost", "--model.network.downsample", "conv", "--trainer.max_epochs", "5", *more, steps=-1)
+    saved = torch.load(tmp_path / "lost" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+    assert not (tmp_path / "lost" / "result.json").exists()
+
+
 def test_label_smoothing_and_soft_targets_reach_the_loss():
     network = torch.nn.Linear(3, 4)
     module = Classifier(network, label_smoothing=0.2)

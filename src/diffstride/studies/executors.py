@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -128,8 +129,11 @@ class Ray:
         except ModuleNotFoundError as error:
             raise UserError("--ray needs the package ray: pip install 'diffstride[cluster]'") from error
         try:
+            if ":" in self.address.removeprefix("ray://"):  # Ray itself asks for minutes before it gives up
+                host, _, port = self.address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"--ray {self.address}: no cluster answers: start one with `ray start --head`, give its address, or "
                 "give `local`"

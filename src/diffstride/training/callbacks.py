@@ -41,6 +41,41 @@ class ClampStrides(Callback):
                 )
 
 
+class StopWhenDiverged(Callback):
+    """Stop with a clear word when the loss is no longer a number, before such weights reach a checkpoint.
+
+    Reading a loss makes the host wait for the device. So `train/loss` is read where it is logged anyway, every
+    `log_every_n_steps` steps, `val/loss` at each validation, and the parameters whenever they are saved.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Check the training loss where it is logged."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
+            self._check(trainer, "train/loss")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the validation loss."""
+        self._check(trainer, "val/loss")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check the parameters; the file is written after this."""
+        lost = (name for name, parameter in pl_module.named_parameters() if not parameter.isfinite().all())
+        self._stop_if(trainer, next(lost, None))
+
+    def _check(self, trainer: Trainer, loss: str) -> None:
+        value = trainer.callback_metrics.get(loss)
+        self._stop_if(trainer, None if value is None or value.isfinite() else loss)
+
+    def _stop_if(self, trainer: Trainer, lost: str | None) -> None:
+        # All processes stop where one must, or the others would wait for it.
+        if trainer.strategy.reduce_boolean_decision(lost is not None, all=False):
+            raise WorkError(
+                f"step {trainer.global_step}: {lost or 'a loss in another process'} became infinite or not a number: "
+                "lower learning_rates (and stride_lr, where strides are learned), or start lower, up to a milestone"
+            )
+
+
 def _model(pl_module: LightningModule) -> nn.Module:
     """The network by whose names layers are called."""
     return pl_module.network if isinstance(pl_module, Classifier) else pl_module

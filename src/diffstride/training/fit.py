@@ -30,7 +30,7 @@ import diffstride.models  # noqa: F401 - so that classes are found by their bare
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError
 from diffstride.data import ClassificationData
-from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
+from diffstride.training.callbacks import ClampStrides, StopWhenDiverged, StrideHistory, StrideProgressBar, WriteResult
 from diffstride.training.classifier import Classifier
 from diffstride.training.saved import one_line
 
@@ -153,6 +153,7 @@ class FitCLI(LightningCLI):
             ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
             ClampStrides(),
+            StopWhenDiverged(),
             StrideHistory(folder / "strides.csv"),
             self.result,
         ]

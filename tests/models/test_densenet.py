@@ -1,0 +1,141 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import diffstride as ds
+from diffstride.cost import count_macs
+from diffstride.models import DenseNet
+from diffstride.nn import DiffStrideConv2d
+
+SMALL = {"depth": 16, "growth": 3, "num_classes": 5}
+METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
+
+
+def network(method="avg", **kwargs):
+    if method == "blur":
+        pytest.importorskip("kornia")
+    torch.manual_seed(0)
+    return DenseNet(downsample=method, **(SMALL | kwargs))
+
+
+def randomise(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return model.double().eval()
+
+
+def norm(x, prefix, state):
+    keys = ("running_mean", "running_var", "weight", "bias")
+    mean, var, weight, bias = (state[f"{prefix}.{key}"][:, None, None] for key in keys)
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
+def naive(x, state, layers):
+    """Huang et al. 2017, Figure 2 and Section 3, from the weights alone; average pooling in the transitions."""
+    x = F.conv2d(x, state["stem.conv.weight"], padding=1)
+    for block in range(3):
+        maps = [x]
+        for layer in range(layers):
+            name = f"blocks.{2 * block}.{layer}"
+            y = norm(torch.cat(maps, 1), f"{name}.norm1", state).clamp(min=0)
+            y = torch.einsum("bihw,oi->bohw", y, state[f"{name}.conv1.weight"][:, :, 0, 0])
+            y = norm(y, f"{name}.norm2", state).clamp(min=0)
+            maps.append(F.conv2d(y, state[f"{name}.conv2.weight"], padding=1))
+        x = torch.cat(maps, 1)
+        if block < 2:
+            name = f"blocks.{2 * block + 1}"
+            y = norm(x, f"{name}.norm", state).clamp(min=0)
+            y = torch.einsum("bihw,oi->bohw", y, state[f"{name}.conv.weight"][:, :, 0, 0])
+            x = (y[..., ::2, ::2] + y[..., 1::2, ::2] + y[..., ::2, 1::2] + y[..., 1::2, 1::2]) / 4
+    x = norm(x, "norm.0", state).clamp(min=0).mean((-2, -1))
+    return x @ state["classifier.weight"].T + state["classifier.bias"]
+
+
+def test_it_is_the_papers_network():
+    model = randomise(network())
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    assert torch.allclose(model(x), naive(x, model.state_dict(), layers=2), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "published"),
+    [
+        ({"depth": 100, "growth": 12, "num_classes": 10}, 769_162),  # gpleiss/efficient_densenet_pytorch; paper: 0.8M
+        ({"depth": 250, "growth": 24, "num_classes": 10}, 15.3e6),  # the paper's Table 2, as rounded there
+        ({"depth": 190, "growth": 40, "num_classes": 100}, 25.6e6 + 90 * 2190),  # 25.6M with 10 classes
+    ],
+)
+def test_parameters_of_the_papers_networks(kwargs, published):
+    with torch.device("meta"):
+        model = DenseNet(**kwargs)
+    counted = sum(p.numel() for p in model.parameters())
+    assert counted == published if isinstance(published, int) else counted == pytest.approx(published, rel=0.01)
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == kwargs["depth"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("strides", [(2, 2), (3, 2), (2,), (1, 2, (3, 2))])
+def test_every_method_on_odd_maps(method, strides):
+    model = network(method, strides=strides)
+    x = torch.randn(2, 3, 19, 26, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    assert y.shape == (2, 5)
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+    assert len(ds.strides(model)) == (len(strides) if method == "diffstride" else 0)
+
+
+def test_methods_share_their_weights():
+    states = [{k: v for k, v in network(method).state_dict().items() if "stride" not in k} for method in METHODS]
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+
+
+def test_the_learned_transition_is_the_convolution_and_then_the_layer():
+    model = randomise(network("diffstride", strides=(1.7, 2.4), downsample_options={"smoothness": 1}))
+    for place, stride in (1, 1.7), (3, 2.4):
+        transition = model.blocks[place]
+        assert isinstance(transition.conv, DiffStrideConv2d)
+        x = torch.randn(2, transition.norm.num_features, 13, 11, dtype=torch.float64)
+        layer = ds.DiffStride2d(stride, smoothness=1).double()
+        y = F.conv2d(norm(x, f"blocks.{place}.norm", model.state_dict()).clamp(min=0), transition.conv.weight)
+        assert torch.allclose(transition(x), layer(y), atol=1e-10)
+
+
+def test_strides_learn_cost_and_freeze():
+    model = network("diffstride", downsample_options={"window": "inner"})
+    x = torch.randn(4, 3, 16, 16)
+    loss = F.cross_entropy(model(x), torch.arange(4)) + ds.stride_cost(model)
+    loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if name.endswith("stride")]
+    assert len(gradients) == 2
+    assert all((g != 0).all() for g in gradients)
+    assert ds.stride_cost(model).item() == pytest.approx(1 / 4 + 1 / 16)
+    cost = ds.CostModel(model, x[:1])
+    assert cost.count() == count_macs(model, x[:1]).model
+    model.eval()
+    assert torch.allclose(ds.freeze(model, x)(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depth": 41}, "depth must be 6 n \\+ 4 .* got 41"),
+        ({"depth": 4}, "depth must be 6 n \\+ 4 .* got 4"),
+        ({"growth": 0}, "growth must be >= 1, got 0"),
+        ({"compression": 1.5}, "compression must be above 0 and at most 1, got 1.5"),
+        ({"strides": ()}, "strides must have 1 to 3 entries .* got 0"),
+        ({"strides": (1, 2, 2, 2)}, "strides must have 1 to 3 entries .* got 4"),
+        ({"downsample": "median"}, "downsample must be one of"),
+    ],
+)
+def test_mistakes(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DenseNet(**(SMALL | kwargs))
