@@ -15,6 +15,7 @@ from diffstride._check import UserError, WorkError
 COMMANDS = {
     "fit": ("diffstride.training.fit", "fit", "train one network; its run folder keeps everything"),
     "study": ("diffstride.studies.runner", "study", "do the many runs of a table or a figure, here or on a cluster"),
+    "report": ("diffstride.studies.report", "report", "make one page of a run or of a study, for a browser"),
     "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
     "bench": ("diffstride.studies.bench", "bench", "measure speed and memory against the alternatives"),
     "export": ("diffstride.studies.export", "export", "write a trained network as an ONNX file"),

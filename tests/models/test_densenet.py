@@ -6,7 +6,7 @@ from torch import nn
 import diffstride as ds
 from diffstride.cost import count_macs
 from diffstride.models import DenseNet
-from diffstride.nn import DiffStrideConv2d
+from diffstride.nn import DiffStrideConv2d, learnable_layers
 
 SMALL = {"depth": 16, "growth": 3, "num_classes": 5}
 METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
@@ -76,6 +76,50 @@ def test_parameters_of_the_papers_networks(kwargs, published):
     counted = sum(p.numel() for p in model.parameters())
     assert counted == published if isinstance(published, int) else counted == pytest.approx(published, rel=0.01)
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == kwargs["depth"]
+
+
+def by_hand(depth, growth, sizes):
+    """MACs of stem, blocks and classifier on maps of these sizes, those of the 1x1 transitions, and all weights."""
+    channels, transitions = 2 * growth, []
+    kernels = 27 * channels
+    layers = kernels * sizes[0] ** 2
+    norms = 0
+    for block, size in enumerate(sizes):
+        for _ in range((depth - 4) // 6):
+            kernel = channels * 4 * growth + 9 * 4 * growth * growth
+            layers += kernel * size**2
+            kernels += kernel
+            norms += channels + 4 * growth
+            channels += growth
+        norms += channels  # of the transition, or the last one
+        if block < 2:
+            transitions.append(channels * (channels // 2))
+            channels //= 2
+    return layers + 10 * channels, transitions, kernels + sum(transitions) + 2 * norms + 10 * channels + 10
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sizes"),
+    [
+        ("avg", {}, (32, 16, 8)),
+        ("conv", {}, (32, 16, 8)),
+        ("diffstride", {"window": "inner"}, (32, 16, 8)),
+        ("diffstride", {"smoothness": 1.0}, (32, 18, 11)),  # floor(32/2 + 2), floor(18/2 + 2)
+        ("diffstride", {"smoothness": 4.0}, (32, 24, 20)),
+    ],
+)
+def test_cost_and_parameters_are_those_counted_by_hand(method, options, sizes):
+    model = DenseNet(depth=40, downsample=method, downsample_options=options)
+    rest, transitions, weights = by_hand(40, 12, sizes)
+    before, after = (rest + sum(t * s**2 for t, s in zip(transitions, at, strict=False)) for at in (sizes, sizes[1:]))
+    counted = count_macs(model, torch.zeros(1, 3, 32, 32)).model
+    if method == "diffstride":  # the order of convolution and layer is chosen by cost
+        assert after <= counted <= before
+        assert ds.CostModel(model, torch.zeros(1, 3, 32, 32)).count() == counted
+    else:
+        assert counted == (after if method == "conv" else before)
+    learned = sum(layer.stride.numel() for _, layer in learnable_layers(model))
+    assert sum(p.numel() for p in model.parameters()) == weights + learned == 176_122 + learned
 
 
 @pytest.mark.parametrize("method", METHODS)

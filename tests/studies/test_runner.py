@@ -180,6 +180,13 @@ def test_a_dry_run_lists_costs_and_writes_nothing(write, capsys):
     assert f"{3 * macs * 6 * 32 / 1e12:.3g}" in printed
 
 
+def test_a_dry_run_finds_a_network_that_cannot_be_built(write, capsys):
+    file = write(axes={"method": "conv", "strides": [[[2, 2]], [[2.5, 2]]]})
+    assert study(file, "--dry-run") == 2
+    assert "error: run conv-2.5x2: " in (error := capsys.readouterr().err)
+    assert "stride must be an integer for downsample='conv'" in error
+
+
 def test_two_processes_find_what_one_finds(write):
     file = write()
     assert study(file) == 0

@@ -74,7 +74,7 @@ def test_requests_differ_where_the_user_would_see_it(write):
         ({"axis": {}}, "key must be one of name, question, .* got 'axis' \\(did you mean axes\\?\\)"),
         ({"axes": None}, "the key 'axes' is missing"),
         ({"base": None}, "the key 'base' is missing"),
-        ({"base": "nowhere.yaml"}, "cannot read .*nowhere.yaml"),
+        ({"base": "nowhere.yaml"}, "cannot read .*nowhere.yaml .the base of .*tiny.yaml"),
         ({"axes": {"methods": ["conv"]}}, "axes must be one of .* got 'methods' \\(did you mean method\\?\\)"),
         (
             {"axes": {"method": ["convs"]}},

@@ -33,8 +33,8 @@ def test_two_steps_on_real_images(name, method, tmp_path):
 @pytest.mark.parametrize(
     ("name", "strides", "smaller"),
     [
-        ("imagenet", 3, ["--model.network.width", "0.0625", "--data.image_size", "40", "--data.augment.resized_crop", "32",
-                         "--data.batch_size", "16"]),
+        ("imagenet", 3, ["--model.network.width", "0.0625", "--data.image_size", "40", "--data.batch_size", "16",
+                         "--data.augment.resized_crop", "32"]),
         ("densenet", 2, ["--model.network.depth", "16", "--model.network.growth", "2"]),
     ],
 )  # fmt: skip

@@ -190,7 +190,7 @@ def test_commands_and_help(capsys):
     assert main(["--help"]) == 0
     assert "fit" in capsys.readouterr().out
     assert main(["train"]) == 2
-    assert "unknown command 'train'; there are fit, demo" in capsys.readouterr().err
+    assert "unknown command 'train'; there are fit, study, report, demo" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--help"])
     assert stop.value.code == 0

@@ -1,11 +1,296 @@
-"""Placeholder until the figures land."""
+"""The figures of a study, drawn from its folder, and those of a single run."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
-FIGURES = dict.fromkeys(["trajectories", "strides", "factor", "pareto", "windows", "resolution"])
+import torch
+from torch import Tensor
+
+from diffstride import plotting
+from diffstride._check import UserError
+from diffstride.data import ClassificationData
+from diffstride.nn import DiffStride2d
+from diffstride.studies.insight import Resolution, input_windows, resolutions, sample_inputs
+from diffstride.studies.results import METHODS, Row, groups, read_latency, read_study, statistic, striding_factor
+from diffstride.studies.study import shown
+from diffstride.tracking import AXES, read_rows
+from diffstride.training.saved import build_data, load_run, one_line
+
+NO_RUNS = "no run with learned strides is done"
+NO_STRIDES = "the network has no learned strides"
 
 
 def draw(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Nothing yet."""
-    return dict.fromkeys(names, "not built yet")
+    """Draw figures of a study as `folder/NAME.png` and `.svg`, from the runs that are done.
+
+    Args:
+        folder: of the study.
+        names: among those of :data:`FIGURES`.
+
+    Returns:
+        The names of those that could not be drawn, and why.
+
+    Raises:
+        UserError: a folder that is not a study's.
+    """
+    _, rows = read_study(folder)
+    done = [row for row in rows if row.result is not None]
+    return _draw({name: partial(FIGURES[name], folder, done) for name in names})
+
+
+def draw_run(folder: Path) -> dict[str, str]:
+    """Draw `windows` and `resolution` of a run that is done into its folder; the result is that of :func:`draw`."""
+    title = f"{{}}, {folder.absolute().name}"
+    return _draw({
+        "windows": partial(_draw_windows, folder, folder / "windows", title),
+        "resolution": partial(_draw_resolutions, {"": folder}, folder / "resolution", title),
+    })  # fmt: skip
+
+
+def _draw(figures: Mapping[str, Callable[[], str | None]]) -> dict[str, str]:
+    missing = {}
+    for name, figure in figures.items():
+        try:
+            why = figure()
+        except UserError as error:  # data or a checkpoint that is no longer there
+            why = str(error)
+        if why is not None:
+            missing[name] = why
+    return missing
+
+
+# Of many runs: each draws what it can from the done rows of a study, and says why where it cannot
+
+
+def _trajectories(folder: Path, rows: Sequence[Row]) -> str | None:
+    runs, legend = _by_start(rows)
+    if not runs:
+        return NO_RUNS
+    histories = {name: [read_rows(folder / row.name / "strides.csv") for row in group] for name, group in runs.items()}
+    if not any(rows for group in histories.values() for rows in group):
+        return "no run has its strides.csv any more"
+    title = f"Strides while training, {_runs(runs)}"
+    plotting.trajectories_of_runs(histories, folder / "trajectories", title=title, legend=legend)
+    return None
+
+
+def _strides(folder: Path, rows: Sequence[Row]) -> str | None:
+    runs, legend = _by_start(rows)
+    if not runs:
+        return NO_RUNS
+    strides = {
+        name: [(_result(row)["strides_initial"], _result(row)["strides"]) for row in group]
+        for name, group in runs.items()
+    }
+    axes = AXES[len(next(iter(next(iter(strides.values()))[0][1].values())))]
+    title = f"Strides learned, {_runs(runs)}"
+    plotting.learned_strides(strides, axes, folder / "strides", title=title, legend=legend)
+    return None
+
+
+def _factor(folder: Path, rows: Sequence[Row]) -> str | None:
+    runs, legend = _by_start(rows)
+    if not runs:
+        return NO_RUNS
+    factors = {
+        name: (
+            striding_factor(_result(group[0]), "strides_initial") or 1.0,
+            [striding_factor(_result(row)) or 1.0 for row in group],
+        )
+        for name, group in runs.items()
+    }
+    title = f"Global striding factor, {_runs(runs)}"
+    plotting.striding_factors(factors, folder / "factor", title=title, legend=legend)
+    return None
+
+
+def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
+    latency = read_latency(folder)
+    by_series: dict[str, list[Row]] = {}
+    for row in rows:
+        by_series.setdefault(_series(row, rows), []).append(row)
+    compute: dict[str, list[plotting.Point]] = {}
+    time: dict[str, list[plotting.Point]] = {}
+    for series, members in by_series.items():
+        varying = [axis for axis in _varying(members) if axis not in ("method", "dataset")]
+        for label, group in groups(members).items():
+            accuracy = statistic(group, lambda result: result["accuracy"])
+            if accuracy is None:
+                continue
+            macs = [(_result(row)["macs"] + _result(row)["resampling_macs"]) / 1e6 for row in group]
+            place = fmean(macs), min(macs), max(macs)
+            point = plotting.Point(_name(group[0].axes, varying), *place, accuracy.mean, accuracy.sd or 0)
+            compute.setdefault(series, []).append(point)
+            if label in latency:
+                ms, low, high = (latency[label][key] for key in ("ms", "low", "high"))
+                time.setdefault(series, []).append(point._replace(cost=ms, low=low, high=high))
+    if not compute:
+        return "no run with an accuracy is done"
+    panels = {"million multiply-accumulates an image, mean and range": compute}
+    if time:
+        facts = json.loads((folder / "latency.json").read_text())
+        panels[
+            f"milliseconds a batch of {facts['batch']} on {facts['hardware']}\nstrides fixed, median and quartiles"
+        ] = time
+    title = f"Accuracy against cost, {_seeds(rows)}\nLines: the best that costs no more"
+    plotting.pareto(panels, folder / "pareto", title=title)
+    return None
+
+
+def _windows(folder: Path, rows: Sequence[Row]) -> str | None:
+    runs, _ = _by_start(rows)
+    if not runs:
+        return NO_RUNS
+    first = next(iter(runs.values()))[0].name
+    return _draw_windows(folder / first, folder / "windows", f"{{}}, {first}")
+
+
+def _resolution(folder: Path, rows: Sequence[Row]) -> str | None:
+    runs, _ = _by_start(rows)
+    if not runs:
+        return NO_RUNS
+    first = {name: folder / group[0].name for name, group in runs.items()}
+    return _draw_resolutions(first, folder / "resolution", "{}, the first run of each kind")
+
+
+FIGURES: dict[str, Callable[[Path, Sequence[Row]], str | None]] = {
+    "trajectories": _trajectories,
+    "strides": _strides,
+    "factor": _factor,
+    "pareto": _pareto,
+    "windows": _windows,
+    "resolution": _resolution,
+}
+
+
+# Of networks
+
+
+def _draw_windows(run: Path, path: Path, title: str) -> str | None:
+    network, config = load_run(run)
+    windows = input_windows(network, sample_inputs(_data(config)))
+    if not windows:
+        return NO_STRIDES
+    plotting.layer_windows(windows, path, title=title.format("Windows over the mean spectrum that reaches them"))
+    return None
+
+
+def _draw_resolutions(runs: Mapping[str, Path], path: Path, title: str) -> str | None:
+    shapes: dict[str, tuple[int, ...]] = {}  # loading data takes seconds, and runs mostly share them
+    drawn: dict[str, list[Resolution]] = {}
+    for name, run in runs.items():
+        network, config = load_run(run)
+        key = json.dumps(config["data"], default=str)
+        if key not in shapes:
+            shapes[key] = _data(config).sample_shape
+        drawn[name] = resolutions(network, torch.zeros(1, *shapes[key]))
+    if any(len(steps) < 2 for steps in drawn.values()):
+        return NO_STRIDES
+    axes = AXES[len(next(iter(drawn.values()))[-1].learned)]
+    plotting.resolution_staircases(drawn, axes, path, title=title.format("Sizes of the maps behind each layer"))
+    return None
+
+
+def _data(config: Mapping[str, Any]) -> ClassificationData:
+    try:
+        return build_data(config["data"])
+    except Exception as error:  # of libraries that read files, images or the hub
+        raise UserError(f"the data cannot be loaded ({one_line(error)})") from error
+
+
+class LayerSteps(NamedTuple):
+    """What a layer does to an image, in the order of doing; frequency 0 is in the middle.
+
+    Attributes:
+        spectrum: amplitudes `[H, W]` of the image, the mean over channels.
+        window: `[H, W]`, at the same frequencies.
+        kept: amplitudes `[H', W']` of the output.
+        output: `[C, H', W']`.
+    """
+
+    spectrum: Tensor
+    window: Tensor
+    kept: Tensor
+    output: Tensor
+
+
+@torch.no_grad()
+def layer_steps(layer: DiffStride2d, image: Tensor) -> LayerSteps:
+    """The steps of a layer with `basis="dft"` and `norm="forward"` on an image `[C, H, W]`."""
+    window = torch.ones(())
+    for axis in input_windows(layer, image[None]):
+        n = image.shape[len(window.shape) + 1]
+        cycles = (torch.arange(n) - n // 2).abs()
+        window = window[..., None] * torch.tensor(axis.learned)[cycles]
+    output = layer(image)
+    return LayerSteps(_amplitudes(image), window, _amplitudes(output), output)
+
+
+def draw_layer(layer: DiffStride2d, image: Tensor, path: Path) -> None:
+    """Draw a layer step by step on an image `[C, H, W]` with one or three channels, from 0 to 1."""
+    steps = layer_steps(layer, image)
+    strides = ", ".join(f"{s:.3g}" for s in layer.strides)
+    title = f"DiffStride with strides ({strides}) along height and width, R = {layer.smoothness:g}"
+    plotting.layer_steps(image.squeeze(0), *steps[:3], steps.output.squeeze(0), path, title=title)
+
+
+def _amplitudes(x: Tensor) -> Tensor:
+    amplitudes: Tensor = torch.fft.fftshift(torch.fft.fft2(x, norm="forward").abs().mean(0))
+    return amplitudes
+
+
+# Names
+
+
+def _by_start(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], str]:
+    """The runs that learned strides, by what they have in common but for the seed; and what the names are of."""
+    learned = [row for row in rows if _result(row)["strides"]]
+    varying = _varying(learned)
+    named = {_name(group[0].axes, varying) or label: group for label, group in groups(learned).items()}
+    return named, ", ".join("initial strides" if axis == "strides" else _heading(axis) for axis in varying)
+
+
+def _varying(rows: Iterable[Row]) -> list[str]:
+    """The axes but for the seed along which some rows differ."""
+    rows = list(rows)
+    axes = dict.fromkeys(axis for row in rows for axis in row.axes if axis != "seed")
+    return [axis for axis in axes if any(row.axes.get(axis) != rows[0].axes.get(axis) for row in rows)]
+
+
+def _name(axes: Mapping[str, Any], varying: Sequence[str]) -> str:
+    kept = {axis: axes[axis] for axis in varying if axis in axes}
+    return ", ".join(
+        f"{_heading(axis)} {value:g}" if isinstance(value, int | float) else shown(axis, value)
+        for axis, value in kept.items()
+    )
+
+
+def _heading(axis: str) -> str:
+    return axis.rsplit(".", 1)[-1].replace("_", " ")
+
+
+def _series(row: Row, rows: Sequence[Row]) -> str:
+    """The method, and the data where a study has several."""
+    method = row.axes.get("method", "diffstride" if _result(row)["strides"] else "all runs")
+    dataset = row.axes.get("dataset") if "dataset" in _varying(rows) else None
+    return METHODS.get(method, str(method)) + ("" if dataset is None else f", {shown('dataset', dataset)}")
+
+
+def _runs(runs: Mapping[str, Sequence[Row]]) -> str:
+    return f"{sum(map(len, runs.values()))} runs"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    count = len({row.axes.get("seed") for row in rows})
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _result(row: Row) -> dict[str, Any]:
+    assert row.result is not None, row.name
+    return row.result

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
@@ -29,7 +30,7 @@ from diffstride.studies.work import read_request, write_request
 from diffstride.tracking import read_dicts
 from diffstride.training.callbacks import provenance
 from diffstride.training.fit import parse, quiet
-from diffstride.training.saved import build_classifier, build_data
+from diffstride.training.saved import build_classifier, build_data, one_line
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
 
@@ -284,7 +285,10 @@ def _costs(plan: Study) -> dict[str, _Cost]:
             key = json.dumps(config["data"], default=str)
             if key not in data:
                 data[key] = build_data(config["data"])
-            found[label] = _cost(config, data[key])
+            try:
+                found[label] = _cost(config, data[key])
+            except (ValueError, ArgumentError) as error:  # what a network says of its arguments
+                raise UserError(f"run {run.name}: {one_line(error)}") from error
     return found
 
 

@@ -129,7 +129,7 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
     for key in ("base", "axes"):
         if not definition.get(key):
             raise UserError(f"{file}: the key {key!r} is missing")
-    config = _read_yaml(file.parent / str(definition["base"]))
+    config = _read_yaml(file.parent / str(definition["base"]), f" (the base of {file})")
     for key in ("name", "runs", "ckpt_path"):
         config.pop(key, None)
     common = _mapping(file, "settings", definition.get("settings") or {}) | dict(settings or {})
@@ -243,13 +243,13 @@ def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[
 PAPER = Path(__file__).parent / "paper"  # the published tables
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, what: str = "") -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {file} ({error.strerror}): give the path of a study's YAML file") from error
+        raise UserError(f"cannot read {file}{what}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {one_line(error)}") from error
+        raise UserError(f"{file}{what} is not YAML: {one_line(error)}") from error
     return _mapping(file, "the file", content)
 
 

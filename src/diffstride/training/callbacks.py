@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from diffstride import plotting, tracking
 from diffstride._check import WorkError
-from diffstride.cost import count_macs, stride_cost
+from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.nn import clamp_strides_, strides
 from diffstride.training.classifier import Classifier
+from diffstride.training.live import LiveView
 
 
 class ClampStrides(Callback):
@@ -122,10 +122,28 @@ class StrideHistory(Callback):
         if rows:
             tracking.append_rows(self.path, rows)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for row in rows:
-                    logger.experiment.add_scalar(f"strides/{row.layer}/{row.axis}", row.stride, step)
-                    logger.experiment.add_scalar(f"sizes/{row.layer}/{row.axis}", row.size, step)
+            if isinstance(logger, LiveView):
+                logger.log_strides(rows)
+
+
+class LiveCost(Callback):
+    """Show in TensorBoard, at each validation, the multiply-accumulates that the strides have come to."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count them, in all processes, since a network may be spread over these."""
+        if trainer.sanity_checking and trainer.global_step:  # a resumed run has shown them
+            return
+        assert isinstance(pl_module, Classifier)
+        macs = _macs(trainer, pl_module).model
+        for logger in trainer.loggers:
+            if isinstance(logger, LiveView):
+                logger.log_metrics({"train/macs": macs}, trainer.global_step)
+
+
+def _macs(trainer: Trainer, module: Classifier) -> Macs:
+    """Of one input, at the strides now in use."""
+    with trainer.precision_plugin.forward_context():
+        return count_macs(module.network, module.example())
 
 
 class StrideProgressBar(RichProgressBar):
@@ -197,8 +215,7 @@ class WriteResult(Callback):
     def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
         network = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with trainer.precision_plugin.forward_context():
-            macs = count_macs(network, module.example())
+        macs = _macs(trainer, module)
         steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         return {

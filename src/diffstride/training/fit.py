@@ -23,15 +23,23 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError
 from diffstride.data import ClassificationData
-from diffstride.training.callbacks import ClampStrides, StopWhenDiverged, StrideHistory, StrideProgressBar, WriteResult
+from diffstride.training.callbacks import (
+    ClampStrides,
+    LiveCost,
+    StopWhenDiverged,
+    StrideHistory,
+    StrideProgressBar,
+    WriteResult,
+)
 from diffstride.training.classifier import Classifier
+from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
@@ -88,6 +96,7 @@ class FitCLI(LightningCLI):
 
     run_folder: Path
     result: WriteResult
+    resumed_step: int | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are one line."""
@@ -155,6 +164,7 @@ class FitCLI(LightningCLI):
             ClampStrides(),
             StopWhenDiverged(),
             StrideHistory(folder / "strides.csv"),
+            LiveCost(),
             self.result,
         ]
         if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
@@ -163,7 +173,7 @@ class FitCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         loggers = [
             ContinuedCSVLogger(folder, name="", version=""),
-            TensorBoardLogger(folder, name="", version="tensorboard"),
+            LiveView(folder, self.resumed_step),
         ]
         callbacks = [*(trainer.get("callbacks") or []), *callbacks]
         return super().instantiate_trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(folder), **kwargs)
@@ -193,6 +203,7 @@ class FitCLI(LightningCLI):
                 f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
             )
         # Lightning numbers metrics by steps done before, strides.csv by steps done.
+        assert self.resumed_step is not None
         drop_rows = rank_zero_only(tracking.drop_rows_from)
         drop_rows(self.run_folder / "metrics.csv", self.resumed_step)
         drop_rows(self.run_folder / "strides.csv", self.resumed_step + 1)
