@@ -442,11 +442,15 @@ def _steps(points: Iterable[Point], most: float) -> tuple[list[float], list[floa
 
 
 def _label(panel: Any, points: Sequence[tuple[Point, str]], lines: Sequence[Sequence[tuple[float, float]]]) -> None:
-    """Write the labels of points beside them, where they cover the least of labels, points, lines and borders."""
+    """Write the labels of points beside them, where they cover the least of labels, points, lines and borders.
+
+    One that stands nearer to another point of its colour would be read as that one's, and counts as covering some.
+    """
     renderer = panel.figure.canvas.get_renderer()
     pixels = panel.figure.dpi / 72
     frame = panel.get_window_extent(renderer)
     taken = []
+    centres = [(tuple(panel.transData.transform((p.cost, 100 * p.accuracy))), colour) for p, colour in points]
     for p, _ in points:
         (x0, y0), (x1, y1) = panel.transData.transform(
             [(p.low, 100 * (p.accuracy - p.deviation)), (p.high, 100 * (p.accuracy + p.deviation))]
@@ -472,7 +476,9 @@ def _label(panel: Any, points: Sequence[tuple[Point, str]], lines: Sequence[Sequ
                 bottom = y + dy * distance * pixels - size.height * (1 - dy) / 2
                 box = (left, bottom, left + size.width, bottom + size.height)
                 outside = box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1
-                choices.append((sum(_overlap(box, other) for other in taken) + 1e6 * outside, distance, box))
+                misread = _gap(box, (x, y)) > min(_gap(box, centre) for centre, its in centres if its == colour)
+                covered = sum(_overlap(box, other) for other in taken)
+                choices.append((covered + 200 * misread + 1e6 * outside, distance, box))
         _, distance, box = min(choices, key=lambda choice: choice[:2])
         taken.append(box)
         far = {"arrowstyle": "-", "color": colour, "lw": 0.5} if distance > 14 else None
@@ -485,6 +491,11 @@ def _label(panel: Any, points: Sequence[tuple[Point, str]], lines: Sequence[Sequ
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """The area that two boxes (left, bottom, right, top) have in common."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _gap(box: Sequence[float], point: Sequence[float]) -> float:
+    """The distance from a point to a box (left, bottom, right, top)."""
+    return math.hypot(*(max(box[k] - point[k], 0, point[k] - box[k + 2]) for k in (0, 1)))
 
 
 def _cycles(height: int, width: int) -> tuple[float, float, float, float]:
