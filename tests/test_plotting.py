@@ -261,3 +261,18 @@ def test_labels_of_near_points_do_not_overlap(sketches, tmp_path):
         assert frame.containsy(a.y0)
         assert frame.containsy(a.y1)
         assert not any(a.overlaps(b) for b in boxes[:i])
+
+
+def test_a_label_stands_nearest_to_its_own_point(sketches, tmp_path):
+    places = [(37.8, 0.569, 0.009, 2), (35.0, 0.591, 0.001, 5.5), (34.3, 0.575, 0.019, 2), (37.3, 0.579, 0.001, 24)]
+    points = [plotting.Point(f"{c}", c, c - r, c + r, a, d) for c, a, d, r in [*places, (36.0, 0.566, 0.003, 12)]]
+    points += [plotting.Point("", c, c, c, 0.55, 0) for c in (5, 60)]
+    plotting.pareto({"cost": {"all": points}}, tmp_path / "p", title="T")
+    (axes,) = sketches[0].axes
+    sketches[0].draw_without_rendering()
+    pixels = axes.transData.transform([(p.cost, 100 * p.accuracy) for p in points])
+    for text in axes.texts:
+        (left, bottom), (right, top) = Text.get_window_extent(text).get_points()
+        nearest = pixels.clip((left, bottom), (right, top))
+        distances = ((pixels - nearest) ** 2).sum(1).tolist()
+        assert points[distances.index(min(distances))].label == text.get_text()

@@ -449,7 +449,8 @@ def _label(panel: Any, points: Sequence[tuple[Point, str]], lines: Sequence[Sequ
     renderer = panel.figure.canvas.get_renderer()
     pixels = panel.figure.dpi / 72
     frame = panel.get_window_extent(renderer)
-    taken = []
+    taken: list[Sequence[float]] = []
+    written: list[Sequence[float]] = []
     centres = [(tuple(panel.transData.transform((p.cost, 100 * p.accuracy))), colour) for p, colour in points]
     for p, _ in points:
         (x0, y0), (x1, y1) = panel.transData.transform(
@@ -470,17 +471,17 @@ def _label(panel: Any, points: Sequence[tuple[Point, str]], lines: Sequence[Sequ
         size = probe.get_window_extent(renderer)
         probe.remove()
         choices = []
-        for distance in (7, 14, 24, 36):
+        for distance in (7, 14, 24, 36, 52):
             for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)):
                 left = x + dx * distance * pixels - size.width * (1 - dx) / 2
                 bottom = y + dy * distance * pixels - size.height * (1 - dy) / 2
                 box = (left, bottom, left + size.width, bottom + size.height)
                 outside = box[0] < frame.x0 or box[1] < frame.y0 or box[2] > frame.x1 or box[3] > frame.y1
                 misread = _gap(box, (x, y)) > min(_gap(box, centre) for centre, its in centres if its == colour)
-                covered = sum(_overlap(box, other) for other in taken)
-                choices.append((covered + 200 * misread + 1e6 * outside, distance, box))
+                covered = sum(_overlap(box, other) for other in [*taken, *written * 20])
+                choices.append((covered + 200 * misread + distance + 1e6 * outside, distance, box))
         _, distance, box = min(choices, key=lambda choice: choice[:2])
-        taken.append(box)
+        written.append(box)
         far = {"arrowstyle": "-", "color": colour, "lw": 0.5} if distance > 14 else None
         panel.annotate(
             p.label, place, ((box[0] - x) / pixels, (box[1] - y) / pixels), textcoords="offset points",

@@ -438,13 +438,13 @@ def study_page(folder: Path, say: Callable[[str], None]) -> Page:
         say(f"run {i + 1} of {len(started)}: {row.name}")
         runs.append(run_report(folder / row.name, row, batch))
     latency = read_latency(folder)
-    failed = tuple((row.name, str(row.error)) for row in rows if row.state == "failed")
+    notes = [str(definition["notes"])] if definition.get("notes") else []
     report = Report(
         str(definition.get("name") or folder.resolve().name),
         _states(rows),
-        [str(definition["notes"])] if definition.get("notes") else [],
+        [*notes, *(f"{row.name} failed: {row.error}." for row in rows if row.state == "failed")],
         [],
-        [*([Table("Failed runs", ("run", "error"), failed)] if failed else []), *tables(definition, rows, latency)],
+        tables(definition, rows, latency),
         [*_compare(rows, latency), *_all_trajectories(folder, rows), *_distribution(rows), *_factors(rows)],
         yaml.safe_dump({key: value for key, value in definition.items() if key != "runs"}, sort_keys=False),
         _study_provenance(folder),
