@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,18 @@ SWITCHES = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 VOID = {"meta", "line", "br"}  # of those that the template has
+STUDY = {
+    "question": "Is 1 < 2 & 3?",
+    "notes": "Too small.",
+    "base": str(Path(__file__).parents[2] / "configs" / "demo.yaml"),
+    "settings": {
+        "data.train_samples": 96, "data.test_samples": 32, "data.batch_size": 32, "model.network.width": 4,
+        "model.milestones": [3, 4, 5], "trainer.max_steps": 6,
+    },
+    "axes": {"method": ["conv", "diffstride"], "strides": [[[3, 3]]], "seed": [0, 1]},
+    "tables": [{"rows": "strides", "columns": "method"}],
+    "latency": 2,
+}  # fmt: skip
 NAMES = ["conv-3x3-seed0", "conv-3x3-seed1", "diffstride-3x3-seed0", "diffstride-3x3-seed1"]
 
 
@@ -81,13 +94,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A little study that has been done, kept as it is: tests change copies."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("report")
     file = folder / "tiny.yaml"
-    file.write_text(
-        yaml.safe_dump(TINY | {"question": "Is 1 < 2 & 3?", "notes": "Too small.", "latency": 2}, sort_keys=False)
-    )
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     assert main(["study", str(file), "--runs", str(folder)]) == 0
     return folder / "tiny"
 
@@ -249,6 +258,8 @@ def test_what_is_no_number_is_a_dash(copy):
         writer = csv.DictWriter(file, list(metrics[0]))
         writer.writeheader()
         writer.writerows(metrics)
+    with (copy / NAMES[2] / "strides.csv").open("a") as file:
+        file.write("7,down,height,nan,11\n")
     for page in page_of(copy / NAMES[2]), page_of(copy):
         assert not re.search(r"\b(nan|inf|None|null)\b", page.text, re.IGNORECASE)
         assert "Accuracy – on the test split" in page.text

@@ -120,7 +120,10 @@ def test_files_of_a_study(tmp_path):
         lines = list(csv.DictReader(file))
     assert [line["run"] for line in lines] == [row.name for row in rows()]
     assert float(lines[1]["accuracy"]) == rows()[1].result["accuracy"]
-    assert json.loads(lines[1]["axes" if "axes" in lines[1] else "strides_initial"]) == {}
+    header = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
+    assert len(set(header)) == len(header)
+    assert json.loads(lines[1]["strides"]) == [2, 2, 2]  # the axis
+    assert json.loads(lines[1]["strides_learned"]) == {}
     assert lines[2]["error"] == "step 3: lost, badly"
     assert lines[5]["accuracy"] == ""
     text = (tmp_path / "table.md").read_text()

@@ -187,6 +187,47 @@ def test_a_dry_run_finds_a_network_that_cannot_be_built(write, capsys):
     assert "stride must be an integer for downsample='conv'" in error
 
 
+def test_a_dry_run_without_a_limit_of_epochs_counts_steps(write, capsys):
+    assert study(write(), "--dry-run", "--trainer.max_epochs", "-1") == 0
+    printed = capsys.readouterr().out
+    macs = 11 * 11 * 9 * (1 * 4 + 4 * 8) + 8 * 4
+    assert f"{3 * macs * 6 * 32 / 1e12:.3g}" in printed
+
+
+def test_a_study_without_accuracies(write, capsys):
+    file = write(axes={"method": "conv", "seed": 0})
+    assert study(file, "--trainer.limit_val_batches", "0") == 0
+    assert "conv-seed0: accuracy –, " in capsys.readouterr().out
+
+
+def test_latency_is_measured_again_for_other_batches_and_runs(write):
+    axes = {"method": "conv", "seed": 0}
+    file = write(axes=axes, latency=2)
+    assert study(file) == 0
+    measured = file.parent / "runs" / "tiny" / "latency.json"
+    before = measured.read_text()
+    assert study(file) == 0
+    assert measured.read_text() == before
+    assert study(write(axes=axes, latency=3)) == 0
+    assert json.loads(measured.read_text())["batch"] == 3
+    before = measured.read_text()
+    shutil.rmtree(measured.parent / "conv-seed0")
+    assert study(write(axes=axes, latency=3)) == 0
+    assert measured.read_text() != before
+
+
+def test_what_a_failed_run_had_learned_is_not_thrown_away(write, capsys):
+    file = write(axes={"method": "diffstride", "seed": 0})
+    assert study(file) == 0
+    run = file.parent / "runs" / "tiny" / "diffstride-seed0"
+    (run / "result.json").unlink()
+    (run / "failed.json").write_text(json.dumps({"error": "was killed"}))
+    saved = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert study(file, "--data.batch_size", "16") == 2
+    assert "was run with other settings (data.batch_size 32, now 16)" in capsys.readouterr().err
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == saved
+
+
 def test_two_processes_find_what_one_finds(write):
     file = write()
     assert study(file) == 0

@@ -1,5 +1,6 @@
 """What a study's file means, and what it is refused for."""
 
+import datetime
 import re
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def test_requests_differ_where_the_user_would_see_it(write):
         ({"tables": [{"rows": "strides", "columns": "method", "value": "macz"}]}, "tables: value must be one of"),
         ({"tables": [{"rows": "strides", "columns": "method", "paper": "table9"}]}, "tables: paper must be one of"),
         ({"tables": [{"rows": "strides", "columns": "method", "where": {"seed": 9}}]}, "no run has seed 9"),
+        ({"figures": "pareto"}, 'figures must be a list, got "pareto"'),
+        ({"tables": {"rows": "strides", "columns": "method"}}, "tables must be a list, got"),
+        ({"axes": {"method": "conv", "strides": [3, 3]}}, "there twice: .* one value of strides is a list"),
+        ({"axes": {"strides": [[["x", 3]]]}}, "run xx3: "),
+        ({"settings": {"data.seed": datetime.date(2024, 1, 1)}}, "no text, number, list or mapping"),
         ({"cpus": 0}, "cpus must be a number >= 1, got 0"),
         ({"gpus": "all"}, "gpus must be a number >= 0, got 'all'"),
         ({"latency": 0.5}, "latency must be a number >= 1, got 0.5"),
@@ -129,7 +135,8 @@ def test_every_shipped_study_is_right(file):
     if file.stem.endswith("-small"):
         assert study.notes
         assert study.gpus == 0
-    else:
+    elif study.gpus:
+        assert "Not run yet" in text.splitlines()[0]
         assert all(config_epochs(run) >= 90 for run in study.runs)
 
 

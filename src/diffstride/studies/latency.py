@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import statistics
@@ -43,9 +44,24 @@ def measure(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> No
     latency = {}
     for label, times in seconds.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(times, n=4, method="inclusive"))
-        latency[label] = {"ms": middle, "low": low, "high": high, "run": runs[label].name}
+        timed = {"run": runs[label].name, "result": _digest(runs[label])}
+        latency[label] = {"ms": middle, "low": low, "high": high, **timed}
     table = {"batch": batch, "repeats": REPEATS, "latency": latency, **facts}
     replace(folder / "latency.json", json.dumps(table, indent=1) + "\n")
+
+
+def is_timed(folder: Path, runs: Mapping[str, Path], batch: int) -> bool:
+    """Whether `latency.json` is of these runs, as they are now, and of this batch."""
+    try:
+        before = json.loads((folder / "latency.json").read_text())
+        found = {label: entry["result"] for label, entry in before["latency"].items()}
+        return bool(before["batch"] == batch and found == {label: _digest(run) for label, run in runs.items()})
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _digest(run: Path) -> str:
+    return hashlib.sha256((run / "result.json").read_bytes()).hexdigest()[:16]
 
 
 def _step(run: Path, batch: int, device: torch.device) -> Callable[[], object]:

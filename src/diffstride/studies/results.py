@@ -198,7 +198,7 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> T
             _cell(statistic(group, lambda r: r["accuracy"]), ".1f", 100),
             _cell(statistic(group, lambda r: r["macs"] + r["resampling_macs"]), ".3g", 1e-6),
             _cell(statistic(group, lambda r: r["resampling_macs"]), ".2g", 1e-6),
-            _cell(statistic(group, striding_factor), ".3g", 1),
+            _cell(statistic(group, striding_factor), ".4g", 1),
             _cell(statistic(group, lambda r: r["step_time_ms"]), ".0f", 1),
         ]
         if latency:
@@ -212,7 +212,14 @@ def _cell(found: Statistic | None, form: str, scale: float) -> str:
         return "–"
     mean = format(scale * found.mean, form)
     exact = not found.sd and form != ".1f"  # costs that do not depend on the seed
-    return mean if found.sd is None or exact else f"{mean} ± {scale * found.sd:{form if form.endswith('f') else '.2g'}}"
+    return mean if found.sd is None or exact else f"{mean} ± {_deviation(scale * (found.sd or 0.0), form)}"
+
+
+def _deviation(value: float, form: str) -> str:
+    """Two digits, and never a power of ten."""
+    if form.endswith("f"):
+        return format(value, form)
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def _bracketed(value: Any) -> str:
@@ -259,7 +266,7 @@ def write_tables(folder: Path) -> list[Table]:
     axes = _distinct(axis for row in rows for axis in row.axes)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "state", *axes, *_COLUMNS, "error"])
+    writer.writerow(["run", "state", *axes, *("strides_learned" if c == "strides" else c for c in _COLUMNS), "error"])
     for row in rows:
         values = [row.axes.get(axis) for axis in axes]
         found = [(row.result or {}).get(column) for column in _COLUMNS]
@@ -283,7 +290,7 @@ def read_latency(folder: Path) -> dict[str, Any]:
 def replace(file: Path, text: str) -> None:
     """Write a file so that it is never there by halves."""
     unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from diffstride.cost import count_macs
 from diffstride.studies import results
 from diffstride.studies.executors import Executor, Processes, Ray, in_process
 from diffstride.studies.figures import FIGURES, draw
-from diffstride.studies.latency import measure
+from diffstride.studies.latency import is_timed, measure
 from diffstride.studies.results import Row, row_of
 from diffstride.studies.study import Study, label_of, load_study
 from diffstride.studies.work import read_request, write_request
@@ -78,7 +79,6 @@ def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None
         console.print(f"Trying again what failed: {', '.join(failed)}.", soft_wrap=True, highlight=False)
     for run in todo:
         write_request(folder / run.name, run.request)
-    start = time.perf_counter()
     try:
         with _Watch(plan, folder, console):
             if todo:
@@ -90,7 +90,7 @@ def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None
         ) from stop
     finally:
         results.write_tables(folder)
-    _provenance(folder, time.perf_counter() - start if todo else 0.0)
+        _provenance(folder, plan)
     rows = [row_of(folder, run.name, run.axes) for run in plan.runs]
     if plan.latency and (timed := _to_time(folder, rows, plan.latency)):
         with console.status("measuring the latency of the frozen networks"), quiet():
@@ -100,7 +100,7 @@ def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None
     with console.status("drawing"), quiet():
         missing = draw(folder, plan.figures)
     for name, why in missing.items():
-        console.print(f"No figure {name}: {why}.", soft_wrap=True, highlight=False)
+        console.print(f"No figure {name}: {why}.", soft_wrap=True, highlight=False, markup=False)
     words = f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it."
     console.print(words, soft_wrap=True, highlight=False)
     if lost := [row for row in rows if row.state != "done"]:
@@ -115,7 +115,8 @@ def _check_same(plan: Study, folder: Path) -> None:
     """A run that is done or on its way must be the one that is asked for now."""
     for run in plan.runs:
         before = read_request(folder / run.name)
-        if before is None or row_of(folder, run.name, run.axes).state not in ("done", "unfinished"):
+        kept = ("result.json", "checkpoints/last.ckpt")
+        if before is None or not any((folder / run.name / file).exists() for file in kept):
             continue
         if different := run.request.differences(before):
             raise UserError(
@@ -133,19 +134,19 @@ def _make(folder: Path) -> None:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
 
 
-def _provenance(folder: Path, seconds: float) -> None:
-    """Of the study: when it went on over several calls, the time of all."""
-    file = folder / "provenance.json"
-    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+def _provenance(folder: Path, plan: Study) -> None:
+    """Of the tables and figures; each run has its own in `result.json`. The time is that of all runs, one by one."""
+    rows = [row_of(folder, run.name, run.axes) for run in plan.runs]
+    seconds = sum(row.result["train_seconds"] for row in rows if row.result is not None)
     facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    results.replace(file, json.dumps(facts | {"seconds": round(before + seconds, 1)}, indent=1) + "\n")
+    results.replace(folder / "provenance.json", json.dumps(facts | {"seconds": round(seconds, 1)}, indent=1) + "\n")
 
 
 def _to_time(folder: Path, rows: Sequence[Row], batch: int) -> dict[str, Path]:
-    """A run of each group, where any group lacks its latency."""
+    """A run of each group, where any of these has not been timed like that."""
     done = {label: [row for row in group if row.state == "done"] for label, group in results.groups(rows).items()}
     chosen = {label: folder / group[0].name for label, group in done.items() if group}
-    return {} if chosen.keys() <= results.read_latency(folder).keys() else chosen
+    return {} if is_timed(folder, chosen, batch) else chosen
 
 
 # The display
@@ -224,8 +225,9 @@ class _Watch:
         if row.result is None:
             words = f"failed: {row.error}"
         else:
-            words = f"accuracy {row.result['accuracy']:.4f}, {row.result['macs'] / 1e6:.2f} million MACs an image"
-        self.console.print(f"{row.name}: {words}", soft_wrap=True, highlight=False)
+            accuracy, macs = row.result["accuracy"], row.result["macs"] / 1e6
+            words = f"accuracy {'–' if accuracy is None else f'{accuracy:.4f}'}, {macs:.2f} million MACs an image"
+        self.console.print(f"{row.name}: {words}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _share_done(folder: Path) -> float:
@@ -296,9 +298,11 @@ def _cost(config: Mapping[str, Any], data: Any) -> _Cost:
     macs = count_macs(build_classifier(config["model"]).network, torch.zeros(1, *data.sample_shape))
     trainer, batch = config["trainer"], data.batch_size
     steps = len(data.train_set[1] if isinstance(data.train_set, tuple) else data.train_set) // batch
-    steps *= trainer["max_epochs"] or 1000  # Lightning's default where neither limit is given
-    if (trainer["max_steps"] or -1) > 0:
-        steps = min(steps, trainer["max_steps"]) if trainer["max_epochs"] else trainer["max_steps"]
+    epochs, most = trainer["max_epochs"], trainer["max_steps"] or -1
+    if epochs is None and most < 0:
+        epochs = 1000  # Lightning's default where neither limit is given
+    limits = [steps * epochs if (epochs or -1) >= 0 else math.inf, most if most >= 0 else math.inf]
+    steps = min(limits)
     image = macs.model + macs.resampling
     return _Cost(image, 3 * image * batch * steps)
 

@@ -149,13 +149,19 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
     ]
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{file}: axes: the run {twice[0]} is there twice")
+        raise UserError(
+            f"{file}: axes: the run {twice[0]} is there twice: values must differ, and one value of strides is a list"
+        )
+    wanted = {key: definition.get(key) or [] for key in ("tables", "figures")}
+    for key, value in wanted.items():
+        if not isinstance(value, list):
+            raise UserError(f"{file}: {key} must be a list, got {json.dumps(value, default=str)}")
     study = Study(
         name=str(definition.get("name") or file.stem),
         question=str(definition.get("question", "")),
         runs=tuple(runs),
-        tables=tuple(_tables(file, definition.get("tables") or [], runs)),
-        figures=tuple(_one_of(f"{file}: figures", name, figures) for name in definition.get("figures") or []),
+        tables=tuple(_tables(file, wanted["tables"], runs)),
+        figures=tuple(_one_of(f"{file}: figures", name, figures) for name in wanted["figures"]),
         latency=latency,
         notes=str(definition.get("notes", "")),
         cpus=cpus,
@@ -216,11 +222,15 @@ def label_of(axes: Mapping[str, Any]) -> str:
 def shown(axis: str, value: Any) -> str:
     """The value of an axis, in the names of runs."""
     if axis == "strides" and isinstance(value, list):
-        return "-".join("x".join(f"{s:g}" for s in v) if isinstance(v, list) else f"{v:g}" for v in value)
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+        return "-".join("x".join(map(_number, v)) if isinstance(v, list) else _number(v) for v in value)
+    text = _number(value)
     if axis == "dataset":
         text = Path(text).name
     return _SHOWN.get(axis, axis.rsplit(".", 1)[-1] + "{}").format(text)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[str, Any]]:
@@ -250,6 +260,10 @@ def _read_yaml(file: Path, what: str = "") -> dict[str, Any]:
         raise UserError(f"cannot read {file}{what}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}{what} is not YAML: {one_line(error)}") from error
+    try:
+        json.dumps(content)
+    except TypeError as error:  # YAML has dates, which no argument of `fit` is
+        raise UserError(f"{file}{what} has a value that is no text, number, list or mapping: {error}") from error
     return _mapping(file, "the file", content)
 
 
