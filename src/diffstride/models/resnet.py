@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network
+from diffstride.models.network import Network, draw_convolutions
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -196,13 +196,8 @@ class ResNet(Network):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the convolutions as He et al. 2015, Eq. 14 do: normal, of variance ``2 / fan_out``.
-
-        Downsampling layers keep what they start with and take no random numbers here.
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d | DiffStrideConv2d) and "down" not in name.split("."):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        """Draw the convolutions: see `draw_convolutions`."""
+        draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""

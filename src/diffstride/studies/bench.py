@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from kornia.filters import BlurPool2D
@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 import diffstride as ds
 from diffstride._check import UserError
 from diffstride.models import ResNet
+from diffstride.studies.parser import CommandParser
 from diffstride.studies.peers import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
 from diffstride.training.callbacks import provenance
 
@@ -522,11 +523,6 @@ def _print(console: Console, sheet: Sheet) -> None:
 # The command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see diffstride bench --help)")
-
-
 def bench(arguments: Sequence[str]) -> None:
     """Measure, print the tables, write the JSON."""
     options = _options(arguments)
@@ -588,9 +584,7 @@ def bench(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="diffstride bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="diffstride bench", description=DESCRIPTION)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="layers, convolutions, steps (default: all)")
     parser.add_argument(
         "--dtypes",

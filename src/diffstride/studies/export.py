@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentError
@@ -23,6 +23,7 @@ from diffstride._check import UserError
 from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, to_onnx
 from diffstride.nn import learnable_layers
 from diffstride.studies.bench import WARMUP, Contestant, alternate
+from diffstride.studies.parser import CommandParser
 from diffstride.tracking import InputSizes
 from diffstride.training.callbacks import provenance
 from diffstride.training.fit import quiet
@@ -190,15 +191,8 @@ def _strided(run: Run) -> nn.Module | str:
 # The command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see diffstride export --help)")
-
-
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="diffstride export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="diffstride export", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
     parser.add_argument("target", type=Path, metavar="FILE.onnx", help="file to write")
     parser.add_argument(

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -28,6 +28,7 @@ from diffstride.cutoff import cutoff_frequencies
 from diffstride.nn import learnable_layers
 from diffstride.plotting import COLOURS
 from diffstride.studies.insight import AxisWindow, Resolution, input_windows, resolutions, sample_inputs
+from diffstride.studies.parser import CommandParser
 from diffstride.studies.results import (
     METHODS,
     Row,
@@ -784,15 +785,8 @@ def _question(folder: Path) -> str:
     return ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see diffstride report --help)")
-
-
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="diffstride report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="diffstride report", description=DESCRIPTION)
     parser.add_argument("folder", type=Path, metavar="RUN_OR_STUDY", help="folder of a run or of a study")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page (default: report.html in the folder); replaced if there"

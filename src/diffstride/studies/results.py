@@ -212,7 +212,7 @@ def _cell(found: Statistic | None, form: str, scale: float) -> str:
         return "–"
     mean = format(scale * found.mean, form)
     exact = not found.sd and form != ".1f"  # costs that do not depend on the seed
-    return mean if found.sd is None or exact else f"{mean} ± {_deviation(scale * (found.sd or 0.0), form)}"
+    return mean if found.sd is None or exact else f"{mean} ± {_deviation(scale * found.sd, form)}"
 
 
 def _deviation(value: float, form: str) -> str:

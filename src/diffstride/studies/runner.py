@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -25,6 +25,7 @@ from diffstride.studies import results
 from diffstride.studies.executors import Executor, Processes, Ray, in_process
 from diffstride.studies.figures import FIGURES, draw
 from diffstride.studies.latency import is_timed, measure
+from diffstride.studies.parser import CommandParser
 from diffstride.studies.results import Row, row_of
 from diffstride.studies.study import Study, label_of, load_study
 from diffstride.studies.work import read_request, write_request
@@ -310,17 +311,11 @@ def _cost(config: Mapping[str, Any], data: Any) -> _Cost:
 # The command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see diffstride study --help)")
-
-
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    parser = _Parser(
+    parser = CommandParser(
         prog="diffstride study",
         usage="diffstride study FILE.yaml [--dry-run] [--processes N | --ray ADDRESS] [--ARGUMENT VALUE ...]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the study")
