@@ -54,6 +54,21 @@ def strides_at_least_one(name: str, values: Sequence[float]) -> tuple[float, ...
     return tuple(float(v) for v in values)
 
 
+def positive(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Check that every value is a finite number > 0."""
+    if not all(0 < v < math.inf for v in values):
+        raise ValueError(f"{name} must be > 0 and finite, got {_show(values)}")
+    return tuple(float(v) for v in values)
+
+
+def share(name: str, value: float) -> float:
+    """Check that `value` lies in (0, 1]."""
+    (value,) = per_axis(name, value, 1)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be > 0 and <= 1, got {value}")
+    return float(value)
+
+
 def finite_strides(name: str, values: Sequence[float], owner: object = None) -> None:
     """Check that every stride is finite; `owner` is the layer to name."""
     if not all(math.isfinite(v) for v in values):

@@ -27,20 +27,26 @@ class StrideRow(NamedTuple):
 class InputSizes:
     """Watches the spatial sizes that reach each learnable layer of a model, until it is closed.
 
+    Those of passes under jitter do not count, but where nothing else is known.
+
     The sizes are kept here, in hooks: the layers' `forward` changes no state.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.sizes: dict[str, tuple[int, ...]] = {}
+        self._layers = dict(learnable_layers(model))
         self._handles = [
-            layer.register_forward_pre_hook(self._hook(name, layer.ndim), with_kwargs=True)
-            for name, layer in learnable_layers(model)
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True) for name, layer in self._layers.items()
         ]
 
-    def _hook(self, name: str, ndim: int) -> Any:
+    def _hook(self, name: str) -> Any:
+        ndim = self._layers[name].ndim
+
         def remember(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             (x,) = args or kwargs.values()
             sizes = tuple(x.shape[-ndim:])
+            if name in self.sizes and any(layer.training and layer.jitter for layer in self._layers.values()):
+                return
             if all(type(n) is int for n in sizes):  # not where a trace runs the model with symbols
                 self.sizes[name] = sizes
 

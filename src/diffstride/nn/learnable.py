@@ -29,11 +29,17 @@ class LearnableStrides(nn.Module):
     The window is still that of `N` (with a convolution inside, of the samples that it gives). `N'` may exceed `N`, by
     at most `excess`: the axis then grows as in `spectral_resize`. To be set before a graph is compiled (or followed by
     `refresh_sizes`).
+
+    `jitter` (None unless `set_jitter` sets it) multiplies the strides that a pass in training mode uses, for its window
+    and its sizes. All else is of the parameter: `strides`, `output_size`, passes in evaluation mode, costs,
+    `state_dict`.
     """
 
     ndim: ClassVar[int]
     stride: nn.Parameter
     excess: tuple[int, ...]
+    jitter: tuple[float, ...] | None
+    _jitter: Tensor | None
 
     def __init__(
         self,
@@ -69,6 +75,8 @@ class LearnableStrides(nn.Module):
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._sizes = _Sizes()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
+        self.jitter = None
+        self.register_buffer("_jitter", None, persistent=False)  # the same numbers where a graph can read them
         self.reset_strides()
 
     def reset_strides(self) -> None:
@@ -88,11 +96,37 @@ class LearnableStrides(nn.Module):
         lower, upper = self.bounds
         return tuple(min(max(s, lower), s if upper is None else upper) for s in self._raw_strides())
 
-    def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
-        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + excess` on every axis."""
+    def output_size(self, size: int | Sequence[int], *, jittered: bool = False) -> tuple[int, ...]:
+        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + excess` on every axis.
+
+        Args:
+            size: of the input, one number or one per axis.
+            jittered: under `jitter`, as in training mode.
+        """
         seen = self._window_size(_check.sizes("size", size, self.ndim))
         sampled = [n + more for n, more in zip(seen, self.excess, strict=True)]
-        return functional.output_sizes(sampled, self._raw_strides(), self._settings, owner=self)
+        return functional.output_sizes(sampled, self._strides_used(jittered), self._settings, owner=self)
+
+    def set_jitter(self, factors: Sequence[float] | None) -> None:
+        """From now on, use the strides times `factors` in training mode.
+
+        Gradients flow through the factors to the parameter. No `state_dict` has them.
+
+        Args:
+            factors: one > 0 for each entry of the stride (one in all when shared); None: no jitter.
+
+        Raises:
+            ValueError: another number of factors, one that is not > 0 and finite.
+        """
+        if factors is None:
+            self.jitter = self._jitter = None
+        else:
+            self.jitter = _check.positive("factors", _check.per_axis("factors", factors, len(self.stride)))
+            if self._jitter is None:
+                self._jitter = torch.empty_like(self.stride, requires_grad=False)
+            # In place: a graph that has been compiled goes on reading it.
+            self._jitter.copy_(torch.tensor(self.jitter, dtype=self._jitter.dtype))
+        self.refresh_sizes()
 
     def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """The sizes that the window sees, given those of the layer's input."""
@@ -106,10 +140,21 @@ class LearnableStrides(nn.Module):
 
     def _settled(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
         """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
-        strides = self.stride.expand(self.ndim)
+        stride: Tensor = self.stride
+        if self.training and self._jitter is not None:
+            stride = stride * self._jitter
+        strides = stride.expand(self.ndim)
         if torch.compiler.is_compiling():
             return strides, None, self._settled_size(spatial)
-        return strides, self._raw_strides(), self.output_size(spatial)
+        return strides, self._strides_used(self.training), self.output_size(spatial, jittered=self.training)
+
+    def _strides_used(self, jittered: bool) -> tuple[float, ...]:
+        """The raw strides, with their jitter or without."""
+        values = self._raw_strides()
+        if not jittered or self.jitter is None:
+            return values
+        factors = self.jitter * self.ndim if self.shared else self.jitter
+        return tuple(s * factor for s, factor in zip(values, factors, strict=True))
 
     def _settled_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """`output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
@@ -119,7 +164,7 @@ class LearnableStrides(nn.Module):
         """
         size = tuple([len(range(n)) for n in spatial])  # where the batch is symbolic, these are not
         self._settle(*size)
-        settled: tuple[int, ...] = getattr(self._sizes, _name(size))
+        settled: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
         return settled
 
     @_constant_in_graphs
@@ -131,7 +176,8 @@ class LearnableStrides(nn.Module):
     def refresh_sizes(self) -> None:
         """Settle the sizes that compiled graphs use anew, from the present strides."""
         for size in self._sizes.inputs:
-            setattr(self._sizes, _name(size), self.output_size(size))
+            for jittered in (False, True):
+                setattr(self._sizes, _name(size, jittered), self.output_size(size, jittered=jittered))
 
     def _raw_strides(self) -> tuple[float, ...]:
         values = host_values(self.stride)
@@ -140,7 +186,7 @@ class LearnableStrides(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; a stride stays float32 where a model goes to half precision."""
         stride = self._parameters.get("stride")
-        strides = [] if stride is None else [id(stride), id(stride.grad)]
+        strides = [id(self._jitter)] if stride is None else [id(stride), id(stride.grad), id(self._jitter)]
 
         def keep_wide(t: Tensor) -> Tensor:
             new = fn(t)
@@ -190,5 +236,5 @@ class _Sizes:
         self.inputs: set[tuple[int, ...]] = set()
 
 
-def _name(size: tuple[int, ...]) -> str:
-    return "of_" + "_".join([str(n) for n in size])
+def _name(size: tuple[int, ...], jittered: bool) -> str:
+    return ("jittered_" if jittered else "of_") + "_".join([str(n) for n in size])

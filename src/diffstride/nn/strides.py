@@ -17,13 +17,14 @@ def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]
     Layers that share a stride (`b.stride = a.stride`: branches whose outputs meet) are one downsampling.
     """
     seen: set[int] = set()
-    for name, layer in _layers(model):
+    for name, layer in all_layers(model):
         if id(layer.stride) not in seen:
             seen.add(id(layer.stride))
             yield name, layer
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
+def all_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
+    """The same with every layer, also those that share a stride with one before."""
     for name, module in model.named_modules():
         if isinstance(module, LearnableStrides):
             yield name, module
@@ -41,7 +42,7 @@ def clamp_strides_(model: nn.Module) -> None:
     Forward passes clamp what they use, not the parameter; without the projection a raw value could run far away from
     the bounds and would take long to come back.
     """
-    for _, layer in _layers(model):
+    for _, layer in all_layers(model):
         lower, upper = layer.bounds
         layer.stride.clamp_(min=lower, max=upper)
     refresh_sizes(model)
@@ -53,7 +54,7 @@ def refresh_sizes(model: nn.Module) -> None:
     Not needed after an optimizer step, `load_state_dict`, `reset_parameters` or `clamp_strides_`; call it after
     writing strides in any other way. In eager mode sizes follow the strides by themselves.
     """
-    for _, layer in _layers(model):
+    for _, layer in all_layers(model):
         layer.refresh_sizes()
 
 

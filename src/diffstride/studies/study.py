@@ -28,6 +28,7 @@ AXES = {
     "width": "model.network.width",
     "cost_weight": "model.cost_weight",
     "budget": "model.budget",
+    "exploration": "model.exploration",
     "stride_lr": "model.stride_lr",
     "smoothness": "model.network.downsample_options.smoothness",
     "window": "model.network.downsample_options.window",
@@ -35,7 +36,7 @@ AXES = {
 }
 # A value that a number alone would not explain, in the names of runs.
 _SHOWN = {
-    "method": "{}", "strides": "{}", "dataset": "{}", "window": "{}", "basis": "{}",
+    "method": "{}", "strides": "{}", "dataset": "{}", "window": "{}", "basis": "{}", "exploration": "{}",
     "smoothness": "R{}", "cost_weight": "cost{}", "stride_lr": "lr{}",
 }  # fmt: skip
 

@@ -2,5 +2,6 @@
 
 from diffstride.training.callbacks import ClampStrides, StrideHistory, StrideProgressBar, WriteResult
 from diffstride.training.classifier import Classifier
+from diffstride.training.explore import ExploreStrides
 
-__all__ = ["ClampStrides", "Classifier", "StrideHistory", "StrideProgressBar", "WriteResult"]
+__all__ = ["ClampStrides", "Classifier", "ExploreStrides", "StrideHistory", "StrideProgressBar", "WriteResult"]

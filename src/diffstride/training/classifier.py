@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffstride._check import UserError
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.models import Network
-from diffstride.nn import learnable_layers, param_groups
+from diffstride.nn import Exploration, learnable_layers, param_groups
+from diffstride.training.explore import ExploreStrides
 
 
 class Classifier(LightningModule):
@@ -36,6 +37,8 @@ class Classifier(LightningModule):
         cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
         budget: multiply-accumulates to end at, as a fraction of those that the network would have with strided layers
             in place of learnable ones (`CostModel.original`); null: no budget.
+        exploration: `Sweep` or `Jitter`: for a part of the training, windows other than the learned ones, so that
+            strides find what their start hides; null: none. A `Sweep` takes fewer samples into steps that cost more.
         channels_last: run 2-d convolutions in this memory format, faster on most hardware.
 
     Raises:
@@ -54,6 +57,7 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         cost_weight: float = 0.0,
         budget: float | None = None,
+        exploration: Exploration | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class Classifier(LightningModule):
                 raise ValueError(f"{name} must be >= 0, got {value}")
         if stride_clip is not None and not stride_clip > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
-        self.save_hyperparameters(ignore=["network"])
+        self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,6 +88,7 @@ class Classifier(LightningModule):
         if budget is not None and not self.has_strides:
             raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
         self.budget, self.cost = budget, cast(Budget | None, None)
+        self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
 
     def setup(self, stage: str) -> None:
         """Set up the budget, before a checkpoint is loaded into it."""
@@ -130,6 +135,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         inputs, targets = batch
+        if self.explorer is not None:
+            samples = self.explorer.samples(len(inputs))
+            inputs, targets = inputs[:samples], targets[:samples]
         loss = F.cross_entropy(self(inputs), targets, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         if self.has_strides:
@@ -157,6 +165,10 @@ class Classifier(LightningModule):
         if self.stride_clip is not None:
             for _, layer in learnable_layers(self.network):
                 clip_grad_norm_(layer.stride, self.stride_clip)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The exploration's."""
+        return [] if self.explorer is None else [self.explorer]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD over weights and strides, and the schedule that both follow."""
