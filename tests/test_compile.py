@@ -222,3 +222,38 @@ def test_a_watched_layer_is_not_kept_alive():
     torch._dynamo.reset()
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("exploration", [ds.Jitter(0.2), ds.Sweep()], ids=["jitter", "sweep"])
+def test_exploration_in_compiled_graphs(exploration):
+    """As in eager mode; a graph is made for new sizes, never for new factors."""
+    pool, conv = ds.DiffStride2d((2.0, 1.6), 1.0), ds.DiffStrideConv2d(3, 4, 3, 1.5, padding=1, smoothness=1.0)
+    model = nn.Sequential(pool, conv)
+    graphs = Graphs(traced_backward=True)
+    compiled = graphs.compile(model)
+    x = torch.randn(2, 3, 24, 21)
+    sizes, factors = set(), set()
+    for step in range(0, 12, 4):
+        exploration.set_strides(model, step, 20)
+        factors.add((pool.jitter, conv.jitter))
+        y = compiled(x)
+        torch.testing.assert_close(y, model(x))
+        torch.testing.assert_close(gradients(model, y), gradients(model, model(x)), rtol=1e-4, atol=1e-6)
+        sizes.add((pool(x).shape, y.shape, pool.jitter is None, conv.jitter is None))
+    assert len(factors) == 3
+    assert 1 < graphs.count == len(sizes)
+    model.eval()
+    exploration.set_strides(model, 1, 20)
+    assert compiled(x).shape[-2:] == conv.output_size(pool.output_size((24, 21))) != y.shape[-2:]
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_factors_that_change_no_size_make_no_graph():
+    model = nn.Sequential(ds.DiffStride2d(1.85, 1.0, size_multiple=8))
+    graphs = Graphs()
+    compiled = graphs.compile(model)
+    x = torch.randn(1, 2, 64, 64)
+    for step in range(20):
+        ds.Jitter(0.02, 1.0).set_strides(model, step, 20)
+        torch.testing.assert_close(compiled(x), model(x))
+    assert graphs.count == 1

@@ -110,7 +110,7 @@ class Jitter(Exploration):
 class Sweep(Exploration):
     """One layer after another opens its windows wide and closes them slowly: a filter sweep.
 
-    In its turn, a layer of strides `S` uses `S^(1 - a)`, where `a` falls from `depth` to 0 along half a cosine. While
+    In its turn, a layer of strides `S` uses `S^(1 - a)`, where `a` falls from `depth` to 0 in a straight line. While
     the window is open, the weights learn what the frequencies beyond the learned window are good for; while it closes,
     its ramp passes over them, and the loss that their passing would cost holds the stride back. As the stride gives
     way, so does the window: it stops at the band. Where nothing is lost, the stride is what it was. Nothing is random.
@@ -141,7 +141,7 @@ class Sweep(Exploration):
         passed = turn.progress * turn.layers - turn.place
         if not 0 <= passed < 1:
             return None
-        opening = self.depth * (1 + math.cos(math.pi * passed)) / 2
+        opening = self.depth * (1 - passed)
         return [stride**-opening for stride in turn.strides]
 
     def share_of_batch(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
