@@ -230,7 +230,7 @@ def test_frozen_strides_do_not_take_part():
     model = three_layers()
     model[1].stride.requires_grad_(False)
     assert set_factors(ds.Jitter(), model, 0, 10)[1] is None
-    sweep = [set_factors(ds.Sweep(), model, step, 10) for step in range(6)]
+    sweep = [set_factors(ds.Sweep(until=0.6), model, step, 10) for step in range(6)]
     assert all(factors[1] is None for factors in sweep)
     assert [next(i for i, f in enumerate(factors) if f) for factors in sweep] == [0, 0, 0, 2, 2, 2]
 

@@ -44,7 +44,7 @@ class Exploration(ABC):
     `diffstride.training.ExploreStrides`, or give `diffstride fit` the argument `--model.exploration`.
     """
 
-    def __init__(self, until: float = 0.6) -> None:
+    def __init__(self, until: float = 0.5) -> None:
         self.until = _check.share("until", until)
 
     def set_strides(self, model: nn.Module, step: int, steps: int, *, seed: int = 0) -> None:
@@ -87,7 +87,7 @@ class Jitter(Exploration):
     One normal number for each layer and axis, drawn anew in every step; `sigma` falls to 0 in a straight line.
     """
 
-    def __init__(self, sigma: float = 0.15, until: float = 0.6) -> None:
+    def __init__(self, sigma: float = 0.15, until: float = 0.5) -> None:
         """Make the schedule.
 
         Args:
@@ -123,7 +123,7 @@ class Sweep(Exploration):
 
     LEAST_SHARE = 0.25
 
-    def __init__(self, depth: float = 0.8, until: float = 0.6) -> None:
+    def __init__(self, depth: float = 0.8, until: float = 0.5) -> None:
         """Make the schedule.
 
         Args:
