@@ -210,7 +210,7 @@ def test_a_sweep_gives_each_layer_its_turn_and_closes_at_an_even_rate():
 
 def test_an_open_layer_takes_the_share_of_samples_that_its_larger_map_leaves():
     model = three_layers()
-    sweep = ds.Sweep(0.5)
+    sweep = ds.Sweep(0.5, until=0.6)
     sizes = {"0": (32, 20), "1": (64,), "2": (200, 100)}
     sweep.set_strides(model, 0, 1000)
     # floor(32/2 + 2) = 18 and, open, floor(32/sqrt(2) + 2) = 24 rows; the columns stay.
