@@ -276,3 +276,20 @@ def test_a_label_stands_nearest_to_its_own_point(sketches, tmp_path):
         nearest = pixels.clip((left, bottom), (right, top))
         distances = ((pixels - nearest) ** 2).sum(1).tolist()
         assert points[distances.index(min(distances))].label == text.get_text()
+
+
+def test_explored_strides(sketches, tmp_path):
+    steps = [0, 10, 20]
+    panels = {
+        "none": plotting.Explored([(steps, [6.0, 6.1, 6.2])], (steps, [6.0, 6.1, 6.2])),
+        "sweep": plotting.Explored([(steps, [6.0, 4.0, 2.0]), (steps, [6.0, 5.0, 3.0])], (steps, [1.5, 2.0, 2.0])),
+    }
+    plotting.explored_strides(panels, 3.2, tmp_path / "t", axis="width")
+    none, sweep = sketches[0].axes
+    assert [none.get_title(), sweep.get_title()] == ["none", "sweep"]
+    assert lines(none)["used in training, first run"][1] == pytest.approx([6.0, 6.1, 6.2])
+    drawn = [line.get_ydata().tolist() for line in sweep.get_lines()]
+    assert drawn == [[1.5, 2.0, 2.0], [6.0, 4.0, 2.0], [6.0, 5.0, 3.0]]
+    (band,) = sweep.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((1.0, 3.2))
+    assert "width" in none.get_ylabel()

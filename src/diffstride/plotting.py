@@ -61,6 +61,42 @@ def trajectories_to_bands(
     _save(figure, path)
 
 
+class Explored(NamedTuple):
+    """Strides of an axis in runs that explored alike.
+
+    Attributes:
+        learned: a line per run, steps and strides.
+        used: what training used of the first run's.
+    """
+
+    learned: Sequence[tuple[Sequence[int], Sequence[float]]]
+    used: tuple[Sequence[int], Sequence[float]]
+
+
+def explored_strides(panels: Mapping[str, Explored], seen: float, path: Path, *, axis: str) -> None:
+    """Learned strides and those that training used in their place, a panel per way of exploring.
+
+    Args:
+        panels: by title.
+        seen: the stride up to which the window sees the class's band.
+        path: of the pictures.
+        axis: "height" or "width".
+    """
+    figure, axes = _figure(1, len(panels), width=3.1, sharey=True)
+    for panel, (title, explored) in zip(axes, panels.items(), strict=True):
+        panel.axhspan(1, seen, color="#009E73", alpha=0.15, lw=0, label="sees the class's band")
+        panel.plot(*explored.used, color="#999999", lw=1, label="used in training, first run")
+        for i, line in enumerate(explored.learned):
+            panel.plot(
+                *line, color=COLOURS[0], ls=LINES[i % len(LINES)], label="learned, a line per seed" if not i else ""
+            )
+        panel.set(title=title, xlabel="optimiser step", ylim=(1, None))
+        _plain_log(panel, "y", 2)
+    axes[0].set_ylabel(f"stride along the {axis}")
+    _legend_below(figure, *axes[0].get_legend_handles_labels())
+    _save(figure, path)
+
+
 def windows_over_spectrum(
     spectra: Mapping[str, Tensor], windows: Mapping[str, Mapping[str, Tensor]], bands: Mapping[str, int], path: Path
 ) -> None:

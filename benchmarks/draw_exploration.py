@@ -1,0 +1,64 @@
+"""Draw learned strides, and those that training used in their place, from the study `exploration`.
+
+python benchmarks/draw_exploration.py runs/exploration docs/images/exploration
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from diffstride import plotting, tracking
+from diffstride.data import PlantedBands
+from diffstride.studies.results import Row, read_study
+from diffstride.training.saved import build_classifier
+
+# From a start that sees the band of neither axis; the band along the width is the one further away.
+WAYS, BAND, START, AXIS = ("none", "Jitter 0.15", "Jitter 0.5", "Sweep"), "8x10", [[6, 6]], "width"
+
+
+def used(config: dict[str, Any], learned: tuple[list[int], list[float]], axis: int) -> list[float]:
+    """The strides that training used of one axis, from those that were learned and the schedule."""
+    model = build_classifier(config["model"])
+    if model.explorer is None:
+        return learned[1]
+    layer = model.network.down
+    strides = []
+    for step, stride in zip(*learned, strict=True):
+        with torch.no_grad():
+            layer.stride[axis] = stride
+        steps = config["trainer"]["max_steps"]
+        model.explorer.exploration.set_strides(model, step, steps, seed=config["seed_everything"])
+        strides.append(max(1.0, stride * (layer.jitter[axis] if layer.jitter else 1.0)))
+    return strides
+
+
+def line(folder: Path, row: Row) -> tuple[list[int], list[float]]:
+    """Steps and strides of a run along the axis."""
+    rows = [r for r in tracking.read_rows(folder / row.name / "strides.csv") if r.axis == AXIS]
+    return [r.step for r in rows], [r.stride for r in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder of the study")
+    parser.add_argument("out", type=Path, help="pictures to write, without suffix")
+    options = parser.parse_args()
+    _, rows = read_study(options.study)
+    panels = {}
+    for way in WAYS:
+        group = [r for r in rows if (r.axes["exploration"], r.axes["band"], r.axes["strides"]) == (way, BAND, START)]
+        config = yaml.safe_load((options.study / group[0].name / "config.yaml").read_text())
+        learned = [line(options.study, row) for row in group]
+        of_first = used(config, learned[0], tracking.AXES[2].index(AXIS))
+        accuracy = sum(row.result["accuracy"] for row in group) / len(group)
+        panels[f"{way}: accuracy {accuracy:.2f}"] = plotting.Explored(learned, (learned[0][0], of_first))
+    smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
+    _, seen = PlantedBands(**config["data"]["init_args"]).stride_limits(smoothness)[AXIS]
+    plotting.explored_strides(panels, seen, options.out, axis=AXIS)
+
+
+if __name__ == "__main__":
+    main()
