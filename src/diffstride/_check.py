@@ -61,11 +61,12 @@ def positive(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def share(name: str, value: float) -> float:
-    """Check that `value` lies in (0, 1]."""
-    (value,) = per_axis(name, value, 1)
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be > 0 and <= 1, got {value}")
+def positive_up_to(name: str, value: float, most: float) -> float:
+    """Check that `value` lies in (0, most]."""
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value <= most:
+        raise ValueError(f"{name} must be > 0 and <= {most:g}, got {value}")
     return float(value)
 
 

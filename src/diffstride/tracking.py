@@ -27,13 +27,15 @@ class StrideRow(NamedTuple):
 class InputSizes:
     """Watches the spatial sizes that reach each learnable layer of a model, until it is closed.
 
-    Those of passes under jitter do not count, but where nothing else is known.
+    Where another layer is under jitter, what it sees may not be what it sees without: such sizes are kept only as long
+    as nothing better is known.
 
     The sizes are kept here, in hooks: the layers' `forward` changes no state.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.sizes: dict[str, tuple[int, ...]] = {}
+        self._sure: set[str] = set()
         self._layers = dict(learnable_layers(model))
         self._handles = [
             layer.register_forward_pre_hook(self._hook(name), with_kwargs=True) for name, layer in self._layers.items()
@@ -45,10 +47,13 @@ class InputSizes:
         def remember(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             (x,) = args or kwargs.values()
             sizes = tuple(x.shape[-ndim:])
-            if name in self.sizes and any(layer.training and layer.jitter for layer in self._layers.values()):
+            if not all(type(n) is int for n in sizes):  # a trace runs the model with symbols
                 return
-            if all(type(n) is int for n in sizes):  # not where a trace runs the model with symbols
+            sure = not any(layer.is_jittered for layer in self._layers.values() if layer is not module)
+            if sure or name not in self._sure:
                 self.sizes[name] = sizes
+            if sure:
+                self._sure.add(name)
 
         return remember
 

@@ -65,11 +65,8 @@ def test_evaluation_and_everything_said_of_the_model_is_of_the_parameter():
         state = {k: v.tolist() for k, v in model.state_dict().items()}
         costs = ds.stride_cost(model).item(), cost().item(), cost.count(), memory.count(), budget.miss()
         frozen = ds.freeze(model, x)(x)
-        sizes = layer.output_size((24, 20)), layer.strides, ds.strides(model), ds.plan(network(), x.float()).macs_after
+        sizes = layer.output_size((24, 20)), layer.strides, ds.strides(model)
         return state, costs, sizes, frozen, model.eval()(x)
-
-    def network():
-        return nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1))
 
     before = said()
     layer.set_jitter((0.5, 1.7))
@@ -215,6 +212,9 @@ def test_an_open_layer_takes_the_share_of_samples_that_its_larger_map_leaves():
     sweep.set_strides(model, 0, 1000)
     # floor(32/2 + 2) = 18 and, open, floor(32/sqrt(2) + 2) = 24 rows; the columns stay.
     assert sweep.share_of_batch(model, sizes) == pytest.approx(18 / 24)
+    assert sweep.share_of_batch(model, {}) == ds.Sweep.LEAST_SHARE
+    assert sweep.share_of_batch(model.eval(), sizes) == 1
+    model.train()
     sweep.set_strides(model, 200, 1000)
     assert sweep.share_of_batch(model, sizes) == pytest.approx((64 / 4 + 2) / (64 / 2 + 2))
     sweep.set_strides(model, 400, 1000)
@@ -279,13 +279,17 @@ def test_a_sweep_frees_a_stride_from_a_start_that_sees_nothing(explored):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ds.Jitter(0.0), "sigma must be > 0 and finite, got 0"),
-        (lambda: ds.Jitter(math.nan), "sigma must be > 0 and finite, got nan"),
+        (lambda: ds.Jitter(0.0), "sigma must be > 0 and <= 10, got 0"),
+        (lambda: ds.Jitter(math.nan), "sigma must be > 0 and <= 10, got nan"),
+        (lambda: ds.Jitter(400.0), "sigma must be > 0 and <= 10, got 400"),
         (lambda: ds.Jitter(until=0), "until must be > 0 and <= 1, got 0"),
         (lambda: ds.Sweep(until=1.5), "until must be > 0 and <= 1, got 1.5"),
         (lambda: ds.Sweep(0), "depth must be > 0 and <= 1, got 0"),
         (lambda: ds.Sweep(1.1), "depth must be > 0 and <= 1, got 1.1"),
         (lambda: ds.Sweep().set_strides(three_layers(), 0, 0), "steps must be >= 1, got 0"),
+        (lambda: ds.Sweep().set_strides(three_layers(), -1, 10), "step must be >= 0, got -1"),
+        (lambda: ds.Jitter().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
+        (lambda: ds.Sweep().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
         (lambda: ds.DiffStride2d().set_jitter((1.0,)), "factors must have 2 entries"),
         (lambda: ds.DiffStride2d().set_jitter((1.0, 0.0)), "factors must be > 0 and finite, got 1, 0"),
         (lambda: ds.DiffStride2d().set_jitter((1.0, math.inf)), "factors must be > 0 and finite, got 1, inf"),
@@ -304,6 +308,42 @@ def test_a_mistake_leaves_the_jitter_as_it_was():
     assert layer.jitter == (1.5, 1.2)
     with pytest.raises(TypeError, match="sigma must be a number"):
         ds.Jitter("much")
+
+
+def lost():
+    layer = ds.DiffStride2d()
+    layer.stride.data.fill_(math.nan)
+    return layer
+
+
+def test_a_backward_pass_may_wait_until_other_factors_are_set():
+    layer = ds.DiffStride2d(2.0, 1.0)
+    x = torch.randn(1, 1, 20, 20)
+    layer.set_jitter((0.8, 1.2))
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.stride)
+    loss = layer(x).square().sum()
+    layer.set_jitter((1.3, 0.7))
+    (got,) = torch.autograd.grad(loss, layer.stride)
+    assert torch.equal(got, expected)
+    with torch.inference_mode():
+        layer.set_jitter((0.8, 1.2))
+    assert torch.equal(torch.autograd.grad(layer(x).square().sum(), layer.stride)[0], expected)
+
+
+def test_parametrized_strides_have_factors_of_their_own():
+    model = nn.Sequential(*[ds.DiffStride2d(2.0, 1.0) for _ in range(4)])
+    for layer in model:
+        nn.utils.parametrize.register_parametrization(layer, "stride", nn.Identity())
+    ds.Jitter().set_strides(model, 0, 10)
+    assert len({layer.jitter for layer in model}) == 4
+    assert list(ds.strides(model)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, when it imports its compiler
+def test_a_compiled_model_draws_what_it_draws_uncompiled():
+    model = three_layers()
+    plain = set_factors(ds.Jitter(), model, 2, 10)
+    assert set_factors(ds.Jitter(), torch.compile(model), 2, 10) == plain
 
 
 def test_every_layer_of_a_converted_model_explores_and_branches_still_meet():

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffstride as ds
 from diffstride import tracking
+from diffstride._check import UserError
 from diffstride.cli import main
 from diffstride.models import TinyCNN
 from diffstride.nn import learnable_layers
@@ -148,7 +149,7 @@ def test_a_run_with_exploration_is_read_back(run):
     ("arguments", "message"),
     [
         (["--model.exploration", "Sweep", "--model.exploration.depth", "2"], "depth must be > 0 and <= 1, got 2"),
-        (["--model.exploration", "Jitter", "--model.exploration.sigma", "-1"], "sigma must be > 0 and finite, got -1"),
+        (["--model.exploration", "Jitter", "--model.exploration.sigma", "-1"], "sigma must be > 0 and <= 10, got -1"),
         (["--model.exploration", "Jitter", "--model.exploration.until", "0"], "until must be > 0 and <= 1, got 0"),
         (["--model.exploration", "Sweeping"], "Sweeping"),
         (["--model.exploration", "Sweep", "--trainer.max_epochs", "-1"], "set max_epochs or max_steps"),
@@ -181,13 +182,7 @@ class Own(LightningModule):
 @pytest.mark.filterwarnings("ignore")
 def test_the_callback_serves_any_module_and_leaves_nothing_behind(tmp_path):
     module = Own()
-    data = DataLoader(TensorDataset(torch.randn(32, 1, 16, 16), torch.randint(4, (32,))), batch_size=4)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = Trainer(
-        max_epochs=2, accumulate_grad_batches=2, callbacks=[ExploreStrides(ds.Jitter(0.2), seed=3)],
-        default_root_dir=tmp_path, enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    fit_own(module, tmp_path, ds.Jitter(0.2), accumulate_grad_batches=2)
     assert len(module.seen) == 16
     assert module.seen[::2] == module.seen[1::2]  # accumulated batches are one step
     assert len(set(module.seen)) == 5  # four steps of eight, then none
@@ -195,6 +190,69 @@ def test_the_callback_serves_any_module_and_leaves_nothing_behind(tmp_path):
     ds.Jitter(0.2).set_strides(twin, 1, 8, seed=3)
     assert module.seen[2] == twin.net.down.jitter
     assert [layer.jitter for _, layer in learnable_layers(module)] == [None]
+
+
+class FailsError(Exception):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("error", [FailsError, KeyboardInterrupt])
+def test_an_interrupted_training_leaves_nothing_behind(tmp_path, error):
+    class Fails(Own):
+        def training_step(self, batch, batch_idx):
+            if len(self.seen) == 3:
+                raise error
+            return super().training_step(batch, batch_idx)
+
+    module = Fails()
+    with pytest.raises((FailsError, SystemExit)):
+        fit_own(module, tmp_path, ds.Sweep())
+    assert module.seen[2] is not None
+    assert module.net.down.jitter is None
+    assert not module.net.down._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_callback_cannot_do_is_said(tmp_path):
+    by_hand = Own()
+    by_hand.automatic_optimization = False
+    with pytest.raises(UserError, match="needs automatic optimization"):
+        fit_own(by_hand, tmp_path, ds.Sweep())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_plain_loaders_a_resumed_training_takes_the_same_samples(tmp_path):
+    """No data module tells the sizes, and Lightning tries no validation on resuming."""
+
+    class Notes(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            (explorer,) = (c for c in trainer.callbacks if isinstance(c, ExploreStrides))
+            self.seen.append((pl_module.net.down.jitter, explorer.samples(16)))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    whole, rest = Notes(), Notes()
+    fit_own(Own(), tmp_path, ds.Sweep(until=0.9), whole)
+    fit_own(Own(), tmp_path, ds.Sweep(until=0.9), rest, ckpt_path=tmp_path / "0.ckpt", seed=None)
+    assert rest.seen == whole.seen[8:]
+    # The least share while sizes are unknown; a map of 16 samples is whole at S = 2 and R = 4, open or not.
+    assert [taken for _, taken in whole.seen[:2]] == [4, 16]
+
+
+def fit_own(module, folder, exploration, *callbacks, seed=3, ckpt_path=None, **options):
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(32, 1, 16, 16), torch.randint(4, (32,))), batch_size=4)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(
+        max_epochs=2, callbacks=[ExploreStrides(exploration, seed), *callbacks], default_root_dir=folder,
+        enable_model_summary=False, **quiet, **options,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=ckpt_path is not None)
 
 
 TWO_PROCESSES = """

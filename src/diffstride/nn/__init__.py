@@ -2,7 +2,7 @@
 
 from diffstride.nn.conv import DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
 from diffstride.nn.diffstride import DiffStride1d, DiffStride2d, DiffStride3d
-from diffstride.nn.explore import Exploration, Jitter, Sweep
+from diffstride.nn.explore import Exploration, Jitter, Sweep, Turn
 from diffstride.nn.spectral import SpectralPool1d, SpectralPool2d, SpectralPool3d
 from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, refresh_sizes, strides
 
@@ -19,6 +19,7 @@ __all__ = [
     "SpectralPool2d",
     "SpectralPool3d",
     "Sweep",
+    "Turn",
     "clamp_strides_",
     "learnable_layers",
     "param_groups",

@@ -16,7 +16,7 @@ from diffstride.nn.strides import all_layers, learnable_layers
 
 
 class Turn(NamedTuple):
-    """A layer in a step of the exploration."""
+    """A layer in a step of an exploration."""
 
     layer: LearnableStrides
     strides: tuple[float, ...]
@@ -40,12 +40,15 @@ class Exploration(ABC):
     them. What is set follows from (seed, step, layer names, strides) alone: it is the same on every rank and after a
     resume, and layers that share a stride share its factors.
 
-    In a loop of your own, call `set_strides` before each forward pass; in Lightning, add the callback
-    `diffstride.training.ExploreStrides`, or give `diffstride fit` the argument `--model.exploration`.
+    In a loop of your own, call `set_strides` before each step; in Lightning, add the callback
+    `diffstride.training.ExploreStrides`, or give `diffstride fit` the argument `--model.exploration`. Maps change their
+    sizes more often than without: see `size_multiple`, and the limits of `torch.compile` on graphs.
+
+    Derive your own from this class: `factors` is all that it needs.
     """
 
     def __init__(self, until: float = 0.5) -> None:
-        self.until = _check.share("until", until)
+        self.until = _check.positive_up_to("until", until, 1)
 
     def set_strides(self, model: nn.Module, step: int, steps: int, *, seed: int = 0) -> None:
         """Set the factors of every layer for one step; from step `until * steps` on there are none.
@@ -55,17 +58,24 @@ class Exploration(ABC):
             step: of the optimizer, from 0.
             steps: of the whole training.
             seed: of the noise, if there is any.
+
+        Raises:
+            ValueError: a step below 0, no steps, a stride that is not finite.
         """
+        if not step >= 0:
+            raise ValueError(f"step must be >= 0, got {step}")
         progress = step / (self.until * _check.positive_int("steps", steps))
         factors = {}
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.stride.requires_grad]
             for place, (name, layer) in enumerate(layers):
-                strides, noise = layer.strides[: len(layer.stride)], random.Random(f"{seed}/{step}/{name}")
-                turn = Turn(layer, strides, place, len(layers), progress, noise)
-                factors[id(layer.stride)] = self.factors(turn)
+                strides = layer.strides[: len(layer.stride)]
+                _check.finite_strides("stride", strides, owner=layer)
+                name = name.replace("_orig_mod.", "")  # which torch.compile puts before
+                noise = random.Random(f"{seed}/{step}/{name}")
+                factors[layer.stride_id] = self.factors(Turn(layer, strides, place, len(layers), progress, noise))
         for _, layer in all_layers(model):
-            layer.set_jitter(factors.get(id(layer.stride)))
+            layer.set_jitter(factors.get(layer.stride_id))
 
     @abstractmethod
     def factors(self, turn: Turn) -> Sequence[float] | None:
@@ -76,7 +86,7 @@ class Exploration(ABC):
 
         Args:
             model: as `set_strides` left it.
-            input_sizes: spatial sizes of the layers' inputs, by name.
+            input_sizes: spatial sizes of the layers' inputs, by name, as far as they are known.
         """
         return 1.0
 
@@ -91,15 +101,16 @@ class Jitter(Exploration):
         """Make the schedule.
 
         Args:
-            sigma: at the start, > 0.
+            sigma: at the start, in (0, 10].
             until: the share of the training after which the learned strides are used as they are, in (0, 1]. The
                 statistics of batch norms need what is left to settle.
 
         Raises:
-            ValueError: `sigma` not > 0, `until` outside (0, 1].
+            TypeError: an argument that is no number.
+            ValueError: `sigma` outside (0, 10], `until` outside (0, 1].
         """
         super().__init__(until)
-        (self.sigma,) = _check.positive("sigma", _check.per_axis("sigma", sigma, 1))
+        self.sigma = _check.positive_up_to("sigma", sigma, 10)
 
     def factors(self, turn: Turn) -> Sequence[float]:
         """`exp(sigma (1 - progress) normal)`."""
@@ -131,10 +142,11 @@ class Sweep(Exploration):
             until: the share of the training in which all layers have their turn, in (0, 1].
 
         Raises:
+            TypeError: an argument that is no number.
             ValueError: `depth` or `until` outside (0, 1].
         """
         super().__init__(until)
-        self.depth = _check.share("depth", depth)
+        self.depth = _check.positive_up_to("depth", depth, 1)
 
     def factors(self, turn: Turn) -> Sequence[float] | None:
         """`S^-a` for the layer whose turn it is."""
@@ -145,9 +157,11 @@ class Sweep(Exploration):
         return [stride**-opening for stride in turn.strides]
 
     def share_of_batch(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
-        """The open layer's map as it is otherwise, over the map that it has."""
+        """The open layer's map as it is otherwise, over the map that it has; `LEAST_SHARE` where that is not known."""
         for name, layer in learnable_layers(model):
-            if layer.jitter is not None and name in input_sizes:
+            if layer.is_jittered:
+                if name not in input_sizes:
+                    return self.LEAST_SHARE
                 usual, opened = (
                     math.prod(layer.output_size(input_sizes[name], jittered=jittered)) for jittered in (False, True)
                 )

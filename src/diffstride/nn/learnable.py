@@ -107,25 +107,25 @@ class LearnableStrides(nn.Module):
         sampled = [n + more for n, more in zip(seen, self.excess, strict=True)]
         return functional.output_sizes(sampled, self._strides_used(jittered), self._settings, owner=self)
 
-    def set_jitter(self, factors: Sequence[float] | None) -> None:
+    def set_jitter(self, factors: float | Sequence[float] | None) -> None:
         """From now on, use the strides times `factors` in training mode.
 
-        Gradients flow through the factors to the parameter. No `state_dict` has them.
+        Gradients flow through the factors to the parameter. No `state_dict` has them; copies of the layer do.
 
         Args:
-            factors: one > 0 for each entry of the stride (one in all when shared); None: no jitter.
+            factors: > 0, one for each entry of the stride (one in all when shared), or one for all; None: no jitter.
 
         Raises:
+            TypeError: factors that are no numbers.
             ValueError: another number of factors, one that is not > 0 and finite.
         """
         if factors is None:
             self.jitter = self._jitter = None
         else:
             self.jitter = _check.positive("factors", _check.per_axis("factors", factors, len(self.stride)))
-            if self._jitter is None:
-                self._jitter = torch.empty_like(self.stride, requires_grad=False)
-            # In place: a graph that has been compiled goes on reading it.
-            self._jitter.copy_(torch.tensor(self.jitter, dtype=self._jitter.dtype))
+            # A new tensor: a backward pass to come may need the one before.
+            with torch.inference_mode(False):
+                self._jitter = torch.tensor(self.jitter, dtype=self.stride.dtype, device=self.stride.device)
         self.refresh_sizes()
 
     def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
@@ -141,7 +141,7 @@ class LearnableStrides(nn.Module):
     def _settled(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
         """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
         stride: Tensor = self.stride
-        if self.training and self._jitter is not None:
+        if self._jitter is not None and self.is_jittered:
             stride = stride * self._jitter
         strides = stride.expand(self.ndim)
         if torch.compiler.is_compiling():
@@ -178,6 +178,16 @@ class LearnableStrides(nn.Module):
         for size in self._sizes.inputs:
             for jittered in (False, True):
                 setattr(self._sizes, _name(size, jittered), self.output_size(size, jittered=jittered))
+
+    @property
+    def is_jittered(self) -> bool:
+        """Whether a pass would use other strides than the learned ones now."""
+        return self._jitter is not None and self.training  # not the numbers, on which a compiled graph would depend
+
+    @property
+    def stride_id(self) -> int:
+        """The same for layers that share a stride, and for these only."""
+        return id(self._parameters.get("stride", self))  # a parametrization makes another tensor at every look
 
     def _raw_strides(self) -> tuple[float, ...]:
         values = host_values(self.stride)

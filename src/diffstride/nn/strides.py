@@ -18,8 +18,8 @@ def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]
     """
     seen: set[int] = set()
     for name, layer in all_layers(model):
-        if id(layer.stride) not in seen:
-            seen.add(id(layer.stride))
+        if layer.stride_id not in seen:
+            seen.add(layer.stride_id)
             yield name, layer
 
 
