@@ -83,6 +83,8 @@ def explored_strides(panels: Mapping[str, Explored], seen: float, path: Path, *,
         axis: "height" or "width".
     """
     figure, axes = _figure(1, len(panels), width=3.1, sharey=True)
+    lines = [line for explored in panels.values() for line in (explored.used, *explored.learned)]
+    top = 1.1 * max(max(strides) for _, strides in lines)
     for panel, (title, explored) in zip(axes, panels.items(), strict=True):
         panel.axhspan(1, seen, color="#009E73", alpha=0.15, lw=0, label="sees the class's band")
         panel.plot(*explored.used, color="#999999", lw=1, label="used in training, first run")
@@ -90,7 +92,7 @@ def explored_strides(panels: Mapping[str, Explored], seen: float, path: Path, *,
             panel.plot(
                 *line, color=COLOURS[0], ls=LINES[i % len(LINES)], label="learned, a line per seed" if not i else ""
             )
-        panel.set(title=title, xlabel="optimiser step", ylim=(1, None))
+        panel.set(title=title, xlabel="optimiser step", ylim=(1, top))
         _plain_log(panel, "y", 2)
     axes[0].set_ylabel(f"stride along the {axis}")
     _legend_below(figure, *axes[0].get_legend_handles_labels())
