@@ -14,16 +14,16 @@ BAND, NUISANCE, SMOOTHNESS = (4, 8), (8, 12), 4
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """Accuracy and learned strides by start."""
-    found = {}
-    for start in ((1, 1), (3, 3), (4, 6)):
-        folder = tmp_path_factory.mktemp("runs")
-        cli = train([
-            "--config", str(CONFIG), "--runs", str(folder), "--model.network.strides", str([list(start)]),
-            "--seed_everything", "7", "--trainer.enable_progress_bar", "false",
-        ])  # fmt: skip
-        result = json.loads((cli.run_folder / "result.json").read_text())
-        found[start] = result["accuracy"], result["strides"]["down"]
-    return found
+    return {start: end(tmp_path_factory.mktemp("runs"), start) for start in ((1, 1), (3, 3), (4, 6))}
+
+
+def end(folder, start, *more):
+    cli = train([
+        "--config", str(CONFIG), "--runs", str(folder), "--model.network.strides", str([list(start)]),
+        "--seed_everything", "7", "--trainer.enable_progress_bar", "false", *more,
+    ])  # fmt: skip
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    return result["accuracy"], result["strides"]["down"]
 
 
 @pytest.mark.long
@@ -48,3 +48,11 @@ def test_a_start_that_does_not_see_the_band_is_a_trap(ends):
     accuracy, (_, width) = ends[4, 6]
     assert 0.4 < accuracy < 0.6
     assert 32 / (2 * width) + SMOOTHNESS < BAND[1]
+
+
+@pytest.mark.long
+def test_a_sweep_leaves_the_trap(ends, tmp_path):
+    accuracy, (height, width) = end(tmp_path, (4, 6), "--model.exploration", "Sweep")
+    assert accuracy > 0.99
+    assert width == pytest.approx(ends[1, 1][1][1], abs=0.6)
+    assert all(32 / (2 * s) + SMOOTHNESS > band for s, band in zip((height, width), BAND, strict=True))
