@@ -349,7 +349,8 @@ CONTROLS = {
 def steps(settings: Settings) -> Iterator[Case]:
     """Training steps of a ResNet-18 on images of CIFAR's size."""
     shape = (4, 3, 16, 16) if settings.quick else (128, 3, 32, 32)
-    widths = [1 / 16 if settings.quick else 1 / 4, *([1.0] if settings.full else [])]
+    # Not narrower: of 4 channels, torch 2.13's strided 1x1 convolutions in channels_last crash on CPUs without AVX-512.
+    widths = [1 / 8 if settings.quick else 1 / 4, *([1.0] if settings.full else [])]
     comparisons = {"strided convolution": None, **{control: [name] for control, name in CONTROLS.items()}}
     for dtype in settings.dtypes:
         for width in widths:
