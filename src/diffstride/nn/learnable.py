@@ -141,7 +141,7 @@ class LearnableStrides(nn.Module):
     def _settled(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
         """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
         stride: Tensor = self.stride
-        if self._jitter is not None and self.is_jittered:
+        if self._jitter is not None and self.training:
             stride = stride * self._jitter
         strides = stride.expand(self.ndim)
         if torch.compiler.is_compiling():
