@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,6 +17,8 @@ from diffstride._check import UserError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
+_FULL_SCALE = {torch.uint8: 255, torch.int16: 32768}  # of pixels and of sound, which is signed
+
 
 class DataError(UserError):
     """A data set that cannot be used: one line that names the cure."""
@@ -23,6 +26,20 @@ class DataError(UserError):
     def __init__(self, message: str) -> None:
         # A DataLoader worker re-raises with its whole traceback as the message: the last line is ours.
         super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+
+
+class Axis(NamedTuple):
+    """A spatial axis of what a network sees.
+
+    Attributes:
+        name: "time", for example.
+        spacing: from one sample to the next.
+        unit: of frequencies along it, cycles per unit of the spacing: "Hz" where that is in seconds.
+    """
+
+    name: str
+    spacing: float
+    unit: str
 
 
 class BatchDataset(Dataset[Batch]):
@@ -46,7 +63,7 @@ class InMemory(BatchDataset):
     """Two tensors.
 
     Args:
-        inputs: uint8 or floating `[N, ...]`.
+        inputs: uint8, int16 or floating `[N, ...]`.
         labels: int64 `[N]`.
     """
 
@@ -71,13 +88,15 @@ class ClassificationData(LightningDataModule):
     A subclass implements `load`, and may override `augment` (training only, on the device) and `prepare_evaluation`
     (where training changes the shape of inputs). The rest is done here: the order of training is a function of the seed
     and the epoch alone, ranks get disjoint shards, random augmentation is a function of the seed, the number of the
-    batch and the rank, and inputs are normalised on the device.
+    batch and the rank, and inputs are normalised on the device. What a trained network needs to know of its data, such
+    as the names of the classes, goes into checkpoints.
 
     `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
     sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
 
     A training batch is `(inputs, targets)`: float inputs, and int64 targets `[B]` or class probabilities `[B, K]` when
-    the augmentation mixes samples. A batch of evaluation is `(inputs, labels)`.
+    the augmentation mixes samples. A batch of evaluation is `(inputs, labels)`, where each label may have several
+    inputs, one after the other: views of one sample, whose logits are to be averaged.
 
     Args:
         batch_size: samples per batch and rank. Training drops the last incomplete batch of an epoch.
@@ -86,7 +105,9 @@ class ClassificationData(LightningDataModule):
 
     Attributes:
         num_classes: number of classes.
+        classes: their names.
         sample_shape: shape of one sample as the model sees it, for images `(C, H, W)`.
+        axes: of the sample's spatial axes, where these stand for something that is measured.
         fingerprint: hexadecimal digest of the content and its preparation.
         train_set: what `load` left: a pair of tensors, or a `BatchDataset`.
         test_set: likewise.
@@ -94,8 +115,12 @@ class ClassificationData(LightningDataModule):
         std: per channel, or None.
     """
 
+    KEPT: ClassVar[tuple[str, ...]] = ("num_classes", "classes", "sample_shape", "mean", "std")
+
     num_classes: int
+    classes: tuple[str, ...]
     sample_shape: tuple[int, ...]
+    axes: tuple[Axis, ...] = ()
     fingerprint: str
     train_set: Batch | BatchDataset
     test_set: Batch | BatchDataset
@@ -111,8 +136,16 @@ class ClassificationData(LightningDataModule):
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def load(self) -> None:
-        """Set `train_set`, `test_set` and `num_classes`; where known also `sample_shape`, `fingerprint`, mean, std."""
+        """Set `train_set`, `test_set` and `num_classes`; where known also the other attributes."""
         raise NotImplementedError
+
+    def read(self, file: Path) -> Tensor:
+        """One raw sample from a file on disk, as those of the set.
+
+        Raises:
+            DataError: a file that cannot be read, a set that is not made of files.
+        """
+        raise DataError(f"{type(self).__name__} is not a set of files: none can be read like its samples")
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
         """Random changes to a training batch, on the device, before normalisation; inputs are floating."""
@@ -131,10 +164,27 @@ class ClassificationData(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         self.load()
+        if not hasattr(self, "classes"):
+            self.classes = tuple(map(str, range(self.num_classes)))
         if not hasattr(self, "sample_shape"):
             self.sample_shape = tuple(_dataset(self.train_set)[0][0].shape)
         if not hasattr(self, "fingerprint"):
             self.fingerprint = digest(*_tensors(self.train_set), *_tensors(self.test_set), self.num_classes)
+
+    @property
+    def outputs(self) -> int | dict[str, int]:
+        """How many logits a network must have; of several tasks, by their names."""
+        return self.num_classes
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a trained network needs to know of its data."""
+        return {name: getattr(self, name) for name in self.KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what a checkpoint has, where nothing is loaded."""
+        if not hasattr(self, "train_set"):
+            for name in self.KEPT:
+                setattr(self, name, state_dict[name])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the train split in an order that is a function of the seed and the epoch."""
@@ -178,8 +228,8 @@ class ClassificationData(LightningDataModule):
             Float inputs, and targets.
         """
         inputs, targets = batch
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float().div_(255)
+        if inputs.dtype in _FULL_SCALE:
+            inputs = inputs.float().div_(_FULL_SCALE[inputs.dtype])
         if step is None:
             inputs = self.prepare_evaluation(inputs)
         else:

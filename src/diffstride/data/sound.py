@@ -1,0 +1,168 @@
+"""From waveforms to what a network sees: cut to a length, then as they are or as log-compressed mel spectrograms."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffstride.data.base import Axis, Batch, ClassificationData, DataError
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Settings of the log-compressed mel spectrogram `log(floor + M |STFT|^2)`; calling it computes it.
+
+    Frame `i` is a Hann window of `window` seconds around the middle of the `i`-th hop, zeros beyond the ends: a sound of
+    `T` samples has `T // hop` frames. `M` are librosa's mel filters (Slaney's scale and norm).
+
+    Args:
+        bands: number of mel bands.
+        window: seconds.
+        hop: seconds from frame to frame, rounded to a whole number of samples.
+        lowest: frequency in Hz at which the lowest band begins.
+        highest: frequency in Hz at which the highest band ends; half of the sample rate when not given.
+        floor: what is added to the power before the logarithm, in units of the STFT of a signal from -1 to 1.
+    """
+
+    bands: int = 64
+    window: float = 0.025
+    hop: float = 0.01
+    lowest: float = 0.0
+    highest: float | None = None
+    floor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.bands < 1:
+            raise DataError(f"features.bands must be at least 1, not {self.bands}")
+        for name in ("window", "hop", "floor"):
+            if not getattr(self, name) > 0:
+                raise DataError(f"features.{name} must be above 0, not {getattr(self, name)}")
+
+    def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
+        """Spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
+        window, hop, n_fft = self.samples(sample_rate)
+        before = (n_fft - hop) // 2
+        padded = F.pad(waves, (before, n_fft - hop - before))
+        hann = torch.hann_window(window, device=waves.device)
+        spectra = torch.stft(padded, n_fft, hop, window, hann, center=False, return_complex=True)
+        filters = _filters(self, sample_rate, n_fft).to(waves.device, non_blocking=True)
+        mel = filters @ (spectra.real.square() + spectra.imag.square())
+        return (self.floor + mel).log().mT[:, None]
+
+    def samples(self, sample_rate: int) -> tuple[int, int, int]:
+        """Samples of the window, of the hop and of the Fourier transform, the next power of two."""
+        window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
+        if not 1 <= hop <= window:
+            raise DataError(
+                f"features.hop must be at least one sample and at most the window, not {hop} samples of {window}, "
+                f"at {sample_rate} Hz"
+            )
+        return window, hop, 1 << (window - 1).bit_length()
+
+
+@lru_cache(maxsize=16)
+def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
+    import librosa  # takes seconds
+
+    highest = settings.highest or sample_rate / 2
+    if not 0 <= settings.lowest < highest <= sample_rate / 2:
+        raise DataError(
+            f"features.lowest and highest must be rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz, "
+            f"not {settings.lowest:g} and {highest:g}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of empty bands, which is said below
+        filters = librosa.filters.mel(
+            sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=settings.lowest, fmax=highest
+        )
+    if empty := int((filters.max(axis=1) == 0).sum()):
+        raise DataError(
+            f"features.bands {settings.bands} is too many: {empty} of them are narrower than the {sample_rate / n_fft:g} "
+            "Hz between two frequencies of the transform; lower it, or use a longer window"
+        )
+    return torch.from_numpy(filters)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What becomes of waveforms of one length.
+
+    Args:
+        sample_rate: Hz.
+        samples: of a waveform.
+        crop: samples that the network sees.
+        features: None: the waveform itself.
+    """
+
+    sample_rate: int
+    samples: int
+    crop: int
+    features: LogMel | None
+
+    def random(self, waves: Tensor) -> Tensor:
+        """For training: a random part of each of `[B, samples]`. Random numbers are the CPU's."""
+        starts = torch.randint(self.samples - self.crop + 1, (len(waves), 1))
+        places = starts + torch.arange(self.crop)
+        return self._features(waves.gather(1, places.to(waves.device, non_blocking=True)))
+
+    def views(self, waves: Tensor) -> Tensor:
+        """For evaluation: as many parts as there are without overlap, one after the other, `[B * parts, ...]`."""
+        parts = self.samples // self.crop
+        start = (self.samples - parts * self.crop) // 2
+        return self._features(waves[:, start : start + parts * self.crop].reshape(-1, self.crop))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        if self.features is None:
+            return 1, self.crop
+        _, hop, _ = self.features.samples(self.sample_rate)
+        return 1, self.crop // hop, self.features.bands
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Of one input."""
+        if self.features is None:
+            return (Axis("time", 1 / self.sample_rate, "Hz"),)
+        _, hop, _ = self.features.samples(self.sample_rate)
+        return Axis("time", hop / self.sample_rate, "Hz"), Axis("frequency", 1.0, "cycles per mel band")
+
+    def statistics(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of inputs, one channel each."""
+        inputs = self.views(waves).double()
+        return inputs.mean()[None].float(), inputs.std().clamp_min(1e-6)[None].float()
+
+    def _features(self, waves: Tensor) -> Tensor:
+        return waves[:, None] if self.features is None else self.features(waves, self.sample_rate)
+
+
+class SoundData(ClassificationData):
+    """Base of sets of sounds: raw samples are waveforms `[T]`, which networks see as `inputs` makes them.
+
+    Attributes:
+        sample_rate: Hz.
+        inputs: what becomes of a waveform.
+    """
+
+    KEPT = (*ClassificationData.KEPT, "sample_rate")
+
+    sample_rate: int
+
+    def __init__(
+        self,
+        seconds: float,
+        crop_seconds: float | None,
+        features: LogMel | None,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
+        _check_lengths(seconds, crop_seconds)
+        self.seconds, self.crop_seconds, self.features = seconds, crop_seconds, features
