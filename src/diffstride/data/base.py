@@ -167,7 +167,7 @@ class ClassificationData(LightningDataModule):
         if not hasattr(self, "classes"):
             self.classes = tuple(map(str, range(self.num_classes)))
         if not hasattr(self, "sample_shape"):
-            self.sample_shape = tuple(_dataset(self.train_set)[0][0].shape)
+            self.sample_shape = tuple(as_dataset(self.train_set)[0][0].shape)
         if not hasattr(self, "fingerprint"):
             self.fingerprint = digest(*_tensors(self.train_set), *_tensors(self.test_set), self.num_classes)
 
@@ -189,7 +189,7 @@ class ClassificationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the train split in an order that is a function of the seed and the epoch."""
         replicas, _ = self._place()
-        each = len(_dataset(self.train_set)) // replicas
+        each = len(as_dataset(self.train_set)) // replicas
         if each < self.batch_size:
             raise DataError(
                 f"batch_size {self.batch_size} is larger than the {each} training samples of a rank: lower batch_size"
@@ -245,14 +245,14 @@ class ClassificationData(LightningDataModule):
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _loader(self, split: Batch | BatchDataset, *, train: bool) -> DataLoader[Batch]:
-        dataset = _dataset(split)
+        dataset = as_dataset(split)
         replicas, rank = self._place()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=DistributedSampler(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train),
             drop_last=train,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -284,7 +284,8 @@ def digest(*parts: object) -> str:
     return total.hexdigest()[:32]
 
 
-def _dataset(split: Batch | BatchDataset) -> BatchDataset:
+def as_dataset(split: Batch | BatchDataset) -> BatchDataset:
+    """A split as a data set."""
     return split if isinstance(split, BatchDataset) else InMemory(*split)
 
 
@@ -292,5 +293,6 @@ def _tensors(split: Batch | BatchDataset) -> tuple[Any, ...]:
     return split if isinstance(split, tuple) else (len(split),)
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """A batch that needs no collation."""
     return batch

@@ -108,7 +108,7 @@ class ImageData(StoredData):
         sample = sample.double().div_(255)
         return sample.mean((0, 2, 3)).float(), sample.std((0, 2, 3)).clamp_min(1 / 255).float()
 
-    def streamed_statistics(self) -> tuple[Tensor, Tensor]:
+    def streamed_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
         """ImageNet's."""
         return torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
 
@@ -123,6 +123,7 @@ class ImageDecoder:
 
     image_size: int | None = None
     noun: ClassVar[str] = "image"
+    option: ClassVar[str] = "image_column"
     feature: ClassVar[str] = "Image"
 
     @property

@@ -17,8 +17,8 @@ from diffstride.data.base import Axis, Batch, ClassificationData, DataError
 class LogMel:
     """Settings of the log-compressed mel spectrogram `log(floor + M |STFT|^2)`; calling it computes it.
 
-    Frame `i` is a Hann window of `window` seconds around the middle of the `i`-th hop, zeros beyond the ends: a sound of
-    `T` samples has `T // hop` frames. `M` are librosa's mel filters (Slaney's scale and norm).
+    Frame `i` is a Hann window of `window` seconds around the middle of the `i`-th hop, zeros beyond the ends: a sound
+    of `T` samples has `T // hop` frames. `M` are librosa's mel filters (Slaney's scale and norm).
 
     Args:
         bands: number of mel bands.
@@ -83,8 +83,8 @@ def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
         )
     if empty := int((filters.max(axis=1) == 0).sum()):
         raise DataError(
-            f"features.bands {settings.bands} is too many: {empty} of them are narrower than the {sample_rate / n_fft:g} "
-            "Hz between two frequencies of the transform; lower it, or use a longer window"
+            f"features.bands {settings.bands} is too many: {empty} of them are narrower than the "
+            f"{sample_rate / n_fft:g} Hz between two frequencies of the transform; lower it, or use a longer window"
         )
     return torch.from_numpy(filters)
 
@@ -134,7 +134,7 @@ class Inputs:
         return Axis("time", hop / self.sample_rate, "Hz"), Axis("frequency", 1.0, "cycles per mel band")
 
     def statistics(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of inputs, one channel each."""
+        """Mean and standard deviation of what float waves are seen as; there is one channel."""
         inputs = self.views(waves).double()
         return inputs.mean()[None].float(), inputs.std().clamp_min(1e-6)[None].float()
 
@@ -143,26 +143,52 @@ class Inputs:
 
 
 class SoundData(ClassificationData):
-    """Base of sets of sounds: raw samples are waveforms `[T]`, which networks see as `inputs` makes them.
+    """Base of sets of sounds: a raw sample is a waveform `[T]`, which networks see as `inputs` makes it.
 
     Attributes:
         sample_rate: Hz.
-        inputs: what becomes of a waveform.
+        seconds: length of a raw sample.
+        crop_seconds: length of what a network sees; None: all of it.
+        features: None: networks see waveforms.
     """
 
     KEPT = (*ClassificationData.KEPT, "sample_rate")
 
-    sample_rate: int
+    sample_rate: int | None
+    seconds: float
+    crop_seconds: float | None
+    features: LogMel | None
 
-    def __init__(
-        self,
-        seconds: float,
-        crop_seconds: float | None,
-        features: LogMel | None,
-        batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        _check_lengths(seconds, crop_seconds)
-        self.seconds, self.crop_seconds, self.features = seconds, crop_seconds, features
+    def settle_lengths(self) -> None:
+        """Check lengths and features at the sample rate, and set `sample_shape` and `axes`."""
+        inputs = self.inputs
+        if not 1 <= inputs.crop <= inputs.samples:
+            raise DataError(
+                f"crop_seconds must be from one sample to seconds, {self.seconds:g}, not {self.crop_seconds} (at "
+                f"{self.sample_rate} Hz)"
+            )
+        if self.features is not None:
+            window, _, _ = self.features.samples(inputs.sample_rate)
+            if inputs.crop < window:
+                raise DataError(
+                    f"{'seconds' if self.crop_seconds is None else 'crop_seconds'} must be at least the window of "
+                    f"{self.features.window:g} s, not {inputs.crop / inputs.sample_rate:g}"
+                )
+            self.features(torch.zeros(1, inputs.crop), inputs.sample_rate)  # filters that do not fit are known here
+        self.sample_shape, self.axes = inputs.shape, inputs.axes
+
+    @property
+    def inputs(self) -> Inputs:
+        """What becomes of a waveform, once the sample rate is known."""
+        assert self.sample_rate is not None
+        samples = round(self.seconds * self.sample_rate)
+        crop = samples if self.crop_seconds is None else round(self.crop_seconds * self.sample_rate)
+        return Inputs(self.sample_rate, samples, crop, self.features)
+
+    def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
+        """A random part of each sound."""
+        return self.inputs.random(inputs), labels
+
+    def prepare_evaluation(self, inputs: Tensor) -> Tensor:
+        """All parts of each sound."""
+        return self.inputs.views(inputs)

@@ -6,11 +6,11 @@ import hashlib
 import os
 import struct
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,11 @@ _ROWS = 1024  # read and decoded at once
 class Decoder(Protocol):
     """What makes an array of a file's content. It travels to other processes."""
 
-    noun: str
+    noun: ClassVar[str]
     """What the content is: "image"."""
-    feature: str
+    option: ClassVar[str]
+    """What the column of files is set by: "image_column"."""
+    feature: ClassVar[str]
     """Its class in `datasets`: "Image"."""
 
     @property
@@ -89,7 +91,7 @@ class StoredData(ClassificationData):
         """Mean and standard deviation by channel, of raw samples as they are cached."""
         raise NotImplementedError
 
-    def streamed_statistics(self) -> tuple[Tensor, Tensor]:
+    def streamed_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation by channel, where reading every sample would take too long."""
         raise NotImplementedError
 
@@ -154,7 +156,7 @@ class StoredData(ClassificationData):
         # local files' paths and times of change).
         parts = [(split.rows._fingerprint, split.decoder.key) for split in splits]
         self.fingerprint = digest(parts, *(torch.from_numpy(split.labels) for split in splits), classes)
-        self.mean, self.std = self.streamed_statistics()
+        self.mean, self.std = self.streamed_statistics(splits[0])
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _columns(features: datasets.Features, decoder: Decoder, column: str | None, 
     files = [name for name, feature in features.items() if is_file(feature)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     integers = [name for name, feature in features.items() if is_integer(feature)]
-    option = f"{decoder.noun}_column"
+    option = decoder.option
     column, label = choose(option, column, files), choose("label_column", label, labels, integers)
     if not is_file(features[column]):
         raise DataError(
@@ -348,24 +350,36 @@ class Split:
             found.append((number, file, content))
         return found
 
+    def first(self, read: Callable[[bytes], Any]) -> Any:
+        """What can be read from the first file."""
+        number, file, content = self.compressed([0])[0]
+        try:
+            return read(content)
+        except DataError as error:
+            raise self._unreadable(number, file, str(error)) from error
+
     @cached_property
-    def _first(self) -> Array:
-        return self._decode(*self.compressed([0])[0])
+    def _decoded_first(self) -> Array:
+        found: Array = self.first(self.decoder)
+        return found
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of all decoded samples, as the first one tells."""
-        return self._first.shape
+        return self._decoded_first.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of all decoded samples."""
-        return self._first.dtype
+        return self._decoded_first.dtype
 
     def decode(self, places: Sequence[int] | range) -> Iterator[Array]:
         """The samples at some places of the subset; all are of one shape."""
         for number, file, content in self.compressed(places):
-            array = self._decode(number, file, content)
+            try:
+                array = self.decoder(content)
+            except DataError as error:
+                raise self._unreadable(number, file, str(error)) from error
             if array.shape != self.shape:
                 raise DataError(f"{self._where(number, file)}: {self.decoder.misfit(array.shape, self.shape)}")
             yield array
@@ -378,12 +392,6 @@ class Split:
                 total.update(struct.pack("<q", len(content)))
                 total.update(content)
         return total.hexdigest()[:32]
-
-    def _decode(self, number: int, file: str, content: bytes) -> Array:
-        try:
-            return self.decoder(content)
-        except DataError as error:
-            raise self._unreadable(number, file, str(error)) from error
 
     def _where(self, number: int, file: str) -> str:
         return f"{self.name} split, row {number}" + (f" ({file})" if file else "")

@@ -1,6 +1,8 @@
-"""What the command line knows networks by."""
+"""What the command line knows networks by, and what they have in common."""
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from diffstride.nn import DiffStrideConv2d
 
@@ -8,15 +10,42 @@ from diffstride.nn import DiffStrideConv2d
 class Network(nn.Module):
     """Base of the networks that `diffstride fit` offers by name: inputs `[B, C, ...]` to logits `[B, num_classes]`.
 
-    It asks for nothing. Derive from it to give a network of your own to `fit`: `--model.network my_package.MyNetwork`.
+    For several tasks at once it gives a mapping from their names to logits. It asks for nothing else. Derive from it to
+    give a network of your own to `fit`: `--model.network my_package.MyNetwork`.
     """
 
 
+class Heads(nn.ModuleDict):
+    """A linear layer for each task: features `[B, in_features]` to a mapping from task to logits `[B, classes]`.
+
+    Args:
+        in_features: Number of features.
+        num_classes: Number of classes by the name of the task.
+
+    Raises:
+        ValueError: No task, or a name with a dot.
+    """
+
+    def __init__(self, in_features: int, num_classes: Mapping[str, int]) -> None:
+        if not num_classes or any("." in task for task in num_classes):
+            raise ValueError(f"num_classes must have names without dots, one at least, got {dict(num_classes)}")
+        super().__init__({task: nn.Linear(in_features, classes) for task, classes in num_classes.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits of all tasks."""
+        return {task: head(x) for task, head in self.items()}
+
+
+def make_classifier(in_features: int, num_classes: int | Mapping[str, int]) -> nn.Module:
+    """The last layer: one linear layer, or one for each task."""
+    return nn.Linear(in_features, num_classes) if isinstance(num_classes, int) else Heads(in_features, num_classes)
+
+
 def draw_convolutions(network: nn.Module) -> None:
-    """Draw the weights of 2-d convolutions as He et al. 2015, Eq. 14 do: normal, of variance ``2 / fan_out``.
+    """Draw the weights of convolutions as He et al. 2015, Eq. 14 do: normal, of variance ``2 / fan_out``.
 
     Downsampling layers, known by the name ``down``, keep what they start with and take no random numbers here.
     """
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | DiffStrideConv2d) and "down" not in name.split("."):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | DiffStrideConv2d) and "down" not in name.split("."):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

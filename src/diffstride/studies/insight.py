@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from diffstride import functional, geometry
 from diffstride.cost import evaluation
-from diffstride.data import ClassificationData
-from diffstride.data.base import BatchDataset, InMemory
+from diffstride.data import ClassificationData, MultiTask
+from diffstride.data.base import as_dataset
 from diffstride.nn import learnable_layers
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
@@ -108,7 +108,9 @@ def resolutions(network: nn.Module, example: Tensor) -> list[Resolution]:
 
 def sample_inputs(data: ClassificationData, count: int = 64) -> Tensor:
     """Up to `count` inputs spread over the test split of loaded data, `[count, *data.sample_shape]` as networks see."""
-    test = data.test_set if isinstance(data.test_set, BatchDataset) else InMemory(*data.test_set)
+    if isinstance(data, MultiTask):
+        return torch.cat([sample_inputs(each, math.ceil(count / len(data.tasks))) for each in data.tasks.values()])
+    test = as_dataset(data.test_set)
     chosen = list(range(0, len(test), math.ceil(len(test) / count)))
     inputs, _ = data.prepare_batch(test.__getitems__(chosen))
     return inputs

@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from torch import nn
 from diffstride import plotting, tracking
 from diffstride._check import WorkError
 from diffstride.cost import Macs, count_macs, stride_cost
+from diffstride.cutoff import cutoff_frequencies
+from diffstride.data import ClassificationData
 from diffstride.nn import clamp_strides_, strides
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
@@ -220,9 +223,11 @@ class WriteResult(Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         return {
             "accuracy": metrics.get("val/accuracy"),
+            "accuracies": _by_task(metrics, "val/accuracy/"),
             "loss": metrics.get("val/loss"),
             "strides_initial": self._initial,
             "strides": strides(network),
+            "cutoffs": _cutoffs(module, data) if module.has_strides else None,
             "stride_cost": stride_cost(network).item() if module.has_strides else None,
             "macs": macs.model,
             "macs_budget": None if module.cost is None else module.cost.target,
@@ -238,6 +243,27 @@ class WriteResult(Callback):
             "data_fingerprint": data.fingerprint,
             **provenance(module.device),
         }
+
+
+def _by_task(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Of several tasks, one figure each."""
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | None:
+    """By layer the cut-off frequencies along the axes, exact and in whole bins.
+
+    None where the axes are not measured in anything, or a network cannot be followed from its input to its layers.
+    """
+    spacing = [axis.spacing for axis in data.axes]
+    if not spacing:
+        return None
+    try:
+        exact, whole = (cutoff_frequencies(module.network, spacing, module.example(), bins) for bins in (False, True))
+    except ValueError:
+        return None
+    axes = {axis.name: axis.unit for axis in data.axes}
+    return {"units": axes, "exact": exact, "whole_bins": whole}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

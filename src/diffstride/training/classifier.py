@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -20,9 +20,15 @@ from diffstride.models import Network
 from diffstride.nn import Exploration, learnable_layers, param_groups
 from diffstride.training.explore import ExploreStrides
 
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
 
 class Classifier(LightningModule):
     """Cross-entropy plus `cost_weight` times Eq. 6, SGD with momentum, piecewise constant rates as in the paper.
+
+    Several tasks at once, where batches and the network's logits are mappings from their names (`MultiTask`, and
+    `num_classes` by task): one pass of all samples through the network, the loss is the mean of the tasks' losses, and
+    the accuracy that of their accuracies.
 
     Args:
         network: inputs to logits. A class derived from diffstride.models.Network, by name.
@@ -34,6 +40,7 @@ class Classifier(LightningModule):
         stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
             is a sum over batch and channels, and now and then a very large one.
         label_smoothing: of the cross-entropy in training.
+        task_weights: weights of the tasks' losses in their mean, by the names of the tasks; those not named have 1.
         cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
         budget: multiply-accumulates to end at, as a fraction of those that the network would have with strided layers
             in place of learnable ones (`CostModel.original`); null: no budget.
@@ -55,6 +62,7 @@ class Classifier(LightningModule):
         stride_lr: float = 0.1,
         stride_clip: float | None = 1.0,
         label_smoothing: float = 0.0,
+        task_weights: dict[str, float] | None = None,
         cost_weight: float = 0.0,
         budget: float | None = None,
         exploration: Exploration | None = None,
@@ -74,6 +82,9 @@ class Classifier(LightningModule):
                 raise ValueError(f"{name} must be >= 0, got {value}")
         if stride_clip is not None and not stride_clip > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
+        for task, weight in (task_weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"task_weights must be >= 0 and finite, got {weight} for {task}")
         self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
@@ -82,6 +93,7 @@ class Classifier(LightningModule):
         self.momentum, self.weight_decay = momentum, weight_decay
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
+        self.task_weights = dict(task_weights or {})
         self.has_strides = any(True for _ in learnable_layers(network))
         if budget is not None and not budget > 0:
             raise ValueError(f"budget must be > 0, got {budget}")
@@ -109,17 +121,27 @@ class Classifier(LightningModule):
             return
         try:
             with torch.no_grad(), evaluation(self.network), self.trainer.precision_plugin.forward_context():
-                outputs = self.network(self.example()).shape[-1]
+                logits = self(self.example())
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
                 f"in_channels for example): {' '.join(str(error).split())}"
             ) from error
-        if outputs != data.num_classes:
+        outputs: Any = logits.shape[-1]
+        if isinstance(logits, Mapping):
+            outputs = {task: own.shape[-1] for task, own in logits.items()}
+        if outputs != data.outputs:
             raise UserError(
-                f"the data has {data.num_classes} classes but the network {outputs} outputs: "
-                f"set model.network.num_classes to {data.num_classes}"
+                f"the data has {_counted(data.outputs, 'classes')} but the network {_counted(outputs, 'outputs')}: "
+                f"set model.network.num_classes to {data.outputs}"
             )
+        if isinstance(outputs, dict):
+            if unknown := sorted(self.task_weights.keys() - outputs.keys()):
+                raise UserError(f"task_weights must be of {', '.join(outputs)}, got {unknown[0]}")
+            if not any(self.task_weights.get(task, 1.0) for task in outputs):
+                raise UserError("task_weights must not be 0 for all tasks")
+        elif self.task_weights:
+            raise UserError("task_weights must be null: the data has one task")
 
     def example(self) -> Tensor:
         """One input of the data's shape, as the trainer's precision has it."""
@@ -127,19 +149,28 @@ class Classifier(LightningModule):
         zeros: Tensor = self.trainer.precision_plugin.convert_input(torch.zeros(1, *data.sample_shape))
         return zeros.to(self.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.network(x)
-        return logits
+    def forward(self, x: Tensor) -> Any:
+        """Logits, of several tasks by their names."""
+        return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        inputs, targets = batch
+        parts = _by_task(batch)
         if self.explorer is not None:
-            samples = self.explorer.samples(len(inputs))
-            inputs, targets = inputs[:samples], targets[:samples]
-        loss = F.cross_entropy(self(inputs), targets, label_smoothing=self.label_smoothing)
+            for task, (inputs, targets) in parts.items():
+                samples = self.explorer.samples(len(inputs))
+                parts[task] = inputs[:samples], targets[:samples]
+        logits = self._logits(parts)
+        losses = {
+            task: F.cross_entropy(logits[task], targets, label_smoothing=self.label_smoothing)
+            for task, (_, targets) in parts.items()
+        }
+        weights = {task: self.task_weights.get(task, 1.0) for task in parts}
+        loss = sum(weights[task] * own for task, own in losses.items()) / sum(weights.values())
+        assert isinstance(loss, Tensor)
         self.log("train/loss", loss, prog_bar=True)
+        for task in filter(None, losses):
+            self.log(f"train/loss/{task}", losses[task])
         if self.has_strides:
             cost = stride_cost(self.network)
             self.log("train/stride_cost", cost)
@@ -152,13 +183,37 @@ class Classifier(LightningModule):
             self.log("train/macs", float(self.cost.cost.count()))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy of one batch; their means over the set are logged."""
-        inputs, labels = batch
-        logits = self(inputs)
-        correct = (logits.argmax(-1) == labels).float().mean()
-        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
-        self.log("val/accuracy", correct, batch_size=len(labels), prog_bar=True, sync_dist=True)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and accuracy of one batch; their means over the set, of each task, are logged."""
+        parts = _by_task(batch)
+        logits = self._logits(parts)
+        for task, (_, labels) in parts.items():
+            views = logits[task].reshape(len(labels), -1, logits[task].shape[-1])
+            own = views.mean(1)
+            correct = (own.argmax(-1) == labels).float().mean()
+            options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True, "add_dataloader_idx": False}
+            self.log("/".join(filter(None, ("val/loss", task))), F.cross_entropy(own, labels), **options)
+            self.log("/".join(filter(None, ("val/accuracy", task))), correct, prog_bar=not task, **options)
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over tasks."""
+        for name in ("val/loss", "val/accuracy"):
+            found = [value for key, value in self.trainer.callback_metrics.items() if key.startswith(f"{name}/")]
+            if found:
+                self.log(name, torch.stack(found).mean(), prog_bar=name == "val/accuracy", sync_dist=True)
+
+    def _logits(self, parts: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Of each task's inputs, in one pass."""
+        found = self(
+            torch.cat([inputs for inputs, _ in parts.values()]) if len(parts) > 1 else next(iter(parts.values()))[0]
+        )
+        if not isinstance(found, Mapping):
+            return dict.fromkeys(parts, found)
+        logits, start = {}, 0
+        for task, (inputs, _) in parts.items():
+            logits[task] = found[task][start : start + len(inputs)]
+            start += len(inputs)
+        return logits
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip each layer's stride gradient, apart from the weights'."""
@@ -181,3 +236,12 @@ class Classifier(LightningModule):
 
         schedule: Any = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
+    """A batch of one task is that of a task without a name."""
+    return dict(batch) if isinstance(batch, Mapping) else {"": (batch[0], batch[1])}
+
+
+def _counted(count: int | Mapping[str, int], noun: str) -> str:
+    return f"{count} {noun}" if isinstance(count, int) else f"{noun} {dict(count)}"
