@@ -18,13 +18,14 @@ COMMANDS = {
     "report": ("diffstride.studies.report", "report", "make one page of a run or of a study, for a browser"),
     "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
     "bench": ("diffstride.studies.bench", "bench", "measure speed and memory against the alternatives"),
+    "predict": ("diffstride.studies.predict", "predict", "say what a trained network takes files for"),
     "export": ("diffstride.studies.export", "export", "write a trained network as an ONNX file"),
 }
 
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
 
 commands:
-{"".join(f"  {name:6s} {text}{chr(10)}" for name, (_, _, text) in COMMANDS.items())}
+{"".join(f"  {name:7s} {text}{chr(10)}" for name, (_, _, text) in COMMANDS.items())}
 `diffstride COMMAND --help` says more. DIFFSTRIDE_TRACEBACK=1 shows where an error arose."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from diffstride.nn.strides import learnable_layers
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def axis_names(ndim: int, given: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of `ndim` spatial axes: those given, where they are as many, else those of an image."""
+    return tuple(given) if len(given) == ndim else AXES[ndim]
 
 
 class StrideRow(NamedTuple):
@@ -63,12 +68,14 @@ class InputSizes:
             handle.remove()
 
 
-def stride_rows(model: nn.Module, step: int, input_sizes: dict[str, tuple[int, ...]]) -> Iterator[StrideRow]:
-    """A row per learnable layer and axis, for the layers whose input size is known."""
+def stride_rows(
+    model: nn.Module, step: int, input_sizes: dict[str, tuple[int, ...]], axes: Sequence[str] = ()
+) -> Iterator[StrideRow]:
+    """A row per learnable layer and axis (named as in `axis_names`), for the layers whose input size is known."""
     for name, layer in learnable_layers(model):
         if name in input_sizes:
             new_sizes = layer.output_size(input_sizes[name])
-            for axis, stride, size in zip(AXES[layer.ndim], layer.strides, new_sizes, strict=True):
+            for axis, stride, size in zip(axis_names(layer.ndim, axes), layer.strides, new_sizes, strict=True):
                 yield StrideRow(step, name, axis, stride, size)
 
 

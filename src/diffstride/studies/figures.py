@@ -19,7 +19,7 @@ from diffstride.nn import DiffStride2d
 from diffstride.studies.insight import Resolution, input_windows, resolutions, sample_inputs
 from diffstride.studies.results import METHODS, Row, groups, read_latency, read_study, statistic, striding_factor
 from diffstride.studies.study import shown
-from diffstride.tracking import AXES, read_rows
+from diffstride.tracking import axis_names, read_rows
 from diffstride.training.saved import build_data, load_run, one_line
 
 NO_RUNS = "no run with learned strides is done"
@@ -88,7 +88,8 @@ def _strides(folder: Path, rows: Sequence[Row]) -> str | None:
         name: [(_result(row)["strides_initial"], _result(row)["strides"]) for row in group]
         for name, group in runs.items()
     }
-    axes = AXES[len(next(iter(next(iter(strides.values()))[0][1].values())))]
+    first = _result(next(iter(runs.values()))[0])
+    axes = axis_names(len(next(iter(first["strides"].values()))), list(first.get("axes") or ()))
     title = f"Strides learned, {_runs(runs)}"
     plotting.learned_strides(strides, axes, folder / "strides", title=title, legend=legend)
     return None
@@ -174,7 +175,8 @@ FIGURES: dict[str, Callable[[Path, Sequence[Row]], str | None]] = {
 
 def _draw_windows(run: Path, path: Path, title: str) -> str | None:
     network, config = load_run(run)
-    windows = input_windows(network, sample_inputs(_data(config)))
+    data = _data(config)
+    windows = input_windows(network, sample_inputs(data), [axis.name for axis in data.axes])
     if not windows:
         return NO_STRIDES
     plotting.layer_windows(windows, path, title=title.format("Windows over the mean spectrum that reaches them"))
@@ -182,17 +184,18 @@ def _draw_windows(run: Path, path: Path, title: str) -> str | None:
 
 
 def _draw_resolutions(runs: Mapping[str, Path], path: Path, title: str) -> str | None:
-    shapes: dict[str, tuple[int, ...]] = {}  # loading data takes seconds, and runs mostly share them
+    found: dict[str, ClassificationData] = {}  # loading data takes seconds, and runs mostly share them
     drawn: dict[str, list[Resolution]] = {}
     for name, run in runs.items():
         network, config = load_run(run)
         key = json.dumps(config["data"], default=str)
-        if key not in shapes:
-            shapes[key] = _data(config).sample_shape
-        drawn[name] = resolutions(network, torch.zeros(1, *shapes[key]))
+        if key not in found:
+            found[key] = _data(config)
+        drawn[name] = resolutions(network, torch.zeros(1, *found[key].sample_shape))
     if any(len(steps) < 2 for steps in drawn.values()):
         return NO_STRIDES
-    axes = AXES[len(next(iter(drawn.values()))[-1].learned)]
+    names = [axis.name for axis in next(iter(found.values())).axes]
+    axes = axis_names(len(next(iter(drawn.values()))[-1].learned), names)
     plotting.resolution_staircases(drawn, axes, path, title=title.format("Sizes of the maps behind each layer"))
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from diffstride.data.base import as_dataset
 from diffstride.nn import learnable_layers
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
-from diffstride.tracking import AXES
+from diffstride.tracking import axis_names
 
 
 class AxisWindow(NamedTuple):
@@ -53,7 +54,7 @@ class Resolution(NamedTuple):
 
 
 @torch.no_grad()
-def input_windows(network: nn.Module, inputs: Tensor) -> list[AxisWindow]:
+def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) -> list[AxisWindow]:
     """The windows of all learnable layers over the spectra that reach them, in order of execution.
 
     Of a layer that convolves and downsamples in one, the window sees the convolution's output at stride 1. The network
@@ -62,6 +63,7 @@ def input_windows(network: nn.Module, inputs: Tensor) -> list[AxisWindow]:
     Args:
         network: any module with learnable strides.
         inputs: a batch as the network takes it, `[B, C, *spatial]`.
+        axes: names of its spatial axes, if they are not those of images.
 
     Returns:
         An entry per layer and axis; layers that share a stride are one.
@@ -71,7 +73,7 @@ def input_windows(network: nn.Module, inputs: Tensor) -> list[AxisWindow]:
         if isinstance(layer, DiffStrideConvNd):
             x = functional.convolve(x, layer.weight, layer.bias, layer._convolution)
         for i, (axis, initial, learned) in enumerate(
-            zip(AXES[layer.ndim], layer.initial_strides, layer.strides, strict=True)
+            zip(axis_names(layer.ndim, axes), layer.initial_strides, layer.strides, strict=True)
         ):
             size = x.shape[i - layer.ndim]
             spectrum = mean_amplitude(x, i - layer.ndim)

@@ -45,7 +45,7 @@ from diffstride.studies.results import (
     tables,
 )
 from diffstride.studies.study import shown
-from diffstride.tracking import AXES, StrideRow, read_dicts
+from diffstride.tracking import StrideRow, axis_names, read_dicts
 from diffstride.training.fit import quiet
 from diffstride.training.saved import build_data, load_run, one_line
 
@@ -160,12 +160,13 @@ def run_report(folder: Path, row: Row, batch: Callable[[str], Tensor | str]) -> 
     metrics = read_dicts(folder / "metrics.csv")
     history = _history(folder / "strides.csv")
     result = row.result or {}
+    axes = list(dict.fromkeys(axis for _, axis in history))
     remarks = list(_state(row, metrics))
     figures = [*_training(metrics), *_trajectories(history)]
     seen = None
     if history or result.get("strides"):
         try:
-            seen = _look(folder, batch)
+            seen = _look(folder, batch, axes)
         except UserError as error:
             remarks.append(
                 "The learned windows, the staircase of resolutions, the cut-off frequencies and the cost at the "
@@ -174,7 +175,7 @@ def run_report(folder: Path, row: Row, batch: Callable[[str], Tensor | str]) -> 
     elif result:
         remarks.append("This run has no learned strides: its downsampling is fixed.")
     if seen is not None:
-        figures += [*_windows(seen.windows), *_staircase(seen.resolutions)]
+        figures += [*_windows(seen.windows), *_staircase(seen.resolutions, axes)]
     return Report(
         row.name,
         _summary(text, result),
@@ -246,25 +247,25 @@ def _batch(data: str) -> Tensor | str:
         return f"the run's data cannot be loaded ({one_line(error)})"
 
 
-def _look(folder: Path, batch: Callable[[str], Tensor | str]) -> Seen:
+def _look(folder: Path, batch: Callable[[str], Tensor | str], axes: Sequence[str]) -> Seen:
     network, config = load_run(folder)
     inputs = batch(json.dumps(config.get("data"), default=str))
     if isinstance(inputs, str):
         raise UserError(inputs)
     try:
-        return _see(network, inputs)
+        return _see(network, inputs, axes)
     except (RuntimeError, ValueError) as error:  # data that have changed, layers that no input reaches
         raise UserError(f"the network cannot be looked into ({one_line(error)})") from error
 
 
-def _see(network: nn.Module, batch: Tensor) -> Seen:
+def _see(network: nn.Module, batch: Tensor, axes: Sequence[str]) -> Seen:
     example = batch[:1]
     untrained = copy.deepcopy(network)
     for _, layer in learnable_layers(untrained):
         layer.reset_strides()
     with torch.no_grad():
         return Seen(
-            input_windows(network, batch),
+            input_windows(network, batch, axes),
             resolutions(network, example),
             cutoff_frequencies(network, 1, example),
             count_macs(untrained, example),
@@ -276,6 +277,10 @@ def _facts(result: Mapping[str, Any], seen: Seen | None) -> list[Fact]:
     initial = "" if seen is None else f"; {_millions(sum(seen.initial_macs))} at the initial strides"
     return [
         Fact("Accuracy", _number(result["accuracy"], ".2f", 100, " %"), "on the test split"),
+        *(
+            Fact(f"Accuracy, {task}", _number(accuracy, ".2f", 100, " %"), "on the test split")
+            for task, accuracy in result.get("accuracies", {}).items()
+        ),
         Fact("MACs an image", _millions(result["macs"] + result["resampling_macs"]), f"resampling included{initial}"),
         Fact("Parameters", _number(result["parameters"], ",")),
         Fact("Time of a step", _number(result["step_time_ms"], ".3g", unit=" ms"), "median, data included"),
@@ -288,16 +293,21 @@ def _strides(result: Mapping[str, Any], history: History, seen: Seen | None) -> 
     """Strides at the start and at the end, with the sizes of the maps and what the strides mean as frequencies."""
     starts = result.get("strides_initial") or _strides_at(history, 0)
     lines, unit = [], ""
+    found = seen.cutoffs if seen else {}
+    units: Mapping[str, str] = result.get("axes") or {}
+    if measured := (result.get("cutoffs") or {}).get("exact"):
+        found = measured
     for layer, strides in (result.get("strides") or _strides_at(history, -1)).items():
-        unit = "sample" if len(strides) == 1 else "pixel"
-        cutoffs = (seen.cutoffs if seen else {}).get(layer, (None,) * len(strides))
-        for axis, start, end, cutoff in zip(AXES[len(strides)], starts[layer], strides, cutoffs, strict=True):
+        unit = ", ".join(units.values()) if measured else "cycles per " + ("sample" if len(strides) == 1 else "pixel")
+        cutoffs = found.get(layer, (None,) * len(strides))
+        names = axis_names(len(strides), list(dict.fromkeys(axis for _, axis in history)))
+        for axis, start, end, cutoff in zip(names, starts[layer], strides, cutoffs, strict=True):
             rows = history.get((layer, axis))
             sizes = (rows[0].size, rows[-1].size) if rows else (None, None)
             numbers = [_number(start), _number(end), *(_number(size, "d") for size in sizes), _number(cutoff, ".3g")]
             lines.append((layer, axis, *numbers))
     if lines:
-        heading = ("layer", "axis", "start", "end", "map at the start", "map at the end", f"cut-off, cycles per {unit}")
+        heading = ("layer", "axis", "start", "end", "map at the start", "map at the end", f"cut-off, {unit}")
         yield Table("Strides", heading, tuple(lines))
 
 
@@ -404,9 +414,9 @@ def _windows(windows: Sequence[AxisWindow]) -> Iterable[Figure]:
         yield Figure("Learned windows over the spectrum", caption, [bars, initial, learned], plots)
 
 
-def _staircase(found: Sequence[Resolution]) -> Iterable[Figure]:
+def _staircase(found: Sequence[Resolution], names: Sequence[str]) -> Iterable[Figure]:
     """The size of the maps from the input to the last learnable layer."""
-    axes = AXES[len(found[0].learned)]
+    axes = axis_names(len(found[0].learned), names)
     steps = [step for step in found if len(step.learned) == len(axes)]  # behind them, a network may turn 2-d to 1-d
     names = [_label(step.layer) for step in steps]
     initial, learned = Key("initial strides", PALETTE[1], "dash"), Key("learned strides", PALETTE[0], "solid")
@@ -565,7 +575,9 @@ def _distribution(rows: Sequence[Row]) -> Iterable[Figure]:
     boxes: dict[str, Spec] = {}
     for row in rows:
         for layer, strides in ((row.result or {}).get("strides") or {}).items():
-            for axis, stride in zip(AXES[len(strides)], strides, strict=True):
+            for axis, stride in zip(
+                axis_names(len(strides), list((row.result or {}).get("axes") or ())), strides, strict=True
+            ):
                 box = boxes.setdefault(axis, _box(axis, _colour(len(boxes))))
                 box["hovertemplate"] = "%{text}: %{y:.3f}<extra></extra>"
                 box["x"].append(_label(layer))

@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ METHODS = {
     "diffstride": "DiffStride",
 }
 _IN_PAPER = {"conv": "strided", "spectral": "spectral", "diffstride": "diffstride"}  # as the paper's tables have them
+
+
+_MULTI = "Multi-task model"  # as the paper's Table 2 has it
 
 
 class Row(NamedTuple):
@@ -139,7 +143,22 @@ _VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float
 
 def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> list[Table]:
     """The tables that a study asks for, then one with a line for every group of runs."""
-    return [*(pivot(rows, table) for table in definition.get("tables") or []), overview(rows, latency)]
+    wanted = definition.get("tables") or []
+    made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
+    return [*made, overview(rows, latency)]
+
+
+def by_task(rows: Iterable[Row]) -> list[Row]:
+    """Rows, in which a run of several tasks at once becomes one for each, with the axis `task` and its accuracy."""
+    found = []
+    for row in rows:
+        each = (row.result or {}).get("accuracies") or {}
+        if "task" in row.axes or not each:
+            found.append(row)
+        for task, accuracy in each.items() if "task" not in row.axes else ():
+            result = {**(row.result or {}), "accuracy": accuracy}
+            found.append(row._replace(axes=row.axes | {"task": task}, result=result))
+    return found
 
 
 def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
@@ -154,20 +173,21 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
             have to count; `title`.
     """
     where = table.get("where", {})
-    rows = [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
+    rows = by_task(row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items()))
     down, across = table["rows"], table["columns"]
     get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
     lines = _distinct(row.axes[down] for row in rows if down in row.axes)
     columns = _distinct(row.axes[across] for row in rows if across in row.axes)
     published = _published(table["paper"]) if "paper" in table else {}
-    dataset = str(where.get("dataset", "cifar10"))  # the one that a study without this axis is about
+    # What a study without the axis is about.
+    part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
     body, means = [], [[] for _ in range(2 * len(columns))]  # type: ignore[var-annotated]
     for line in lines:
         cells = []
         for i, column in enumerate(columns):
             cell = [row for row in rows if row.axes.get(down) == line and row.axes.get(across) == column]
             own = statistic(cell, get)
-            there = published.get((_bracketed(line), dataset, _IN_PAPER.get(str(column), str(column))))
+            there = published.get((_bracketed(line), part, _IN_PAPER.get(str(column), str(column))))
             cells += [_cell(own, form, scale), "" if there is None else _cell(there, ".1f", 1)]
             for place, found, factor in (2 * i, own, 1.0), (2 * i + 1, there, 1 / scale):
                 if found is not None:
@@ -183,6 +203,52 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         tuple(header[i] for i in keep),
         tuple(tuple(line[i] for i in keep) for line in body),
     )
+
+
+def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
+    """The first layer's learned strides and what they mean as frequencies, laid out as the paper's Table 2.
+
+    A frequency is told twice: exactly, and in whole bins, as the paper has it (see `cutoff_frequencies`).
+
+    Args:
+        rows: of the study; those without cut-off frequencies do not count.
+        table: as for :func:`pivot`, without `columns`; a run without the axis `rows` is of all its values at once.
+    """
+    where, down = table.get("where", {}), table["rows"]
+    rows = [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
+    rows = [row for row in rows if row.result is not None and row.result.get("cutoffs")]
+    units: dict[str, str] = next((row.result["axes"] for row in rows if row.result is not None), {})
+    paper = _read_csv("table2") if table.get("paper") == "table2" else {}
+    header = [down]
+    for axis in units:
+        header += [f"stride, {axis}", *(["paper"] if paper else [])]
+    for axis, unit in units.items():
+        header += [f"cut-off, {axis}, {unit}", "in whole bins", *(["paper"] if paper else [])]
+    body = []
+    for line in _distinct(row.axes.get(down, _MULTI) for row in rows):
+        cell = [row for row in rows if row.axes.get(down, _MULTI) == line]
+        figures = paper.get((str(line),), [])
+        printed = [" ± ".join(figures[i : i + 2]) or "–" for i in range(0, 8, 2)] if paper else []
+        cells = []
+        for i in range(len(units)):
+            cells += [_cell(statistic(cell, partial(_first_stride, i)), ".2f", 1), *printed[i : i + 1]]
+        for i, unit in enumerate(units.values()):
+            form = ".2f" if unit == "Hz" else ".4f"
+            found = (statistic(cell, partial(_first_cutoff, kind, i)) for kind in ("exact", "whole_bins"))
+            cells += [*(_cell(each, form, 1) for each in found), *printed[2 + i : 3 + i]]
+        body.append((shown(down, line), *cells))
+    title = (
+        table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {_seeds(rows)}"
+    )
+    return Table(title, tuple(header), tuple(body))
+
+
+def _first_stride(axis: int, result: Mapping[str, Any]) -> float:
+    return float(next(iter(result["strides"].values()))[axis])
+
+
+def _first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
+    return float(next(iter(result["cutoffs"][kind].values()))[axis])
 
 
 def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> Table:
@@ -243,20 +309,34 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _published(table: str) -> dict[tuple[str, str, str], Statistic]:
+_KEYS = {  # of the paper's tables: the columns that say what a line is of
+    "table1": ("task", "setting", "method"),
+    "table2": ("task",),
+    "table3": ("init_strides", "dataset", "method"),
+    "release": ("init_strides", "dataset", "method"),
+}
+
+
+def _published(table: str) -> dict[tuple[str, ...], Statistic]:
+    return {key: Statistic(float(mean), float(sd), 3) for key, (mean, sd, *_) in _read_csv(table).items()}
+
+
+def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
+    """One of the paper's tables: by what a line is of, its figures as printed."""
+    text = (PAPER / f"{table}.csv").read_text().splitlines()
+    header, *lines = csv.reader(line for line in text if not line.startswith("#"))
+    places = [header.index(key) for key in _KEYS[table]]
     return {
-        (line["init_strides"], line["dataset"], line["method"]): Statistic(float(line["mean"]), float(line["sd"]), 3)
-        for line in csv.DictReader(
-            line for line in (PAPER / f"{table}.csv").read_text().splitlines() if not line.startswith("#")
-        )
+        tuple(line[i] for i in places): [value for i, value in enumerate(line) if i not in places] for line in lines
     }
 
 
 # Files
 
 _COLUMNS = (
-    "accuracy", "loss", "macs", "resampling_macs", "stride_cost", "parameters", "steps", "epochs", "step_time_ms",
-    "train_seconds", "peak_memory_mb", "strides_initial", "strides", "data_fingerprint", "commit", "hardware",
+    "accuracy", "accuracies", "loss", "macs", "resampling_macs", "stride_cost", "parameters", "steps", "epochs", "step_time_ms",
+    "train_seconds", "peak_memory_mb", "strides_initial", "strides", "axes", "cutoffs",
+    "data_fingerprint", "commit", "hardware",
 )  # fmt: skip
 
 

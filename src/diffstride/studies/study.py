@@ -36,7 +36,7 @@ AXES = {
 }
 # A value that a number alone would not explain, in the names of runs.
 _SHOWN = {
-    "method": "{}", "strides": "{}", "dataset": "{}", "window": "{}", "basis": "{}", "exploration": "{}",
+    "setting": "{}", "task": "{}", "method": "{}", "strides": "{}", "dataset": "{}", "window": "{}", "basis": "{}", "exploration": "{}",
     "smoothness": "R{}", "cost_weight": "cost{}", "stride_lr": "lr{}",
 }  # fmt: skip
 
@@ -239,9 +239,12 @@ def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[
     for given in tables:
         table = _mapping(file, "tables", given)
         _known(f"{file}: tables:", "key", table, ("title", "rows", "columns", "value", "paper", "where"))
+        value = _one_of(
+            f"{file}: tables: value", table.setdefault("value", "accuracy"), ("accuracy", "macs", "cutoffs")
+        )
         for key in ("rows", "columns"):
-            _one_of(f"{file}: tables: {key}", table.get(key), sorted(axes))
-        _one_of(f"{file}: tables: value", table.setdefault("value", "accuracy"), ("accuracy", "macs"))
+            if key == "rows" or value != "cutoffs":
+                _one_of(f"{file}: tables: {key}", table.get(key), sorted(axes))
         for axis, value in _mapping(file, "tables: where", table.setdefault("where", {})).items():
             _one_of(f"{file}: tables: where", axis, sorted(axes))
             if all(run.axes.get(axis) != value for run in runs):

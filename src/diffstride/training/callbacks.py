@@ -121,7 +121,9 @@ class StrideHistory(Callback):
         if not trainer.is_global_zero or step == self._written:
             return
         self._written = step
-        rows = list(tracking.stride_rows(_model(pl_module), step, self._inputs.sizes))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        axes = [axis.name for axis in getattr(data, "axes", ())]
+        rows = list(tracking.stride_rows(_model(pl_module), step, self._inputs.sizes, axes))
         if rows:
             tracking.append_rows(self.path, rows)
         for logger in trainer.loggers:
@@ -225,6 +227,7 @@ class WriteResult(Callback):
             "accuracy": metrics.get("val/accuracy"),
             "accuracies": _by_task(metrics, "val/accuracy/"),
             "loss": metrics.get("val/loss"),
+            "axes": {axis.name: axis.unit for axis in data.axes},
             "strides_initial": self._initial,
             "strides": strides(network),
             "cutoffs": _cutoffs(module, data) if module.has_strides else None,
@@ -262,8 +265,7 @@ def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | N
         exact, whole = (cutoff_frequencies(module.network, spacing, module.example(), bins) for bins in (False, True))
     except ValueError:
         return None
-    axes = {axis.name: axis.unit for axis in data.axes}
-    return {"units": axes, "exact": exact, "whole_bins": whole}
+    return {"exact": exact, "whole_bins": whole}
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -47,15 +47,41 @@ def load_run(given: Path) -> Run:
         network = build_classifier(config["model"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe a network: {one_line(error)}") from error
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
+    state = _content(checkpoint)["state_dict"]
     try:
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
     except RuntimeError as error:
         raise UserError(f"{checkpoint} is of another network than {config_file} describes") from error
     return Run(network.network.eval(), config)
+
+
+def load_data(given: Path) -> ClassificationData:
+    """The data of a run as its checkpoint knows it: enough to read and prepare files like its samples, nothing loaded.
+
+    Raises:
+        UserError: files that are not there, cannot be read or do not belong together.
+    """
+    checkpoint, config_file = find_run(given)
+    try:
+        data = _make_data(yaml.safe_load(config_file.read_text())["data"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+        raise UserError(f"{config_file} does not describe data: {one_line(error)}") from error
+    try:
+        data.load_state_dict(_content(checkpoint)[type(data).__qualname__])
+    except KeyError as error:
+        raise UserError(
+            f"{checkpoint} does not know its data's classes, as those of earlier versions did not: train once more"
+        ) from error
+    return data
+
+
+def _content(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content["state_dict"]
+    except Exception as error:  # whatever a damaged file makes the unpickler say
+        raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
+    return content
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -79,10 +105,15 @@ def build_classifier(model: Mapping[str, Any]) -> Classifier:
 
 def build_data(data: Mapping[str, Any]) -> ClassificationData:
     """The data of a run, loaded, from the part `data` of its configuration."""
+    made = _make_data(data)
+    made.setup()
+    return made
+
+
+def _make_data(data: Mapping[str, Any]) -> ClassificationData:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ClassificationData, "data")
     made: ClassificationData = parser.instantiate_classes(parser.parse_object({"data": data})).data
-    made.setup()
     return made
 
 

@@ -1,0 +1,197 @@
+"""`diffstride predict`: what a trained network takes files for."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from diffstride._check import UserError, WorkError
+from diffstride.data import ClassificationData, DataError, MultiTask
+from diffstride.studies.parser import CommandParser
+from diffstride.training.fit import quiet
+from diffstride.training.saved import load_data, load_run
+
+DESCRIPTION = """Say what a trained network takes images or sounds for: the most likely classes, with probabilities.
+
+  diffstride predict runs/NAME picture.png
+  diffstride predict runs/NAME/checkpoints/last.ckpt sounds/*.wav --top 1 --csv predictions.csv
+
+A folder stands for all files in it. Files are prepared as those of the test split were. Those that cannot be read are
+named and left out, and the exit status is then 1."""
+
+
+class Prediction(NamedTuple):
+    """A class that a file may have.
+
+    Attributes:
+        file: the file.
+        task: of several tasks, the name of one; "" otherwise.
+        rank: 1 for the most likely class.
+        label: name of the class.
+        probability: as the softmax of the logits has it.
+    """
+
+    file: Path
+    task: str
+    rank: int
+    label: str
+    probability: float
+
+
+class Predictor:
+    """A trained network with what it knows of its data.
+
+    Args:
+        run: folder of a run, or a checkpoint in it.
+        top: how many classes to give for each file, and each task.
+        device: to run on.
+
+    Raises:
+        UserError: a run that cannot be read, one whose data is not made of files.
+    """
+
+    def __init__(self, run: Path, top: int = 3, device: torch.device | str = "cpu") -> None:
+        self.network: nn.Module = load_run(run).network.to(device)
+        data = load_data(run)
+        self.tasks: Mapping[str, ClassificationData] = data.tasks if isinstance(data, MultiTask) else {"": data}
+        self.top, self.device = top, device
+
+    def read(self, file: Path) -> dict[str, Tensor]:
+        """What the network sees of a file, for each task `[views, *sample_shape]`.
+
+        Raises:
+            DataError: a file that cannot be read, or is not of the network's size.
+        """
+        found = {}
+        for task, data in self.tasks.items():
+            inputs, _ = data.prepare_batch((data.read(file)[None].to(self.device), torch.zeros(1, dtype=torch.int64)))
+            if inputs.shape[1:] != data.sample_shape:
+                raise DataError(
+                    f"{file}: it is {_by(inputs.shape[1:])} but the network was trained on {_by(data.sample_shape)}: "
+                    "resize it, or train with data.image_size"
+                )
+            found[task] = inputs
+        return found
+
+    @torch.inference_mode()
+    def __call__(self, files: Mapping[Path, Mapping[str, Tensor]]) -> list[Prediction]:
+        """The most likely classes of some files that have been read, file by file."""
+        found: dict[Path, list[Prediction]] = {file: [] for file in files}
+        for task, data in self.tasks.items():
+            logits: Any = self.network(torch.cat([inputs[task] for inputs in files.values()]))
+            own: Tensor = logits[task] if task else logits
+            probabilities = own.float().reshape(len(files), -1, own.shape[-1]).mean(1).softmax(-1)
+            best = probabilities.topk(min(self.top, own.shape[-1]))
+            for file, values, places in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):
+                for rank, (value, place) in enumerate(zip(values, places, strict=True), 1):
+                    found[file].append(Prediction(file, task, rank, data.classes[place], value))
+        return list(itertools.chain.from_iterable(found.values()))
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Load the run, go through the files, print or write what comes out."""
+    options = _options(arguments)
+    files = list(_files(options.files))
+    with quiet():
+        predictor = Predictor(options.run, options.top, "cuda" if torch.cuda.is_available() else "cpu")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    unread = 0
+    with ExitStack() as stack:
+        rows = None if options.csv is None else stack.enter_context(_new_csv(options.csv))
+        # Where standard error is a terminal; results on standard output go through it, above the bar.
+        progress = stack.enter_context(Progress(*columns, console=console, transient=True, disable=len(files) < 2))
+        task = progress.add_task("predicting", total=len(files))
+        for start in range(0, len(files), options.batch):
+            batch = files[start : start + options.batch]
+            readable = {}
+            for file in batch:
+                try:
+                    readable[file] = predictor.read(file)
+                except DataError as error:
+                    unread += 1
+                    console.print(str(error), soft_wrap=True, highlight=False, markup=False)
+                    if rows is not None:
+                        rows.writerow([file, "", "", "", "", error])
+            found = predictor(readable) if readable else []
+            if rows is not None:
+                rows.writerows([*prediction, ""] for prediction in found)
+            else:
+                for line in _lines(found):
+                    print(line)
+            progress.advance(task, len(batch))
+    if options.csv is not None:
+        print(f"{options.csv}: {len(files) - unread} files")
+    if unread:
+        raise WorkError(f"{unread} of {len(files)} files could not be read: they are named above")
+
+
+@contextmanager
+def _new_csv(path: Path) -> Iterator[Any]:
+    """A writer of a CSV file that is there when all of it is written, and not before."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", "task", "rank", "class", "probability", "error"])
+            yield writer
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): give another path") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _lines(found: Sequence[Prediction]) -> Iterator[str]:
+    """A line for each file, and each task."""
+    for (file, task), group in itertools.groupby(found, key=lambda prediction: prediction[:2]):
+        classes = ", ".join(f"{prediction.label} {prediction.probability:.3f}" for prediction in group)
+        yield f"{file}: {f'{task}: ' if task else ''}{classes}"
+
+
+def _files(given: Sequence[Path]) -> Iterator[Path]:
+    """The files, and those in folders; hidden ones only where they are named."""
+    for path in given:
+        if not path.is_dir():
+            yield path
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        if not inside:
+            raise UserError(f"{path} is an empty folder: give files, or a folder with some")
+        yield from inside
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="diffstride predict", description=DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or sound, or a folder of them")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="most likely classes to give (default: 3)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="files at a time (default: 32)")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write a table instead of printing lines")
+    parser.add_argument("--force", action="store_true", help="replace the table if it is there")
+    options = parser.parse_args(arguments)
+    for name in ("top", "batch"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.csv is not None:
+        if not options.csv.parent.is_dir():
+            raise UserError(f"there is no folder {options.csv.parent}: make it, or give another path")
+        if options.csv.is_dir():
+            raise UserError(f"{options.csv} is a folder: give the path of a file")
+        if options.csv.exists() and not options.force:
+            raise UserError(f"{options.csv} is there already: give another path, or --force to replace it")
+    return options
+
+
+def _by(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))
