@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffstride.tracking import StrideRow
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = {"height": "-", "width": "--", "depth": ":", "length": "-"}
+STYLES = {"height": "-", "width": "--", "depth": ":", "length": "-", "time": "-", "frequency": "--"}
 # Their numbers have no common divisor with that of the colours: more runs than colours still look different.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
@@ -31,7 +31,7 @@ def stride_trajectories(rows: Iterable[StrideRow], path: Path, *, title: str = "
     figure, axes = _figure(1, 1)
     for i, (layer, by_axis) in enumerate(_by_layer(rows).items()):
         for axis, line in by_axis.items():
-            axes[0].plot(*line, STYLES[axis], color=COLOURS[i % len(COLOURS)], label=f"{layer}, {axis}")
+            axes[0].plot(*line, STYLES.get(axis, "-"), color=COLOURS[i % len(COLOURS)], label=f"{layer}, {axis}")
     axes[0].set(title=title, xlabel="optimiser step", ylabel="stride", ylim=(0.9, None))
     axes[0].legend(frameon=False, fontsize="small")
     _save(figure, path)
@@ -258,7 +258,7 @@ def resolution_staircases(
             elif i == 0:
                 panel.stairs(starts[0], edges, baseline=None, color="black", ls=":", lw=1.5, label="initial")
             panel.stairs(
-                ends[i], edges, baseline=None, color=COLOURS[i], ls=STYLES[axis], lw=2, label=f"learned {axis}"
+                ends[i], edges, baseline=None, color=COLOURS[i], ls=STYLES.get(axis, "-"), lw=2, label=f"learned {axis}"
             )
             for x, size in enumerate(ends[i]):
                 others = [end[x] for j, end in enumerate(ends) if j != i]

@@ -58,7 +58,7 @@ A study's page has the reports of all its runs folded in it. What has not ended 
 
 PALETTE = (*COLOURS[:6], "#808080")  # black would vanish on a dark page
 GREY = PALETTE[-1]
-DASHES = {"height": "solid", "width": "dash", "depth": "dot", "length": "solid"}
+DASHES = {"height": "solid", "width": "dash", "depth": "dot", "length": "solid", "time": "solid", "frequency": "dash"}
 SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "x": "✕", "star": "★"}
 POINTS = 400  # that a line of a figure has at most
 DASH = "–"  # stands for what is missing or not finite
@@ -375,7 +375,7 @@ def _trajectories(history: History) -> Iterable[Figure]:
     layers = list(dict.fromkeys(layer for layer, _ in history))
     legend, strides, sizes = [], Plot("Strides", [], _steps("stride")), Plot("Maps", [], _steps("samples"))
     for (layer, axis), rows in history.items():
-        legend.append(key := Key(f"{layer}, {axis}", _colour(layers.index(layer)), DASHES[axis]))
+        legend.append(key := Key(f"{layer}, {axis}", _colour(layers.index(layer)), DASHES.get(axis, "solid")))
         strides.data.append(_line(key, [(row.step, row.stride) for row in rows], "stride"))
         sizes.data.append(_line(key, [(row.step, row.size) for row in rows], "size", shape="hv"))
     if legend:
@@ -560,7 +560,7 @@ def _all_trajectories(folder: Path, rows: Sequence[Row]) -> Iterable[Figure]:
         for row in group:
             for (layer, axis), line in _history(folder / row.name / "strides.csv").items():
                 key = legend.setdefault(label, Key(label, _colour(len(legend)), "solid"))
-                dash = DASHES[axis]
+                dash = DASHES.get(axis, "solid")
                 styles[f"{ {'dash': 'dashed', 'dot': 'dotted'}.get(dash, dash) } along the {axis}"] = None
                 points = [(r.step, r.stride) for r in line]
                 plot = plots.setdefault(layer, Plot(layer, [], _steps("stride")))

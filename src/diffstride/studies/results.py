@@ -334,8 +334,8 @@ def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
 # Files
 
 _COLUMNS = (
-    "accuracy", "accuracies", "loss", "macs", "resampling_macs", "stride_cost", "parameters", "steps", "epochs", "step_time_ms",
-    "train_seconds", "peak_memory_mb", "strides_initial", "strides", "axes", "cutoffs",
+    "accuracy", "accuracies", "loss", "macs", "resampling_macs", "stride_cost", "parameters", "steps", "epochs",
+    "step_time_ms", "train_seconds", "peak_memory_mb", "strides_initial", "strides", "axes", "cutoffs",
     "data_fingerprint", "commit", "hardware",
 )  # fmt: skip
 

@@ -36,7 +36,8 @@ AXES = {
 }
 # A value that a number alone would not explain, in the names of runs.
 _SHOWN = {
-    "setting": "{}", "task": "{}", "method": "{}", "strides": "{}", "dataset": "{}", "window": "{}", "basis": "{}", "exploration": "{}",
+    "setting": "{}", "task": "{}", "method": "{}", "strides": "{}", "dataset": "{}",
+    "window": "{}", "basis": "{}", "exploration": "{}",
     "smoothness": "R{}", "cost_weight": "cost{}", "stride_lr": "lr{}",
 }  # fmt: skip
 

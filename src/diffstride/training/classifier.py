@@ -127,9 +127,8 @@ class Classifier(LightningModule):
                 f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
                 f"in_channels for example): {' '.join(str(error).split())}"
             ) from error
-        outputs: Any = logits.shape[-1]
-        if isinstance(logits, Mapping):
-            outputs = {task: own.shape[-1] for task, own in logits.items()}
+        several = isinstance(logits, Mapping)
+        outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
         if outputs != data.outputs:
             raise UserError(
                 f"the data has {_counted(data.outputs, 'classes')} but the network {_counted(outputs, 'outputs')}: "
