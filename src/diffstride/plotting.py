@@ -463,6 +463,91 @@ def pareto(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, *, t
     _save(figure, path)
 
 
+class Spread(NamedTuple):
+    """Mean and deviation of some runs; the deviation is 0 where it is not known."""
+
+    mean: float
+    deviation: float
+
+
+def accuracy_bars(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path: Path, *, title: str) -> None:
+    """Accuracies as bars with deviations: by panel, by method (colour) and by task (place). Table 1 of the paper.
+
+    Args:
+        panels: accuracies from 0 to 1, by the panel's name, the method and the task.
+        path: of the pictures.
+        title: above all.
+    """
+    figure, axes = _figure(len(panels), 1, width=8.4, height=3.0, sharey=True)
+    methods = list(dict.fromkeys(method for panel in panels.values() for method in panel))
+    wide = 0.8 / len(methods)
+    lowest = 1.0
+    for panel, (name, series) in zip(axes, panels.items(), strict=True):
+        tasks = list(dict.fromkeys(task for found in series.values() for task in found))
+        for i, method in enumerate(methods):
+            found = series.get(method, {})
+            places = [tasks.index(task) + (i - (len(methods) - 1) / 2) * wide for task in found]
+            bars = panel.bar(
+                places, [100 * s.mean for s in found.values()], 0.9 * wide, label=method,
+                yerr=[100 * s.deviation for s in found.values()], capsize=2, color=COLOURS[i % len(COLOURS)],
+            )  # fmt: skip
+            panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="x-small")
+            lowest = min([lowest, *(s.mean - s.deviation for s in found.values())])
+        panel.set_xticks(range(len(tasks)), tasks)
+        panel.set(title=name, ylabel="accuracy (%)")
+    bottom = max(0.0, 100 * lowest - 5)  # no more than what tells them apart
+    axes[0].set_ylim(bottom, 100 + (100 - bottom) / 8)
+    _legend_below(figure, *axes[0].get_legend_handles_labels())
+    figure.suptitle(f"{title}\nThe scale begins at {bottom:.0f} %" if bottom else title)
+    _save(figure, path)
+
+
+def cutoff_points(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path: Path, *, title: str) -> None:
+    """Cut-off frequencies: by axis (panel), by the way of reading (marker) and by task (place). Table 2 of the paper.
+
+    Args:
+        panels: frequencies by the axis's name and unit, the way of reading and the task.
+        path: of the pictures.
+        title: above all.
+    """
+    figure, axes = _figure(1, len(panels), width=4.6, height=3.4)
+    for panel, (name, series) in zip(axes, panels.items(), strict=True):
+        tasks = list(dict.fromkeys(task for found in series.values() for task in found))
+        for i, (reading, found) in enumerate(series.items()):
+            places = [tasks.index(task) + 0.12 * _spread(i, len(series)) for task in found]
+            panel.errorbar(
+                [s.mean for s in found.values()], places,
+                xerr=[s.deviation for s in found.values()], ls="", capsize=3, label=reading, **_look(i),
+            )  # fmt: skip
+        panel.set_yticks(range(len(tasks)), tasks)
+        panel.set(xlabel=name, ylim=(len(tasks) - 0.5, -0.5))
+        panel.margins(x=0.15)
+    _legend_below(figure, *axes[0].get_legend_handles_labels())
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def spectrograms(pictures: Mapping[str, Tensor], extent: tuple[float, float], path: Path, *, title: str) -> None:
+    """Maps over time and frequency, pairs of before and after in rows.
+
+    Args:
+        pictures: `[T, F]` by name; all of one sound, at whatever resolution.
+        extent: seconds and mel bands that they span.
+        path: of the pictures.
+        title: above all.
+    """
+    figure, axes = _figure(math.ceil(len(pictures) / 2), 2, width=4.4, height=2.9)
+    for panel, (name, values) in zip(axes, pictures.items(), strict=True):
+        panel.imshow(
+            values.mT.numpy(), origin="lower", aspect="auto", cmap="magma", interpolation="nearest",
+            extent=(0, extent[0], 0, extent[1]),
+        )  # fmt: skip
+        time, frequency = values.shape
+        panel.set(title=f"{name}, {time} × {frequency}", xlabel="time (s)", ylabel="mel band")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def frontier(points: Iterable[Point]) -> list[Point]:
     """Those points than which none is both cheaper and better, from the cheapest on."""
     best: list[Point] = []

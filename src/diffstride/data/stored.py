@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+_SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # other names of folders
 _ROWS = 1024  # read and decoded at once
 
 
@@ -161,25 +162,26 @@ class StoredData(ClassificationData):
 
 @dataclass(frozen=True)
 class _Source:
-    """What `datasets` has prepared: on disk, in Arrow files."""
+    """Splits that `datasets` has prepared or been given.
 
-    builder: datasets.DatasetBuilder
+    Attributes:
+        path: what the user calls it.
+        names: of the splits.
+        features: of all splits.
+        rows: by the name of a split, or of a part of one where `datasets` itself has prepared them (`train[:1000]`).
+    """
+
     path: str
-
-    @property
-    def names(self) -> list[str]:
-        return [str(name) for name in self.builder.info.splits]
-
-    @property
-    def features(self) -> datasets.Features:
-        return self.builder.as_dataset(self.names[0]).features
+    names: list[str]
+    features: datasets.Features
+    rows: Callable[[str], datasets.Dataset]
 
     def split(self, name: str) -> datasets.Dataset:
-        if name.split("[")[0] not in self.names:  # `train[:1000]` is `datasets`' own way to name a part
+        if name.split("[")[0] not in self.names:
             raise DataError(
                 f"{self.path} has no split {name!r}: set train_split and test_split to {_either(self.names)}"
             )
-        rows = self.builder.as_dataset(name)
+        rows = self.rows(name)
         if not len(rows):
             raise DataError(f"the {name} split of {self.path} is empty: set train_split or test_split to another one")
         return rows
@@ -195,6 +197,8 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
             raise DataError(f"{path} is not a parquet file: give a .parquet file or a folder")
         options: dict[str, Any] = {"path": "parquet", "data_files": {"train": str(local.resolve())}}
     elif local.is_dir():
+        if decoder.feature == "Audio" and not any(local.rglob("*.parquet")):
+            return _folder_of_sounds(path, local)
         options = {"path": str(local.resolve())}
     elif path.startswith((".", "/", "~")) or path.endswith(".parquet") or path.count("/") > 1:
         raise DataError(f"{path} does not exist: check the path, or give a name on the hub such as cifar10")
@@ -217,7 +221,40 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
             f"could not read {path} ({cause}): it must be a readable .parquet file, or a folder with train.parquet and "
             f"test.parquet or with train/<class>/<{decoder.noun}> and test/<class>/<{decoder.noun}>"
         ) from error
-    return _Source(builder, path)
+    names = [str(name) for name in builder.info.splits]
+    return _Source(path, names, builder.as_dataset(names[0]).features, builder.as_dataset)
+
+
+def _folder_of_sounds(path: str, folder: Path) -> _Source:
+    """Files in `SPLIT/CLASS/`: `datasets` reads such a folder of images, but for sounds asks for FFmpeg."""
+    import datasets
+
+    def visible(inside: Path) -> list[Path]:
+        return sorted(entry for entry in inside.iterdir() if not entry.name.startswith("."))
+
+    found = {
+        split.name: [(file, kind.name) for kind in visible(split) if kind.is_dir() for file in visible(kind)]
+        for split in visible(folder)
+        if split.is_dir()
+    }
+    classes = sorted({kind for files in found.values() for _, kind in files})
+    if not classes:
+        raise DataError(
+            f"{path} has no sounds: it must be a folder with train/<class>/<sound> and test/<class>/<sound>"
+        )
+    content = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"audio": content, "label": datasets.ClassLabel(names=classes)})
+    rows = {
+        _SPLITS.get(split, split): datasets.Dataset.from_dict(
+            {
+                "audio": [{"bytes": None, "path": str(file.resolve())} for file, _ in files],
+                "label": [kind for _, kind in files],
+            },
+            features=features,
+        )
+        for split, files in found.items()
+    }
+    return _Source(path, list(rows), features, lambda name: rows[name])
 
 
 def _columns(features: datasets.Features, decoder: Decoder, column: str | None, label: str | None) -> tuple[str, str]:

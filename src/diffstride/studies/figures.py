@@ -16,8 +16,19 @@ from diffstride import plotting
 from diffstride._check import UserError
 from diffstride.data import ClassificationData
 from diffstride.nn import DiffStride2d
-from diffstride.studies.insight import Resolution, input_windows, resolutions, sample_inputs
-from diffstride.studies.results import METHODS, Row, groups, read_latency, read_study, statistic, striding_factor
+from diffstride.studies.insight import Resolution, executed, input_windows, resolutions, sample_inputs
+from diffstride.studies.results import (
+    METHODS,
+    MULTI,
+    Row,
+    by_task,
+    first_cutoff,
+    groups,
+    read_latency,
+    read_study,
+    statistic,
+    striding_factor,
+)
 from diffstride.studies.study import shown
 from diffstride.tracking import axis_names, read_rows
 from diffstride.training.saved import build_data, load_run, one_line
@@ -160,6 +171,54 @@ def _resolution(folder: Path, rows: Sequence[Row]) -> str | None:
     return _draw_resolutions(first, folder / "resolution", "{}, the first run of each kind")
 
 
+def _accuracies(folder: Path, rows: Sequence[Row]) -> str | None:
+    panels: dict[str, dict[str, dict[str, plotting.Spread]]] = {}
+    split = by_task(rows)
+    for setting in dict.fromkeys(row.axes.get("setting", "") for row in split):
+        panel = panels.setdefault(f"{setting}-task" if setting in ("single", "multi") else str(setting), {})
+        for row in split:
+            if row.axes.get("setting", "") != setting or "task" not in row.axes:
+                continue
+            alike = [r for r in split if {**r.axes, "seed": None} == {**row.axes, "seed": None}]
+            if found := statistic(alike, lambda result: result["accuracy"]):
+                spread = plotting.Spread(found.mean, found.sd or 0.0)
+                panel.setdefault(_series(row, rows), {})[str(row.axes["task"])] = spread
+    panels = {name: panel for name, panel in panels.items() if panel}
+    if not panels:
+        return "no run with a task is done"
+    for series in panels.values():
+        for tasks in series.values():
+            tasks["mean"] = plotting.Spread(fmean(s.mean for s in tasks.values()), 0.0)
+    plotting.accuracy_bars(
+        panels, folder / "accuracies", title=f"Accuracy by task, mean and deviation over {_seeds(rows)}"
+    )
+    return None
+
+
+def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
+    rows = [row for row in rows if _result(row).get("cutoffs")]
+    if not rows:
+        return "no run with cut-off frequencies is done"
+    panels: dict[str, dict[str, dict[str, plotting.Spread]]] = {}
+    for i, (axis, unit) in enumerate(_result(rows[0])["axes"].items()):
+        panel = panels.setdefault(f"cut-off along {axis} ({unit})", {})
+        for label, group in groups(rows).items():
+            task = str(group[0].axes.get("task", label if len(rows) == len(group) else MULTI))
+            for kind, name in (("exact", "exact"), ("whole_bins", "in whole bins, as the paper has it")):
+                if found := statistic(group, partial(first_cutoff, kind, i)):
+                    panel.setdefault(name, {})[task] = plotting.Spread(found.mean, found.sd or 0.0)
+    title = f"Cut-off frequencies of the first layer, mean and deviation over {_seeds(rows)}"
+    plotting.cutoff_points(panels, folder / "cutoffs", title=title)
+    return None
+
+
+def _spectrogram(folder: Path, rows: Sequence[Row]) -> str | None:
+    learned = [row for row in rows if _result(row)["strides"] and len(_result(row).get("axes") or ()) == 2]
+    if not learned:
+        return "no run with learned strides on spectrograms is done"
+    return _draw_spectrogram(folder / learned[0].name, folder / "spectrogram", f"{{}}, {learned[0].name}")
+
+
 FIGURES: dict[str, Callable[[Path, Sequence[Row]], str | None]] = {
     "trajectories": _trajectories,
     "strides": _strides,
@@ -167,6 +226,9 @@ FIGURES: dict[str, Callable[[Path, Sequence[Row]], str | None]] = {
     "pareto": _pareto,
     "windows": _windows,
     "resolution": _resolution,
+    "accuracies": _accuracies,
+    "cutoffs": _cutoffs,
+    "spectrogram": _spectrogram,
 }
 
 
@@ -197,6 +259,30 @@ def _draw_resolutions(runs: Mapping[str, Path], path: Path, title: str) -> str |
     names = [axis.name for axis in next(iter(found.values())).axes]
     axes = axis_names(len(next(iter(drawn.values()))[-1].learned), names)
     plotting.resolution_staircases(drawn, axes, path, title=title.format("Sizes of the maps behind each layer"))
+    return None
+
+
+@torch.no_grad()
+def _draw_spectrogram(run: Path, path: Path, title: str) -> str | None:
+    """A test sound before and after the first learned pooling: the sound itself, and the strongest channel there."""
+    network, config = load_run(run)
+    data = _data(config)
+    sound = sample_inputs(data, 1)[:1]
+    (name, layer, before, after), *_ = executed(network, sound)
+    if not isinstance(layer, DiffStride2d):
+        return f"the first learned layer, {name}, is not a DiffStride2d"
+    channel = int(before[0].var((-2, -1)).argmax())
+    pictures = {
+        "log-mel spectrogram": sound[0, 0],
+        "through the layer alone": layer(sound)[0, 0],
+        f"channel {channel} before {name}": before[0, channel],
+        f"channel {channel} after it": after[0, channel],
+    }
+    time, frequency = (n * axis.spacing for n, axis in zip(sound.shape[2:], data.axes, strict=True))
+    strides = " along time, ".join(f"{s:.2f}" for s in layer.strides) + " along frequency"
+    plotting.spectrograms(
+        pictures, (time, frequency), path, title=title.format(f"First learned pooling, strides {strides}")
+    )
     return None
 
 

@@ -69,7 +69,7 @@ def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) 
         An entry per layer and axis; layers that share a stride are one.
     """
     found = []
-    for name, layer, x, _ in _executed(network, inputs):
+    for name, layer, x, _ in executed(network, inputs):
         if isinstance(layer, DiffStrideConvNd):
             x = functional.convolve(x, layer.weight, layer.bias, layer._convolution)
         for i, (axis, initial, learned) in enumerate(
@@ -98,7 +98,7 @@ def resolutions(network: nn.Module, example: Tensor) -> list[Resolution]:
     for _, layer in learnable_layers(untrained):
         layer.reset_strides()
     initial, learned = (
-        [(name, tuple(y.shape[-layer.ndim :])) for name, layer, _, y in _executed(model, example)]
+        [(name, tuple(y.shape[-layer.ndim :])) for name, layer, _, y in executed(model, example)]
         for model in (untrained, network)
     )
     size = tuple(example.shape[2:])
@@ -134,7 +134,7 @@ def _window(layer: LearnableStrides, size: int, stride: float) -> list[float]:
     return values
 
 
-class _Executed(NamedTuple):
+class Executed(NamedTuple):
     """A learnable layer that ran, with its first input and output."""
 
     name: str
@@ -143,14 +143,14 @@ class _Executed(NamedTuple):
     y: Tensor
 
 
-def _executed(network: nn.Module, inputs: Tensor) -> list[_Executed]:
+def executed(network: nn.Module, inputs: Tensor) -> list[Executed]:
     """The learnable layers in order of execution."""
-    ran: dict[str, _Executed] = {}
+    ran: dict[str, Executed] = {}
 
     def watch(name: str, layer: LearnableStrides) -> RemovableHandle:
         def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
             (x,) = args or kwargs.values()
-            ran.setdefault(name, _Executed(name, layer, x, y))
+            ran.setdefault(name, Executed(name, layer, x, y))
 
         return layer.register_forward_hook(note, with_kwargs=True)
 

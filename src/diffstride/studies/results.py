@@ -29,7 +29,7 @@ METHODS = {
 _IN_PAPER = {"conv": "strided", "spectral": "spectral", "diffstride": "diffstride"}  # as the paper's tables have them
 
 
-_MULTI = "Multi-task model"  # as the paper's Table 2 has it
+MULTI = "Multi-task model"  # as the paper's Table 2 has it
 
 
 class Row(NamedTuple):
@@ -218,23 +218,24 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     rows = [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
     rows = [row for row in rows if row.result is not None and row.result.get("cutoffs")]
     units: dict[str, str] = next((row.result["axes"] for row in rows if row.result is not None), {})
-    paper = _read_csv("table2") if table.get("paper") == "table2" else {}
+    # Table 2 writes some tasks with other capitals than Table 1.
+    paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
     header = [down]
     for axis in units:
         header += [f"stride, {axis}", *(["paper"] if paper else [])]
     for axis, unit in units.items():
         header += [f"cut-off, {axis}, {unit}", "in whole bins", *(["paper"] if paper else [])]
     body = []
-    for line in _distinct(row.axes.get(down, _MULTI) for row in rows):
-        cell = [row for row in rows if row.axes.get(down, _MULTI) == line]
-        figures = paper.get((str(line),), [])
+    for line in _distinct(row.axes.get(down, MULTI) for row in rows):
+        cell = [row for row in rows if row.axes.get(down, MULTI) == line]
+        figures = paper.get(str(line).lower(), [])
         printed = [" ± ".join(figures[i : i + 2]) or "–" for i in range(0, 8, 2)] if paper else []
         cells = []
         for i in range(len(units)):
             cells += [_cell(statistic(cell, partial(_first_stride, i)), ".2f", 1), *printed[i : i + 1]]
         for i, unit in enumerate(units.values()):
             form = ".2f" if unit == "Hz" else ".4f"
-            found = (statistic(cell, partial(_first_cutoff, kind, i)) for kind in ("exact", "whole_bins"))
+            found = (statistic(cell, partial(first_cutoff, kind, i)) for kind in ("exact", "whole_bins"))
             cells += [*(_cell(each, form, 1) for each in found), *printed[2 + i : 3 + i]]
         body.append((shown(down, line), *cells))
     title = (
@@ -247,7 +248,8 @@ def _first_stride(axis: int, result: Mapping[str, Any]) -> float:
     return float(next(iter(result["strides"].values()))[axis])
 
 
-def _first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
+def first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
+    """Of the first layer, along an axis, read as "exact" or as "whole_bins"."""
     return float(next(iter(result["cutoffs"][kind].values()))[axis])
 
 
