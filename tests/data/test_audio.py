@@ -61,6 +61,14 @@ def decoded(content, rate=RATE, seconds=SAMPLES / RATE):
     return SoundDecoder(rate, seconds)(content)
 
 
+def outcome(prepare, *arguments, **options):
+    """What comes out, or what the error says where either will do."""
+    try:
+        return prepare(*arguments, **options)
+    except DataError as error:
+        return str(error)
+
+
 def write(path, contents, labels, audio="audio", label="label", **more):
     """A parquet file as on the hub: `datasets` itself writes sounds with the help of a library that we do not need."""
     features = datasets.Features(
@@ -174,7 +182,7 @@ def test_one_parquet_file_without_the_hubs_metadata(tmp_path):
 @pytest.mark.parametrize("pitch", [440.0, 1000.0, 2500.0])
 @pytest.mark.parametrize("rate", [4000, 11025, 16000, 22050, 44100])
 def test_other_sample_rates_are_resampled(rate, pitch):
-    """A tone stays the tone that it is, sample for sample, but near the ends; none above half of the rate folds down."""
+    """A tone stays the tone that it is, sample for sample, but near the ends; none above half of the rate folds."""
     wave = decoded(encoded(tone(pitch, rate, 0.5), rate, subtype="FLOAT"), seconds=0.5) / 32768
     inner = slice(400, -400)
     expected = tone(pitch, RATE, 0.5) if pitch < rate / 2 else tone(4000 - pitch, RATE, 0.5, level=-0.5)
@@ -195,7 +203,7 @@ def test_resampled_sounds_are_near_those_of_scipy():
 
 
 def test_the_rate_of_the_first_sound_is_that_of_all_unless_another_is_asked_for(tmp_path):
-    contents = [encoded(tone(500, rate, 0.05), rate) for rate in (16000, 8000, 22050)]
+    contents = [encoded(tone(500, rate, 0.05), rate, subtype="FLOAT") for rate in (16000, 8000, 22050)]
     for split in ("train", "test"):
         write(tmp_path / f"{split}.parquet", contents if split == "train" else contents[::-1], [0, 1, 2])
     data = ready(tmp_path)
@@ -203,7 +211,8 @@ def test_the_rate_of_the_first_sound_is_that_of_all_unless_another_is_asked_for(
     sounds = torch.cat([data.train_set[0], data.test_set[0].flip(0)]).numpy() / 32768
     for wave in sounds:
         np.testing.assert_allclose(wave[200:600], tone(500, 16000, 0.05)[200:600], atol=2e-3)
-    assert np.array_equal(ready(tmp_path, sample_rate=8000).train_set[0][1], np.rint(tone(500, 8000, 0.05) * 32767))
+    own = ready(tmp_path, sample_rate=8000).train_set[0][1].numpy()
+    assert np.array_equal(own, np.rint(tone(500, 8000, 0.05) * 32768))
 
 
 @pytest.mark.parametrize("channels", [2, 3])
@@ -248,6 +257,15 @@ def test_louder_than_full_scale_is_clipped():
     assert np.abs(SoundDecoder(RATE, 0.05)(encoded(square, 16000)).astype(int)).max() >= 32767
 
 
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_absurdly_loud_sounds_are_clipped_or_refused(rate, channels):
+    """Samples of 3e38: their sum, and what a filter makes of them, is no longer a float32."""
+    content = encoded(np.full((800, channels), 3e38, np.float32), rate, subtype="FLOAT")
+    found = outcome(decoded, content)
+    assert "finite" in found if isinstance(found, str) else (found[50:-50] > 32760).all()
+
+
 @pytest.mark.parametrize("features", [None, BANDS])
 @pytest.mark.parametrize("silent", [range(1), range(6)])
 def test_silence_does_no_harm(tmp_path, features, silent):
@@ -264,7 +282,12 @@ def test_silence_does_no_harm(tmp_path, features, silent):
 
 def promised(content, frames):
     """A FLAC file whose header promises other than it holds."""
-    return content[:21] + bytes([content[21] & 0xF0 | frames >> 32]) + struct.pack(">I", frames & 0xFFFFFFFF) + content[26:]
+    return (
+        content[:21]
+        + bytes([content[21] & 0xF0 | frames >> 32])
+        + struct.pack(">I", frames & 0xFFFFFFFF)
+        + content[26:]
+    )
 
 
 UNREADABLE = {
@@ -277,7 +300,6 @@ UNREADABLE = {
     "no samples": encoded(sound(0)[:0]),
     "nan": encoded(np.array([0.1, math.nan, 0.2], np.float32), subtype="FLOAT"),
     "infinite": encoded(np.array([[math.inf, -math.inf]] * 9, np.float32), subtype="FLOAT"),
-    "overflow": encoded(np.full((9, 2), 3e38, np.float32), subtype="FLOAT"),
 }
 
 
@@ -298,7 +320,9 @@ def bad(tmp_path):
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_a_sound_that_cannot_be_read_is_named_and_leaves_no_cache(bad, cache, kind):
-    with pytest.raises(DataError, match=r"^train split, row 4 \(4.wav\): not a readable sound \(.+\): repair .* row$") as e:
+    with pytest.raises(
+        DataError, match=r"^train split, row 4 \(4.wav\): not a readable sound \(.+\): repair .* row$"
+    ) as e:
         ready(bad(UNREADABLE[kind]))
     assert "\n" not in str(e.value)
     assert [file for file in cache.iterdir() if file.name != "arrow"] == []
@@ -313,7 +337,9 @@ def test_the_cause_is_given():
 @pytest.mark.parametrize("rate", [None, RATE])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_first_sound_of_a_split_is_named_too(bad, rate, split):
-    with pytest.raises(DataError, match=rf"^{split} split, row 0 \(0.wav\): not a readable sound \(Format not recognised"):
+    with pytest.raises(
+        DataError, match=rf"^{split} split, row 0 \(0.wav\): not a readable sound \(Format not recognised"
+    ):
         ready(bad(UNREADABLE["text"], 0, split), sample_rate=rate)
 
 
@@ -327,12 +353,8 @@ def test_a_sound_that_cannot_be_read_in_a_stream(bad, workers, monkeypatch):
 
 def test_a_header_that_promises_more_than_memory_holds_is_no_end_of_the_program():
     content = promised(encoded(sound(0, 4000), kind="FLAC"), 2**36 - 1)
-    try:
-        found = decoded(content)
-    except DataError as error:
-        assert "\n" not in str(error)
-    else:
-        assert len(found) == SAMPLES
+    found = outcome(decoded, content)
+    assert "\n" not in found if isinstance(found, str) else np.array_equal(found, sound(0, 4000)[1800:2200])
 
 
 def test_a_wave_file_that_was_written_to_a_pipe_is_read_to_its_end():
@@ -365,7 +387,7 @@ def test_a_wave_file_that_was_written_to_a_pipe_is_read_to_its_end():
         ({"crop_seconds": 1e-5}, "crop_seconds must be from one sample to seconds"),
         ({"seconds": 0.02, "features": LogMel(bands=16)}, "seconds must be at least the window of 0.025 s, not 0.02"),
         ({"crop_seconds": 0.02, "features": LogMel(bands=16)}, "crop_seconds must be at least the window of 0.025 s"),
-        ({"features": LogMel(bands=99)}, "features.bands 99 is too many"),
+        ({"features": LogMel(bands=200)}, "features.bands 200 is too many"),
         ({"features": LogMel(highest=5000.0)}, "features.lowest and highest must be .* 4000 Hz, not 0 and 5000"),
     ],
 )
@@ -380,21 +402,69 @@ def test_a_batch_larger_than_the_set(folder):
         ready(folder.path, batch_size=25).train_dataloader()
 
 
-def test_an_empty_split(tmp_path):
+@pytest.mark.parametrize("groups", [0, 1])
+def test_an_empty_split(tmp_path, groups):
+    """A parquet file without rows, as `datasets` and as pyarrow write it; the latter's `datasets` cannot read."""
     write(tmp_path / "train.parquet", [], [])
     write(tmp_path / "test.parquet", [encoded(sound(0))], [0])
-    with pytest.raises(DataError, match=r"the train split of .* is empty: set train_split or test_split") as error:
+    if not groups:
+        pq.ParquetWriter(tmp_path / "train.parquet", pq.read_schema(tmp_path / "train.parquet")).close()
+    message = "could not read" if groups else "the train split of .* is empty: set train_split or test_split"
+    with pytest.raises(DataError, match=f"^{message}") as error:
         ready(tmp_path)
+    assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_folders_that_hold_no_sounds(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="could not read .* or with train/<class>/<sound> and test/<class>/<sound>"):
-        ready(tmp_path / "empty")
-    (tmp_path / "sound.wav").write_bytes(encoded(sound(0)))
-    with pytest.raises(DataError, match="is not a parquet file: give a .parquet file or a folder"):
+    (tmp_path / "flat").mkdir()
+    for name in ("sound.wav", "flat/sound.wav"):
+        (tmp_path / name).write_bytes(encoded(sound(0)))
+    for name in ("empty", "flat"):
+        with pytest.raises(DataError, match=r"with train/<class>/<sound> and test/<class>/<sound>$") as error:
+            ready(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"is not a parquet file: give a \.parquet file"):
         ready(tmp_path / "sound.wav")
+
+
+def test_a_folder_of_sounds_with_what_else_lies_in_folders(tmp_path):
+    waves = [sound(i) for i in range(9)]
+    layout_sounds(tmp_path / "set", [encoded(wave) for wave in waves])
+    for name in (".DS_Store", "train/.DS_Store", "train/bark/.DS_Store", "README.txt", "train/README.txt"):
+        (tmp_path / "set" / name).write_bytes(b"not a sound")
+    (tmp_path / "set" / "test").rename(tmp_path / "set" / "valid")
+    data = ready(tmp_path / "set")
+    assert {wave.numpy().tobytes() for wave in data.train_set[0]} == {wave.tobytes() for wave in waves[:6]}
+    assert {wave.numpy().tobytes() for wave in data.test_set[0]} == {wave.tobytes() for wave in waves[6:]}
+    (tmp_path / "set" / "train" / "meow" / "text.wav").write_bytes(b"not a sound")
+    with pytest.raises(DataError, match=r"^train split, row 6 \(.*text.wav\): not a readable sound"):
+        ready(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["test", "train/validation"])
+def test_the_folders_own_name_says_nothing_about_splits(tmp_path, name):
+    layout_sounds(tmp_path / name, [encoded(sound(i)) for i in range(9)])
+    data = ready(tmp_path / name)
+    assert (len(data.train_set[1]), len(data.test_set[1])) == (6, 3)
+
+
+def test_a_part_of_a_folders_split_is_given_or_refused_by_its_name(tmp_path):
+    layout_sounds(tmp_path / "set", [encoded(sound(i)) for i in range(9)])
+    data = outcome(ready, tmp_path / "set", test_split="train[:50%]")
+    if isinstance(data, str):
+        assert "'train[:50%]'" in data
+    else:
+        assert torch.equal(data.test_set[0], data.train_set[0][:3])
+
+
+def test_the_fingerprint_of_a_streamed_folder_follows_its_files(tmp_path):
+    layout_sounds(tmp_path / "set", [encoded(sound(i)) for i in range(9)])
+    original = ready(tmp_path / "set", cache_gb=0).fingerprint
+    assert ready(tmp_path / "set", cache_gb=0).fingerprint == original
+    (tmp_path / "set" / "train" / "bark" / "0.wav").write_bytes(encoded(sound(77)))
+    assert ready(tmp_path / "set", cache_gb=0).fingerprint != original
 
 
 def test_columns_and_classes(tmp_path):
@@ -450,7 +520,9 @@ def test_streaming_gives_the_samples_of_the_cache(folder, cache, workers):
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
         torch.testing.assert_close(streamed.prepare_batch(ours, step=1), cached.prepare_batch(theirs, step=1))
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(streamed.val_dataloader(), cached.val_dataloader(), strict=True))
+    assert all(
+        torch.equal(a, b) for (a, _), (b, _) in zip(streamed.val_dataloader(), cached.val_dataloader(), strict=True)
+    )
     assert (streamed.mean, streamed.std, streamed.sample_shape) == (cached.mean, cached.std, cached.sample_shape)
 
 

@@ -453,7 +453,9 @@ def test_a_corrupt_image_in_a_stream(bad, workers):
 
 def test_a_corrupt_image_outside_the_subset_does_no_harm(bad):
     path = bad(b"not an image")
-    rows = {tuple(module._balanced_subset(np.array([0, 1, 2] * 2), 3, seed, "train", "image")): seed for seed in range(20)}
+    rows = {
+        tuple(module._balanced_subset(np.array([0, 1, 2] * 2), 3, seed, "train", "image")): seed for seed in range(20)
+    }
     seed = next(seed for chosen, seed in rows.items() if 4 not in chosen)
     assert len(ready(path, train_samples=3, seed=seed).train_set[1]) == 3
 

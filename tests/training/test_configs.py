@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from diffstride.training.fit import train
+from diffstride.training.fit import parse, train
 
 ROOT = Path(__file__).parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+FSDD = ROOT.parent / "shared" / "data" / "fsdd"
+SHORT = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="CIFAR-10 is not at hand")
@@ -50,6 +52,57 @@ def test_two_steps_of_large_configurations_made_small(name, strides, smaller, tm
     assert len(result["strides"]) == strides
 
 
+@pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
+@pytest.mark.parametrize(
+    ("name", "over", "classes"),
+    [("fsdd", None, 10), ("fsdd", "fsdd-speaker", 6), ("audio", None, 10), ("audio", "nsynth-pitch", 10)],
+)
+def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
+    options = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
+    if over:
+        options += ["--config", str(ROOT / "configs" / "audio" / f"{over}.yaml")]
+    options += ["--data.path", str(FSDD), "--data.train_samples", "128", "--data.test_samples", "30"]
+    if over != "fsdd-speaker":
+        options += ["--data.label_column", "digit"]
+    options += ["--model.network.width", "0.0625", "--model.network.num_classes", str(classes), "--runs", str(tmp_path)]
+    cli = train([*options, "--data.subset", "null", *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert math.isfinite(result["loss"])
+    assert result["axes"] == {"time": "Hz", "frequency": "cycles per mel band"}
+    starts = [s for layer in result["strides_initial"].values() for s in layer]
+    assert starts == [2, 2, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2]
+    assert cli.datamodule.sample_shape == ((1, 100, 64) if name == "fsdd" else (1, 160, 64))
+
+
+@pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
+def test_two_steps_on_both_tasks_of_real_sounds(tmp_path):
+    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(ROOT / "configs/audio/fsdd-both.yaml")]
+    cli = train([*options, "--model.network.width", "0.0625", "--runs", str(tmp_path), *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert result["accuracies"].keys() == {"digit", "speaker"}
+    assert result["accuracy"] == pytest.approx(sum(result["accuracies"].values()) / 2)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("sounds", ["time", "frequency"]), ("tones", ["time"])])
+def test_two_steps_on_sounds_made_by_code(name, axes, tmp_path):
+    options = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--data.train_samples", "128"]
+    cli = train([*options, "--data.test_samples", "32", "--runs", str(tmp_path), *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert list(result["axes"]) == axes
+    assert math.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "audio").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_goes_over_a_configuration_is_understood(path):
+    base = "fsdd" if path.stem.startswith("fsdd") else "audio"
+    arguments = ["--config", str(ROOT / "configs" / f"{base}.yaml"), "--config", str(path)]
+    config = parse(arguments)
+    assert f"Over configs/{base}.yaml." in path.read_text()
+    assert config.model.network.init_args.num_classes != parse(arguments[:2]).model.network.init_args.num_classes or (
+        path.stem == "speech-commands"  # which the base is
+    )
+
+
 def test_every_configuration_has_a_test():
-    names = {"demo", "cifar10", "cifar10-small", "imagenet", "densenet"}
+    names = {"demo", "cifar10", "cifar10-small", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"}
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
