@@ -53,6 +53,10 @@ def test_the_core_imports_nothing_but_torch():
         "rich",
         "PIL",
         "scipy",
+        "librosa",
+        "numba",
+        "soundfile",
+        "soxr",
     }
     assert not heavy & set(ast.literal_eval(out))
 

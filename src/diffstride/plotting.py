@@ -464,7 +464,7 @@ def pareto(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path, *, t
 
 
 class Spread(NamedTuple):
-    """Mean and deviation of some runs; the deviation is 0 where it is not known."""
+    """Mean and deviation of some runs; NaN for a deviation that is not to be drawn."""
 
     mean: float
     deviation: float
@@ -492,7 +492,7 @@ def accuracy_bars(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path
                 yerr=[100 * s.deviation for s in found.values()], capsize=2, color=COLOURS[i % len(COLOURS)],
             )  # fmt: skip
             panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="x-small")
-            lowest = min([lowest, *(s.mean - s.deviation for s in found.values())])
+            lowest = min([lowest, *(s.mean - (s.deviation if s.deviation > 0 else 0) for s in found.values())])
         panel.set_xticks(range(len(tasks)), tasks)
         panel.set(title=name, ylabel="accuracy (%)")
     bottom = max(0.0, 100 * lowest - 5)  # no more than what tells them apart

@@ -499,7 +499,7 @@ def test_a_second_start_does_not_decode(folder, cache, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in cache.glob("*.npy")} == written
     for untouched in ({"batch_size": 2, "seed": 7}, {"features": BANDS}, {"crop_seconds": 0.02}, {"sample_rate": RATE}):
         assert torch.equal(ready(folder.path, **untouched).train_set[0], first.train_set[0])
-    for decoding in ({"seconds": 0.04}, {"sample_rate": 4000}):
+    for decoding in ({"seconds": 0.04}, {"sample_rate": 4000}, {"sample_rate": 8001}):  # the last is of the same length
         with pytest.raises(AssertionError, match="decoded again"):
             ready(folder.path, **decoding)
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -181,14 +182,14 @@ def _accuracies(folder: Path, rows: Sequence[Row]) -> str | None:
                 continue
             alike = [r for r in split if {**r.axes, "seed": None} == {**row.axes, "seed": None}]
             if found := statistic(alike, lambda result: result["accuracy"]):
-                spread = plotting.Spread(found.mean, found.sd or 0.0)
+                spread = plotting.Spread(found.mean, math.nan if found.sd is None else found.sd)
                 panel.setdefault(_series(row, rows), {})[str(row.axes["task"])] = spread
     panels = {name: panel for name, panel in panels.items() if panel}
     if not panels:
         return "no run with a task is done"
     for series in panels.values():
         for tasks in series.values():
-            tasks["mean"] = plotting.Spread(fmean(s.mean for s in tasks.values()), 0.0)
+            tasks["mean"] = plotting.Spread(fmean(s.mean for s in tasks.values()), math.nan)
     plotting.accuracy_bars(
         panels, folder / "accuracies", title=f"Accuracy by task, mean and deviation over {_seeds(rows)}"
     )
@@ -206,7 +207,9 @@ def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
             task = str(group[0].axes.get("task", label if len(rows) == len(group) else MULTI))
             for kind, name in (("exact", "exact"), ("whole_bins", "in whole bins, as the paper has it")):
                 if found := statistic(group, partial(first_cutoff, kind, i)):
-                    panel.setdefault(name, {})[task] = plotting.Spread(found.mean, found.sd or 0.0)
+                    panel.setdefault(name, {})[task] = plotting.Spread(
+                        found.mean, math.nan if found.sd is None else found.sd
+                    )
     title = f"Cut-off frequencies of the first layer, mean and deviation over {_seeds(rows)}"
     plotting.cutoff_points(panels, folder / "cutoffs", title=title)
     return None
