@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,7 @@ from diffstride.data.sound import LogMel, SoundData
 from diffstride.data.stored import Split, StoredData, first_line
 
 _DECODING = 1  # raise when decoding changes, so that older caches are not used
+_LOUDEST = 1e6  # of a float file, where 1 is full scale: beyond, sums overflow
 _MEASURED = 1000  # sounds whose mean and deviation stand for all
 
 
@@ -78,8 +80,8 @@ class AudioData(SoundData, StoredData):
             cache_gb, num_workers, seed, subset,
         )  # fmt: skip
         for name, value in ("sample_rate", sample_rate), ("seconds", seconds), ("crop_seconds", crop_seconds):
-            if value is not None and not value > 0:
-                raise DataError(f"{name} must be above 0, not {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise DataError(f"{name} must be above 0 and finite, not {value}")
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, crop_seconds, features
 
     @property
@@ -130,11 +132,13 @@ class SoundDecoder:
             channels, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise DataError(_cause(error)) from error
+        except MemoryError as error:  # a damaged header that promises more than there is
+            raise DataError("it claims to be too long for the memory") from error
         if not len(channels):
             raise DataError("it has no samples")
-        wave = channels.mean(1)
-        if not np.isfinite(wave).all():
+        if not np.isfinite(channels).all():
             raise DataError("it has samples that are not finite")
+        wave = channels.clip(-_LOUDEST, _LOUDEST).mean(1)
         if self.sample_rate not in (None, rate):
             wave = soxr.resample(wave, rate, self.sample_rate)
         wave = _to_length(wave, round(self.seconds * (self.sample_rate or rate)))

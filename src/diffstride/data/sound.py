@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,8 +42,8 @@ class LogMel:
         if self.bands < 1:
             raise DataError(f"features.bands must be at least 1, not {self.bands}")
         for name in ("window", "hop", "floor"):
-            if not getattr(self, name) > 0:
-                raise DataError(f"features.{name} must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"features.{name} must be above 0 and finite, not {getattr(self, name)}")
 
     def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
         """Spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
@@ -70,7 +71,7 @@ class LogMel:
 def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
     import librosa  # takes seconds
 
-    highest = settings.highest or sample_rate / 2
+    highest = sample_rate / 2 if settings.highest is None else settings.highest
     if not 0 <= settings.lowest < highest <= sample_rate / 2:
         raise DataError(
             f"features.lowest and highest must be rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz, "
@@ -162,6 +163,11 @@ class SoundData(ClassificationData):
     def settle_lengths(self) -> None:
         """Check lengths and features at the sample rate, and set `sample_shape` and `axes`."""
         inputs = self.inputs
+        if inputs.samples < 1:
+            raise DataError(
+                f"seconds must be at least one sample at {self.sample_rate} Hz, {1 / inputs.sample_rate:g}, not "
+                f"{self.seconds:g}"
+            )
         if not 1 <= inputs.crop <= inputs.samples:
             raise DataError(
                 f"crop_seconds must be from one sample to seconds, {self.seconds:g}, not {self.crop_seconds} (at "

@@ -177,11 +177,14 @@ class _Source:
     rows: Callable[[str], datasets.Dataset]
 
     def split(self, name: str) -> datasets.Dataset:
-        if name.split("[")[0] not in self.names:
+        try:
+            rows = self.rows(name) if name.split("[")[0] in self.names else None
+        except KeyError:  # a part of a split, of which only `datasets` knows
+            rows = None
+        if rows is None:
             raise DataError(
                 f"{self.path} has no split {name!r}: set train_split and test_split to {_either(self.names)}"
             )
-        rows = self.rows(name)
         if not len(rows):
             raise DataError(f"the {name} split of {self.path} is empty: set train_split or test_split to another one")
         return rows
@@ -222,7 +225,16 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
             f"test.parquet or with train/<class>/<{decoder.noun}> and test/<class>/<{decoder.noun}>"
         ) from error
     names = [str(name) for name in builder.info.splits]
-    return _Source(path, names, builder.as_dataset(names[0]).features, builder.as_dataset)
+
+    def rows(name: str) -> datasets.Dataset:
+        try:
+            return builder.as_dataset(name)
+        except ValueError as error:  # which it says of a split without rows
+            raise DataError(
+                f"the {name} split of {path} is empty: set train_split or test_split to another one"
+            ) from error
+
+    return _Source(path, names, builder.info.features or rows(names[0]).features, rows)
 
 
 def _folder_of_sounds(path: str, folder: Path) -> _Source:
@@ -242,18 +254,18 @@ def _folder_of_sounds(path: str, folder: Path) -> _Source:
         raise DataError(
             f"{path} has no sounds: it must be a folder with train/<class>/<sound> and test/<class>/<sound>"
         )
-    content = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-    features = datasets.Features({"audio": content, "label": datasets.ClassLabel(names=classes)})
-    rows = {
-        _SPLITS.get(split, split): datasets.Dataset.from_dict(
-            {
-                "audio": [{"bytes": None, "path": str(file.resolve())} for file, _ in files],
-                "label": [kind for _, kind in files],
-            },
-            features=features,
-        )
-        for split, files in found.items()
-    }
+    file_of = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"audio": file_of, "label": datasets.ClassLabel(names=classes)})
+    rows = {}
+    for split, files in found.items():
+        content = {
+            "audio": [{"bytes": None, "path": str(file.resolve())} for file, _ in files],
+            "label": [kind for _, kind in files],
+        }
+        changed = [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file, _ in files)]
+        fingerprint = digest(content, changed)
+        name = _SPLITS.get(split, split)
+        rows[name] = datasets.Dataset(datasets.Dataset.from_dict(content, features).data, fingerprint=fingerprint)
     return _Source(path, list(rows), features, lambda name: rows[name])
 
 

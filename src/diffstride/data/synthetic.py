@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffstride.data.base import Batch, DataError
+from diffstride.data.base import Batch, DataError, digest
 from diffstride.data.sound import LogMel, SoundData
 
 # Amplitudes of the harmonics 1, 2, 3, ..
@@ -63,6 +63,9 @@ class SyntheticSounds(SoundData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
+        for name, value in ("sample_rate", sample_rate), ("seconds", seconds):
+            if not 0 < value < math.inf:
+                raise DataError(f"{name} must be above 0 and finite, not {value}")
         if task not in TASKS:
             raise DataError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
@@ -70,11 +73,11 @@ class SyntheticSounds(SoundData):
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
-        for name, value in ("seconds", seconds), ("train_samples", train_samples), ("test_samples", test_samples):
-            if not value > 0:
-                raise DataError(f"{name} must be above 0, not {value}")
-        if not noise >= 0:
-            raise DataError(f"noise must be 0 or more, not {noise}")
+        for name, value in ("train_samples", train_samples), ("test_samples", test_samples):
+            if value < 1:
+                raise DataError(f"{name} must be at least 1, not {value}")
+        if not 0 <= noise < math.inf:
+            raise DataError(f"noise must be 0 or more and finite, not {noise}")
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples
@@ -91,18 +94,20 @@ class SyntheticSounds(SoundData):
     def load(self) -> None:
         """Draw the sounds."""
         self.settle_lengths()
-        generator = torch.Generator().manual_seed(self.seed)
         self.classes = {
             "pitch": ("rest", *(f"{pitch:g} Hz" for pitch in self.pitches)),
             "timbre": tuple(TIMBRES),
             "chirp": ("noise", "chirp"),
         }[self.task]
         self.num_classes = len(self.classes)
-        self.train_set = self._draw(self.train_samples, generator)
-        self.test_set = self._draw(self.test_samples, generator)
+        self.train_set = self._draw("train", self.train_samples)
+        self.test_set = self._draw("test", self.test_samples)
         self.mean, self.std = self.inputs.statistics(self.train_set[0][:1000])
 
-    def _draw(self, count: int, generator: torch.Generator) -> Batch:
+    def _draw(self, split: str, count: int) -> Batch:
+        # Tasks that are learned together have sounds of their own.
+        generator = torch.Generator().manual_seed(int(digest(self.seed, self.task, split)[:15], 16))
+
         def choice(options: int) -> Tensor:
             return torch.randint(options, (count,), generator=generator)
 
