@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.data.base import Axis, Batch, ClassificationData, DataError
+from diffstride.data.base import Axis, Batch, ClassificationData, DataError, digest
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,12 @@ class SoundData(ClassificationData):
     seconds: float
     crop_seconds: float | None
     features: LogMel | None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, unless that is done; what is made of waveforms is part of the fingerprint."""
+        if not hasattr(self, "train_set"):
+            super().setup(stage)
+            self.fingerprint = digest(self.fingerprint, self.inputs)
 
     def settle_lengths(self) -> None:
         """Check lengths and features at the sample rate, and set `sample_shape` and `axes`."""

@@ -265,6 +265,8 @@ def _folder_of_sounds(path: str, folder: Path) -> _Source:
         changed = [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file, _ in files)]
         fingerprint = digest(content, changed)
         name = _SPLITS.get(split, split)
+        if name in rows:
+            raise DataError(f"{path} has two folders for the {name} split: remove or rename {split}")
         rows[name] = datasets.Dataset(datasets.Dataset.from_dict(content, features).data, fingerprint=fingerprint)
     return _Source(path, list(rows), features, lambda name: rows[name])
 
