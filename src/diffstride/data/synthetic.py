@@ -26,7 +26,8 @@ class SyntheticSounds(SoundData):
     """Sounds whose class is known to sit at some frequencies, in white noise.
 
     A tone of pitch `f` and timbre `a` is `sum_k a_k sin(2 pi k f t + phase_k)`, harmonics above half of the sample rate
-    left out, of random phases, at a level drawn from 0.1 to 1. The tasks:
+    left out, of random phases, at a level drawn from 0.1 to 1. It fades in and out over an eighth of the time each
+    (`sin^2`): an abrupt end would be heard at all frequencies. The tasks:
 
     - `"pitch"`: one of `pitches`, or none (noise alone, the class `rest`); the timbre is drawn. To tell the highest
       pitch from a rest one must hear its fundamental (all that a `pure` tone has) or what lies above it. So a stride up
@@ -133,7 +134,7 @@ class SyntheticSounds(SoundData):
             amplitude = amplitudes[timbre, k - 1] * (k * pitch < self.inputs.sample_rate / 2)
             phase = 2 * math.pi * torch.rand(len(pitch), 1, generator=generator)
             tones += amplitude[:, None] * torch.sin(2 * math.pi * k * pitch[:, None] * time + phase)
-        return tones
+        return tones * _fades(time / self.seconds)
 
     def _chirps(self, count: int, generator: torch.Generator) -> Tensor:
         """Linear chirps `sin(2 pi (f_0 s + (f_1 - f_0) s^2 / (2 d)))` for `0 <= s <= d`, from a random time on."""
@@ -141,4 +142,10 @@ class SyntheticSounds(SoundData):
         begin = (self.seconds - duration) * torch.rand(count, 1, generator=generator)
         since = torch.arange(self.inputs.samples) / self.inputs.sample_rate - begin
         phase = 2 * math.pi * (low * since + (high - low) * since.square() / (2 * duration))
-        return torch.sin(phase) * ((since >= 0) & (since <= duration))
+        return torch.sin(phase) * _fades(since / duration)
+
+
+def _fades(place: Tensor) -> Tensor:
+    """The level at a place of a sound that lasts from 0 to 1: an eighth to rise, an eighth to fall, 0 outside."""
+    edge = (8 * torch.minimum(place, 1 - place)).clamp(0, 1)
+    return torch.sin(math.pi / 2 * edge).square()

@@ -111,7 +111,8 @@ class WaveformCNN(Network):
     The width of the window's ramp is ``ramp`` times the length of the axis, not a constant: a gradient step on a stride
     ``S`` moves the window's edge ``N/(2S)`` by a number of bins that grows with ``N``, and on an axis of thousands of
     samples a ramp of 4 bins is a cliff. A frequency that the edge has once jumped over has no gradient any more that
-    could bring it back. The price is a larger map: ``N' = N/S + 2 ramp N``.
+    could bring it back. On the other side, what is narrower than the ramp, ``ramp`` times the sample rate in Hz, no
+    stride cuts off. The price is a larger map: ``N' = N/S + 2 ramp N``.
 
     Args:
         num_classes: Number of classes; of several tasks, by their names.
@@ -140,7 +141,7 @@ class WaveformCNN(Network):
         width: float = 1.0,
         downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[float] = (16, 4, 2, 2),
-        ramp: float = 1 / 16,
+        ramp: float = 1 / 64,
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
