@@ -258,7 +258,7 @@ def test_a_batch_too_large_for_two_ranks():
 
 
 def test_only_sets_of_files_can_read_files(tmp_path):
-    with pytest.raises(DataError, match="Numbered is not a set of files"):
+    with pytest.raises(DataError, match="MultiTask is not a set of files"):
         union(4, 4).read(tmp_path / "file.wav")
 
 
@@ -351,3 +351,20 @@ def test_a_task_of_no_weight_leaves_its_head_as_it_was(tmp_path, watched):
     assert cli.model.moved("classifier.timbre") == [False, False]
     assert cli.model.moved("classifier.pitch") == [True, True]
     assert cli.model.moved("blocks.0.conv.weight") == [True]
+
+
+def test_tasks_whose_axes_differ_in_spacing_are_refused():
+    """0.25 s at 8,000 Hz and 0.125 s at 16,000 Hz have as many samples, of other length."""
+    tasks = {
+        "a": SyntheticSounds(features=None, seconds=0.25, train_samples=8, test_samples=4),
+        "b": SyntheticSounds(features=None, seconds=0.125, sample_rate=16_000, train_samples=8, test_samples=4),
+    }
+    with pytest.raises(
+        DataError, match=r"axes of one spacing, not 0.000125 \(time\) for a and 6.25e-05 \(time\) for b"
+    ):
+        MultiTask(tasks, 4).setup()
+
+
+def test_tasks_of_several_tasks_are_refused():
+    with pytest.raises(DataError, match="tasks must be of one task each, but inner is a MultiTask"):
+        MultiTask({"inner": union(4, 4), "outer": SyntheticSounds()}, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffstride.data import DataError, LogMel
-from diffstride.data.sound import Inputs
+from diffstride.data.sound import Inputs, SoundData
 
 # sample rate, samples, samples of the window, of the hop and of the transform, further settings
 CASES = [
@@ -208,5 +208,18 @@ def test_statistics_are_those_of_all_parts(features):
     parts = sounds[:, 50:1650].reshape(10, 800).numpy()
     if features is not None:
         parts = np.stack([naive(part, 8000, 200, 80, 256, {"bands": 20}) for part in parts])
-    np.testing.assert_allclose([mean.item(), std.item()], [parts.mean(), parts.std(ddof=1)], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose([mean.item(), std.item()], [parts.mean(), parts.std()], rtol=1e-4, atol=1e-6)
     assert Inputs(8000, 1700, 800, features).statistics(torch.zeros(2, 1700))[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "crop", "rate", "parts"), [(3, 1.5, 11_025, 2), (1, 1 / 3, 8000, 3), (1, 0.4, 8000, 2)]
+)
+def test_as_many_parts_fit_as_the_seconds_say(seconds, crop, rate, parts):
+    class Silence(SoundData):
+        sample_rate = rate
+        features = None
+
+    data = Silence()
+    data.seconds, data.crop_seconds = seconds, crop
+    assert len(data.inputs.views(torch.zeros(1, data.inputs.samples))) == parts

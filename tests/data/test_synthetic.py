@@ -12,7 +12,8 @@ from diffstride.data.synthetic import TIMBRES
 from diffstride.functional import stride_mask
 
 HARMONICS = {"pure": {1}, "hollow": {1, 3, 5}, "bright": {1, 2, 3, 4, 5}, "octave": {1, 2}}
-PITCHES = (100.0, 200.0, 400.0)  # at 8000 Hz and 0.25 s in whole bins of 4 Hz
+PITCHES = (96.0, 192.0, 384.0)  # whole bins
+BIN = 16 / 3  # Hz, of the three quarters of 0.25 s between the fades
 
 
 def drawn(task="pitch", **options):
@@ -23,8 +24,14 @@ def drawn(task="pitch", **options):
 
 
 def amplitudes(sounds):
-    """Of the frequencies `0, 1 / seconds, 2 / seconds, ..`, by sound."""
-    return np.abs(np.fft.rfft(sounds.double().numpy())) * 2 / sounds.shape[1]
+    """At the frequencies `0, BIN, 2 BIN, ..`, by sound."""
+    steady = between_fades(sounds)
+    return np.abs(np.fft.rfft(steady)) * 2 / steady.shape[1]
+
+
+def between_fades(sounds):
+    n = sounds.shape[1]
+    return sounds[:, n // 8 : n - n // 8].double().numpy()
 
 
 def test_a_timbre_has_its_harmonics_at_their_strengths_and_nothing_else():
@@ -39,9 +46,9 @@ def test_a_timbre_has_its_harmonics_at_their_strengths_and_nothing_else():
             assert (strength > 0) == (k in HARMONICS[timbre])
             expected[k * fundamental] = strength * spectrum[fundamental]
         np.testing.assert_allclose(spectrum, expected, atol=2e-3)
-        fundamentals.append(4.0 * fundamental)
+        fundamentals.append(BIN * fundamental)
         levels.append(spectrum[fundamental])
-    assert set(fundamentals) == set(PITCHES)
+    assert {round(f, 6) for f in fundamentals} == set(PITCHES)
     assert all(0.099 < level < 1.001 for level in levels)
     assert min(levels) < 0.2
     assert max(levels) > 0.9
@@ -49,7 +56,7 @@ def test_a_timbre_has_its_harmonics_at_their_strengths_and_nothing_else():
 
 def test_a_pitch_has_its_tone_in_a_timbre_of_chance_and_a_rest_has_none():
     data = drawn("pitch")
-    assert data.classes == ("rest", "100 Hz", "200 Hz", "400 Hz")
+    assert data.classes == ("rest", "96 Hz", "192 Hz", "384 Hz")
     sounds, labels = data.train_set
     heard = set()
     for spectrum, label in zip(amplitudes(sounds), labels.tolist(), strict=True):
@@ -57,7 +64,7 @@ def test_a_pitch_has_its_tone_in_a_timbre_of_chance_and_a_rest_has_none():
         if label == 0:
             assert spectrum.max() == 0
             continue
-        assert 4.0 * present[0] == PITCHES[label - 1]
+        assert BIN * present[0] == pytest.approx(PITCHES[label - 1])
         heard.add(frozenset((present // present[0]).tolist()))
         assert not (present % present[0]).any()
     assert heard == set(map(frozenset, HARMONICS.values()))
@@ -73,27 +80,28 @@ def test_a_rest_is_white_noise_of_the_deviation_asked_for():
     level = power[1:-1].mean()
     for pitch in PITCHES:
         for k in range(1, 6):
-            assert 0.6 * level < power[round(k * pitch / 4)] < 1.5 * level
-    halves = power[1:500].mean() / power[500:-1].mean()
+            assert 0.6 * level < power[round(k * pitch / BIN)] < 1.5 * level
+    halves = power[1:375].mean() / power[375:-1].mean()
     assert halves == pytest.approx(1, abs=0.05)
 
 
 def test_phases_are_drawn():
     sounds, labels = drawn("pitch", train_samples=400).train_set
-    fundamentals = np.fft.rfft(sounds.numpy())[range(400), [round(PITCHES[label - 1] / 4) for label in labels.tolist()]]
+    places = [round(PITCHES[label - 1] / BIN) for label in labels.tolist()]
+    fundamentals = np.fft.rfft(between_fades(sounds))[range(400), places]
     phases = fundamentals[labels.numpy() > 0]
     assert abs((phases / np.abs(phases)).mean()) < 0.15
 
 
 def test_harmonics_from_half_of_the_rate_on_are_left_out():
-    """At 8000 Hz the third harmonic of 1500 Hz would fold down to 3500 Hz; the second of 2000 Hz is at the limit."""
-    sounds, labels = drawn("timbre", pitches=(1500.0, 2000.0)).train_set
+    """At 8000 Hz the third harmonic of 1504 Hz would fold down to 3488 Hz; the second of 2000 Hz is at the limit."""
+    sounds, labels = drawn("timbre", pitches=(1504.0, 2000.0)).train_set
     spectra = amplitudes(sounds)
-    found = {round(4.0 * bin_) for spectrum in spectra for bin_ in np.flatnonzero(spectrum > 2e-3)}
-    assert found == {1500, 3000, 2000}
+    found = {round(BIN * bin_) for spectrum in spectra for bin_ in np.flatnonzero(spectrum > 2e-3)}
+    assert found == {1504, 3008, 2000}
     bright = spectra[labels.numpy() == list(TIMBRES).index("bright")]
-    low = bright[bright[:, 375] > 0.02]
-    np.testing.assert_allclose(low[:, 750] / low[:, 375], 0.8, rtol=0.02)
+    low = bright[bright[:, 282] > 0.02]
+    np.testing.assert_allclose(low[:, 564] / low[:, 282], 0.8, rtol=0.02)
 
 
 def test_a_chirp_rises_from_the_lowest_to_the_highest_pitch_in_a_quarter_of_the_time():
@@ -124,8 +132,19 @@ def test_chirps_are_hidden_in_the_noise_that_is_all_of_the_other_class():
     sounds, labels = drawn("chirp", noise=0.2, train_samples=400).train_set
     assert sounds[labels == 0].std().item() == pytest.approx(0.2, rel=0.02)
     quiet, loud = (sounds[labels == label].square().mean(1) for label in (0, 1))
-    # A tone of level a takes a^2 / 2 for a quarter of the time; a is even from 0.1 to 1, so a^2 is 0.37 in the mean.
-    assert (loud.mean() - quiet.mean()).item() == pytest.approx(0.37 / 8, rel=0.15)
+    # A tone of level a takes a^2 / 2 for a quarter of the time; a is even from 0.1 to 1, so a^2 is 0.37 in the
+    # mean. The fades, sin^2 for an eighth at either end, leave 3/4 + 3/8 / 4 of it.
+    assert (loud.mean() - quiet.mean()).item() == pytest.approx(0.37 / 8 * 27 / 32, rel=0.15)
+
+
+@pytest.mark.parametrize("task", ["pitch", "timbre"])
+def test_tones_fade_in_and_out_so_that_no_click_is_heard(task):
+    sounds, _ = drawn(task, pitches=(300.0,), train_samples=100).train_set
+    level = sounds.abs().amax(0)
+    assert level[[0, -1]].max() < 1e-3
+    assert level[250:1750].max() > 10 * level[:40].max()
+    spectra = np.abs(np.fft.rfft(sounds.double().numpy()))
+    assert (spectra[:, 600:].max(1) < 1e-3 * spectra.max(1).clip(1e-9)).all()  # 2,400 Hz and up: harmonics end at 1,500
 
 
 @pytest.mark.parametrize("task", ["pitch", "timbre", "chirp"])

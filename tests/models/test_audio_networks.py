@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from torch import nn
 
 import diffstride as ds
 from diffstride.export import to_onnx
-from diffstride.models import AudioCNN, Heads, SpectrogramBlock, WaveformCNN, make_downsample
+from diffstride.models import (
+    AudioCNN,
+    DenseNet,
+    Heads,
+    ResNet,
+    SpectrogramBlock,
+    TinyCNN,
+    WaveformCNN,
+    make_downsample,
+)
 from diffstride.nn import learnable_layers
 
 CHANNELS = [1, 64, 128, 256, 256, 512, 512]
@@ -114,7 +124,20 @@ def test_each_task_has_a_head_of_its_own_on_one_trunk(network):
         assert layer.stride.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("classes", [{}, {"a.b": 2}])
+@pytest.mark.parametrize("network", [TinyCNN, partial(ResNet, depth=18), partial(DenseNet, depth=10)])
+def test_networks_of_images_have_heads_too(network):
+    model = network(num_classes={"a": 3, "b": 2}, in_channels=3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    found = model(x)
+    assert {task: logits.shape for task, logits in found.items()} == {"a": (2, 3), "b": (2, 2)}
+    features = []
+    model.classifier.register_forward_pre_hook(lambda module, args: features.append(args[0]))
+    model(x)
+    head = model.classifier["b"]
+    torch.testing.assert_close(found["b"], features[0] @ head.weight.T + head.bias)
+
+
+@pytest.mark.parametrize("classes", [{}, {"a.b": 2}, {"training": 2}, {"keys": 2}])
 def test_heads_refuse_names_that_a_module_cannot_have(classes):
     with pytest.raises(ValueError, match="num_classes must have names without dots, one at least"):
         Heads(4, classes)

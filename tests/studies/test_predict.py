@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +106,32 @@ def test_a_line_for_each_file_with_the_best_classes(run, sounds, capsys):
         (first, a), (second, b) = (part.split() for part in line.split(": ")[1].split(", "))
         assert {first, second} < set(PITCHES)
         assert 1 >= float(a) >= float(b) >= 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
+def test_lines_go_where_standard_output_goes_though_errors_go_to_a_terminal(run, sounds, tmp_path):
+    import pty
+
+    files = [str(sounds / "test" / "low" / f"{i}.wav") for i in (0, 1)]
+    command = [sys.executable, "-m", "diffstride.cli", "predict", str(run), *files, files[0], "--top", "1"]
+    main_end, terminal = pty.openpty()
+    try:
+        with (tmp_path / "out.txt").open("wb") as out:
+            subprocess.run(command, stdout=out, stderr=terminal, check=True)
+    finally:
+        os.close(terminal)
+        os.close(main_end)
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == files  # the one that is named twice once
+
+
+def test_hidden_files_in_folders_are_left_out(run, sounds, tmp_path, capsys):
+    whole = (sounds / "test" / "low" / "0.wav").read_bytes()
+    for name in (".hidden.wav", ".folder/a.wav", "seen.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(whole)
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(tmp_path / "seen.wav")]
 
 
 def test_the_size_of_batches_changes_nothing(run, sounds, tmp_path):
@@ -219,8 +248,8 @@ def test_a_run_without_files_or_of_an_older_version_is_refused(run, sounds, tmp_
     few = ["--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32"]
     few = ["--config", str(config), *few, "--model.network.width", "4"]
     demo = train([*few, "--runs", str(tmp_path), "--name", "demo", *QUIET])
-    assert main(["predict", str(demo.run_folder), file]) == 1
-    assert "PlantedBands is not a set of files" in capsys.readouterr().err
+    assert main(["predict", str(demo.run_folder), file, file]) == 2
+    assert "was trained on PlantedBands, which is made by code: it reads no files" in capsys.readouterr().err
     old = shutil.copytree(run, tmp_path / "old")
     checkpoint = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
     del checkpoint["AudioData"]

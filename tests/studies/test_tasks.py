@@ -100,6 +100,38 @@ def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
         assert line[8].split(" ± ")[0] == f"{statistics.fmean(mel):.4f}"
 
 
+def test_one_task_alone_and_among_others_side_by_side():
+    made = pivot(list(rows()), {"rows": "setting", "columns": "method", "where": {"task": TASKS[0]}})
+    found = {line[0]: [float(cell.split()[0]) for cell in line[1:]] for line in made.rows[:2]}
+    assert found == {
+        setting: [pytest.approx(100 * accuracy(setting, TASKS[0], method, 1)) for method in METHODS]
+        for setting in ("single", "multi")
+    }
+
+
+def test_runs_on_other_axes_are_not_in_the_table_of_cutoffs():
+    waveform = Row("w", "done", {"task": "x", "seed": 0}, result_of("single", TASKS[0], "diffstride", 0))
+    waveform.result["axes"] = {"time": "Hz"}
+    made = cutoffs([*rows(), waveform], {"rows": "task", "value": "cutoffs"})
+    assert [line[0] for line in made.rows] == [*TASKS, "Multi-task model"]
+
+
+def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path, monkeypatch):
+    found = []
+    for cost in (0, 1):
+        result = result_of("single", TASKS[cost], "diffstride", 0)
+        found.append(Row(f"c{cost}", "done", {"cost_weight": cost, "seed": 0}, result))
+        (tmp_path / f"c{cost}").mkdir()
+        (tmp_path / f"c{cost}" / "result.json").write_text(json.dumps(result))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"runs": {row.name: row.axes for row in found}}))
+    drawn = {}
+    monkeypatch.setattr(plotting, "_save", lambda figure, path: drawn.update({path.name: figure}))
+    assert draw(tmp_path, ["cutoffs"]) == {}
+    time, _ = drawn["cutoffs"].axes
+    assert [label.get_text() for label in time.get_yticklabels()] == ["cost0", "cost1"]
+    assert len(time.containers[0].lines[0].get_xdata()) == 2
+
+
 @pytest.fixture
 def study(tmp_path):
     """The folder of a study with these runs; three of a single task are not done."""
@@ -210,6 +242,7 @@ def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path, monkeypatch):
     [
         ({"rows": "seed", "value": "cutoffs", "paper": "table1"}, "paper must be one of table2, got 'table1'"),
         ({"rows": "seed", "columns": "seed", "paper": "table2"}, "paper must be one of release, table1, table3"),
+        ({"rows": "seed", "columns": "seed", "value": "cutoffs"}, "columns cannot be given for the value cutoffs"),
         ({"value": "cutoffs"}, "tables: rows must be one of seed, got None"),
         ({"rows": "seed"}, "tables: columns must be one of seed, got None"),
     ],
@@ -220,3 +253,12 @@ def test_tables_that_cannot_be_made_are_refused(table, match, tmp_path):
     file.write_text(yaml.safe_dump({"base": "base.yaml", "axes": {"seed": [0]}, "tables": [table]}))
     with pytest.raises(UserError, match=match):
         load_study(file)
+
+
+def test_a_table_of_cutoffs_may_be_of_some_runs_and_have_the_papers_beside(tmp_path):
+    base = {"data": {"class_path": "SyntheticSounds"}, "model": {"network": {"class_path": "AudioCNN"}}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    table = {"rows": "seed", "value": "cutoffs", "paper": "table2", "where": {"seed": 0}}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"base": "base.yaml", "axes": {"seed": [0, 1]}, "tables": [table]}))
+    assert load_study(file).tables[0]["where"] == {"seed": 0}

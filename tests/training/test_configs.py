@@ -55,12 +55,12 @@ def test_two_steps_of_large_configurations_made_small(name, strides, smaller, tm
 @pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
 @pytest.mark.parametrize(
     ("name", "over", "classes"),
-    [("fsdd", None, 10), ("fsdd", "fsdd-speaker", 6), ("audio", None, 10), ("audio", "nsynth-pitch", 10)],
+    [("fsdd", None, 10), ("fsdd", "fsdd-speaker", 6), ("audio", None, 10), ("audio", "audio/nsynth-pitch", 10)],
 )
 def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
     options = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
     if over:
-        options += ["--config", str(ROOT / "configs" / "audio" / f"{over}.yaml")]
+        options += ["--config", str(ROOT / "configs" / f"{over}.yaml")]
     options += ["--data.path", str(FSDD), "--data.train_samples", "128", "--data.test_samples", "30"]
     if over != "fsdd-speaker":
         options += ["--data.label_column", "digit"]
@@ -76,7 +76,7 @@ def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
 
 @pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
 def test_two_steps_on_both_tasks_of_real_sounds(tmp_path):
-    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(ROOT / "configs/audio/fsdd-both.yaml")]
+    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(ROOT / "configs/fsdd-both.yaml")]
     cli = train([*options, "--model.network.width", "0.0625", "--runs", str(tmp_path), *SHORT])
     result = json.loads((cli.run_folder / "result.json").read_text())
     assert result["accuracies"].keys() == {"digit", "speaker"}
@@ -94,15 +94,26 @@ def test_two_steps_on_sounds_made_by_code(name, axes, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "audio").glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_goes_over_a_configuration_is_understood(path):
-    base = "fsdd" if path.stem.startswith("fsdd") else "audio"
-    arguments = ["--config", str(ROOT / "configs" / f"{base}.yaml"), "--config", str(path)]
+    arguments = ["--config", str(ROOT / "configs" / "audio.yaml"), "--config", str(path)]
     config = parse(arguments)
-    assert f"Over configs/{base}.yaml." in path.read_text()
+    assert "Over configs/audio.yaml." in path.read_text()
     assert config.model.network.init_args.num_classes != parse(arguments[:2]).model.network.init_args.num_classes or (
         path.stem == "speech-commands"  # which the base is
     )
 
 
 def test_every_configuration_has_a_test():
-    names = {"demo", "cifar10", "cifar10-small", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"}
+    names = {
+        "demo",
+        "cifar10",
+        "cifar10-small",
+        "imagenet",
+        "densenet",
+        "audio",
+        "fsdd",
+        "fsdd-speaker",
+        "fsdd-both",
+        "sounds",
+        "tones",
+    }
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names

@@ -10,8 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 import torch
 from torch import Tensor
 
@@ -98,12 +96,12 @@ class AudioData(SoundData, StoredData):
 
     def statistics(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Of what a network sees."""
-        return self.inputs.statistics(sample[:: max(1, len(sample) // _MEASURED)].float().div_(32768))
+        return self.inputs.statistics(sample[_spread(len(sample))])
 
     def streamed_statistics(self, train: Split) -> tuple[Tensor, Tensor]:
         """Of some sounds all over the split."""
-        places = range(0, len(train), max(1, len(train) // _MEASURED))
-        return self.statistics(torch.from_numpy(np.stack(list(train.decode(places)))))
+        places = _spread(len(train)).tolist()
+        return self.statistics(torch.from_numpy(np.stack([wave for i in places for wave in train.decode([i])])))
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,18 @@ class SoundDecoder:
 
     def __call__(self, content: bytes) -> npt.NDArray[np.int16]:
         """The samples."""
+        import soundfile  # both need libraries of the system, which images do not
+
         try:
-            channels, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+            return self._samples(*soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True))
         except soundfile.SoundFileError as error:
             raise DataError(_cause(error)) from error
         except MemoryError as error:  # a damaged header that promises more than there is
             raise DataError("it claims to be too long for the memory") from error
+
+    def _samples(self, channels: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.int16]:
+        import soxr
+
         if not len(channels):
             raise DataError("it has no samples")
         if not np.isfinite(channels).all():
@@ -149,7 +153,14 @@ class SoundDecoder:
         raise AssertionError(f"{shape} and {first}")
 
 
+def _spread(length: int) -> Tensor:
+    """Places all over a set, a thousand at most."""
+    return torch.linspace(0, length - 1, min(length, _MEASURED)).long()
+
+
 def _sample_rate(content: bytes) -> int:
+    import soundfile
+
     try:
         return int(soundfile.info(io.BytesIO(content)).samplerate)
     except soundfile.SoundFileError as error:

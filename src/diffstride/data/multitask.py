@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, as_dataset, as_is, digest
+from diffstride.data.base import Axis, Batch, BatchDataset, ClassificationData, DataError, as_dataset, as_is, digest
 
 Batches: TypeAlias = dict[str, Batch]
 
@@ -42,6 +41,8 @@ class MultiTask(ClassificationData):
             raise DataError(f"batch_size must be at least the number of tasks, {len(tasks)}, not {batch_size}")
         if wrong := [task for task in tasks if not task or "." in task or "/" in task]:
             raise DataError(f"tasks must have names without dots and slashes, not {wrong[0]!r}")
+        if nested := [task for task, data in tasks.items() if isinstance(data, MultiTask)]:
+            raise DataError(f"tasks must be of one task each, but {nested[0]} is a MultiTask: name its tasks here")
         self.tasks = tasks
         for data in tasks.values():
             data.seed, data.batch_size = seed, batch_size
@@ -61,6 +62,11 @@ class MultiTask(ClassificationData):
         first, *others = self.tasks
         self.sample_shape, self.axes = self.tasks[first].sample_shape, self.tasks[first].axes
         for task in others:
+            if (axes := self.tasks[task].axes) != self.axes:
+                raise DataError(
+                    f"tasks must have axes of one spacing, not {_spacings(self.axes)} for {first} and "
+                    f"{_spacings(axes)} for {task}: set one sample_rate and features for all"
+                )
             if (shape := self.tasks[task].sample_shape) != self.sample_shape:
                 raise DataError(
                     f"tasks must have inputs of one shape, not {self.sample_shape} for {first} and {shape} for {task}: "
@@ -81,12 +87,9 @@ class MultiTask(ClassificationData):
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
 
-    def read(self, file: Path) -> Tensor:
-        """One raw sample as the first task has it."""
-        return next(iter(self.tasks.values())).read(file)
-
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of all tasks."""
+        self._hand_trainer_on()
         replicas, rank = self._place()
         union = cast(_Union, self.train_set)
         each, more = divmod(self.batch_size, len(self.tasks))
@@ -110,20 +113,22 @@ class MultiTask(ClassificationData):
 
     def val_dataloader(self) -> Any:
         """For each task, batches of its test split."""
-        for data in self.tasks.values():
-            data.trainer = self.trainer
+        self._hand_trainer_on()
         return [data.val_dataloader() for data in self.tasks.values()]
 
     def test_dataloader(self) -> Any:
         """For each task, batches of its test split."""
         return self.val_dataloader()
 
+    def _hand_trainer_on(self) -> None:
+        for data in self.tasks.values():
+            data.trainer = self.trainer
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Prepare each task's part as its data set does."""
         if not isinstance(batch, dict):
             batch = {list(self.tasks)[dataloader_idx]: batch}
-        for data in self.tasks.values():
-            data.trainer = self.trainer
+        self._hand_trainer_on()
         return {task: self.tasks[task].on_after_batch_transfer(part, dataloader_idx) for task, part in batch.items()}
 
 
@@ -139,6 +144,10 @@ class _Union(BatchDataset):
         """The number of samples of all tasks."""
         return int(self.starts[-1])
 
+    def __getitem__(self, index: int) -> Batches:  # type: ignore[override]
+        """A batch of one sample, by its task."""
+        return self.__getitems__([index])
+
     def __getitems__(self, indices: Sequence[int]) -> Batches:  # type: ignore[override]
         """By task, the batch of those samples that are its own."""
         found = {}
@@ -147,6 +156,10 @@ class _Union(BatchDataset):
             if own:
                 found[task] = part.__getitems__(own)
         return found
+
+
+def _spacings(axes: Sequence[Axis]) -> str:
+    return ", ".join(f"{axis.spacing:g} ({axis.name})" for axis in axes) or "none"
 
 
 class _EqualShares(DistributedSampler[Any]):

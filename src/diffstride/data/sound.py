@@ -56,6 +56,11 @@ class LogMel:
         mel = filters @ (spectra.real.square() + spectra.imag.square())
         return (self.floor + mel).log().mT[:, None]
 
+    def check(self, sample_rate: int) -> None:
+        """Say of filters that do not fit the sample rate."""
+        _, _, n_fft = self.samples(sample_rate)
+        _filters(self, sample_rate, n_fft)
+
     def samples(self, sample_rate: int) -> tuple[int, int, int]:
         """Samples of the window, of the hop and of the Fourier transform, the next power of two."""
         window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
@@ -108,9 +113,11 @@ class Inputs:
 
     def random(self, waves: Tensor) -> Tensor:
         """For training: a random part of each of `[B, samples]`. Random numbers are the CPU's."""
-        starts = torch.randint(self.samples - self.crop + 1, (len(waves), 1))
-        places = starts + torch.arange(self.crop)
-        return self._features(waves.gather(1, places.to(waves.device, non_blocking=True)))
+        if self.crop < self.samples:
+            starts = torch.randint(self.samples - self.crop + 1, (len(waves), 1))
+            places = starts.to(waves.device, non_blocking=True) + torch.arange(self.crop, device=waves.device)
+            waves = waves.gather(1, places)
+        return self._features(waves)
 
     def views(self, waves: Tensor) -> Tensor:
         """For evaluation: as many parts as there are without overlap, one after the other, `[B * parts, ...]`."""
@@ -135,9 +142,18 @@ class Inputs:
         return Axis("time", hop / self.sample_rate, "Hz"), Axis("frequency", 1.0, "cycles per mel band")
 
     def statistics(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of what float waves are seen as; there is one channel."""
-        inputs = self.views(waves).double()
-        return inputs.mean()[None].float(), inputs.std().clamp_min(1e-6)[None].float()
+        """Mean and standard deviation of what waves (16-bit or float) are seen as; there is one channel."""
+        count, total, squares = 0, 0.0, 0.0
+        for block in torch.split(waves, 32):  # spectrograms of all at once would take gigabytes
+            inputs = self.views(block.float() / 32768 if block.dtype == torch.int16 else block).double()
+            count, total, squares = (
+                count + inputs.numel(),
+                total + float(inputs.sum()),
+                squares + float(inputs.square().sum()),
+            )
+        mean = total / count
+        deviation = math.sqrt(max(0.0, squares / count - mean**2))
+        return torch.tensor([mean]), torch.tensor([max(deviation, 1e-6)])
 
     def _features(self, waves: Tensor) -> Tensor:
         return waves[:, None] if self.features is None else self.features(waves, self.sample_rate)
@@ -186,7 +202,7 @@ class SoundData(ClassificationData):
                     f"{'seconds' if self.crop_seconds is None else 'crop_seconds'} must be at least the window of "
                     f"{self.features.window:g} s, not {inputs.crop / inputs.sample_rate:g}"
                 )
-            self.features(torch.zeros(1, inputs.crop), inputs.sample_rate)  # filters that do not fit are known here
+            self.features.check(inputs.sample_rate)
         self.sample_shape, self.axes = inputs.shape, inputs.axes
 
     @property
@@ -194,7 +210,8 @@ class SoundData(ClassificationData):
         """What becomes of a waveform, once the sample rate is known."""
         assert self.sample_rate is not None
         samples = round(self.seconds * self.sample_rate)
-        crop = samples if self.crop_seconds is None else round(self.crop_seconds * self.sample_rate)
+        # Rounded down, so that as many fit side by side as the seconds say.
+        crop = samples if self.crop_seconds is None else math.floor(self.crop_seconds * self.sample_rate + 1e-6)
         return Inputs(self.sample_rate, samples, crop, self.features)
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # other names of folders
-_ROWS = 1024  # read and decoded at once
+_ROWS = 128  # read and decoded at once: sounds may take megabytes each
 
 
 class Decoder(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions
+from diffstride.models.network import Network, draw_convolutions, make_classifier
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -67,7 +67,7 @@ class DenseNet(Network):
         depth: Number of layers with weights, ``6 n + 4`` for ``n`` layers a block.
         growth: Channels that every layer adds.
         compression: What a transition leaves of the channels, above 0 and at most 1.
-        num_classes: Number of classes.
+        num_classes: Number of classes; of several tasks, by their names.
         in_channels: Channels of the images.
         downsample: See :class:`~diffstride.models.ResNet`.
         strides: Initial strides, numbers or pairs (height, width), of the last of: stem, transition 1, transition 2.
@@ -87,7 +87,7 @@ class DenseNet(Network):
         depth: int = 100,
         growth: int = 12,
         compression: float = 0.5,
-        num_classes: int = 10,
+        num_classes: int | dict[str, int] = 10,
         in_channels: int = 3,
         downsample: str | DownsampleFactory = "avg",
         strides: Sequence[Stride] = (2.0, 2.0),
@@ -132,15 +132,15 @@ class DenseNet(Network):
                 channels = kept
         self.blocks = nn.Sequential(*parts)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = make_classifier(channels, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the convolutions: see `draw_convolutions`."""
         draw_convolutions(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
         y = self.norm(self.blocks(self.stem(x)))
-        logits: Tensor = self.classifier(y.mean((-2, -1)))
+        logits: Any = self.classifier(y.mean((-2, -1)))
         return logits

@@ -27,7 +27,7 @@ class Heads(nn.ModuleDict):
     """
 
     def __init__(self, in_features: int, num_classes: Mapping[str, int]) -> None:
-        if not num_classes or any("." in task or hasattr(nn.ModuleDict, task) for task in num_classes):
+        if not num_classes or any("." in task or hasattr(nn.ModuleDict(), task) for task in num_classes):
             raise ValueError(
                 "num_classes must have names without dots, one at least, and none of nn.ModuleDict's own, got "
                 f"{dict(num_classes)}"

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions
+from diffstride.models.network import Network, draw_convolutions, make_classifier
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -111,7 +111,7 @@ class ResNet(Network):
     Args:
         depth: 18 (stages of 2, 2, 2, 2 basic blocks with 64 to 512 channels), 50 (3, 4, 6, 3 bottleneck blocks, 256 to
             2048 channels, downsampling at the 3x3 convolution) or 56 (9, 9, 9 basic blocks, 16 to 64 channels).
-        num_classes: Number of classes.
+        num_classes: Number of classes; of several tasks, by their names.
         in_channels: Channels of the images.
         stem: "cifar" is a 3x3 convolution of stride 1, "imagenet" a 7x7 convolution of stride 2 and a 3x3 max pooling
             of stride 2.
@@ -141,7 +141,7 @@ class ResNet(Network):
         self,
         *,
         depth: Literal[18, 50, 56] = 18,
-        num_classes: int = 10,
+        num_classes: int | dict[str, int] = 10,
         in_channels: int = 3,
         stem: Literal["cifar", "imagenet"] = "cifar",
         preactivation: bool = False,
@@ -192,17 +192,17 @@ class ResNet(Network):
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if preactivation else nn.Identity()
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = make_classifier(channels, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the convolutions: see `draw_convolutions`."""
         draw_convolutions(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
         y = self.norm(self.stages(self.stem(x)))
-        logits: Tensor = self.classifier(y.mean((-2, -1)))
+        logits: Any = self.classifier(y.mean((-2, -1)))
         return logits
 
 

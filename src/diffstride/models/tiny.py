@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network
+from diffstride.models.network import Network, make_classifier
 
 
 class TinyCNN(Network):
@@ -16,7 +16,7 @@ class TinyCNN(Network):
     on periodic images such as the planted bands a frequency stays the frequency that it is.
 
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes; of several tasks, by their names.
         in_channels: Channels of the images.
         width: Channels of the first convolution; the second has twice as many.
         downsample: See ResNet.
@@ -33,7 +33,7 @@ class TinyCNN(Network):
     def __init__(
         self,
         *,
-        num_classes: int = 4,
+        num_classes: int | dict[str, int] = 4,
         in_channels: int = 1,
         width: int = 16,
         downsample: str | DownsampleFactory = "diffstride",
@@ -49,13 +49,13 @@ class TinyCNN(Network):
         self.norm = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, 2 * width, 1)
         self.norm2 = nn.BatchNorm2d(2 * width)
-        self.classifier = nn.Linear(2 * width, num_classes)
+        self.classifier = make_classifier(2 * width, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Logits of images."""
         y = self.norm(self.down(self.conv(x))).relu()
         y = self.norm2(self.conv2(y)).relu()
-        logits: Tensor = self.classifier(y.mean((-2, -1)))
+        logits: Any = self.classifier(y.mean((-2, -1)))
         return logits
 
 

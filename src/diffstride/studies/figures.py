@@ -20,11 +20,11 @@ from diffstride.nn import DiffStride2d
 from diffstride.studies.insight import Resolution, executed, input_windows, resolutions, sample_inputs
 from diffstride.studies.results import (
     METHODS,
-    MULTI,
     Row,
     by_task,
     first_cutoff,
     groups,
+    line_of,
     read_latency,
     read_study,
     statistic,
@@ -203,8 +203,9 @@ def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
     panels: dict[str, dict[str, dict[str, plotting.Spread]]] = {}
     for i, (axis, unit) in enumerate(_result(rows[0])["axes"].items()):
         panel = panels.setdefault(f"cut-off along {axis} ({unit})", {})
-        for label, group in groups(rows).items():
-            task = str(group[0].axes.get("task", label if len(rows) == len(group) else MULTI))
+        names = [str(line_of(row, "task")) for row in rows]
+        for task in dict.fromkeys(names):
+            group = [row for row, name in zip(rows, names, strict=True) if name == task]
             for kind, name in (("exact", "exact"), ("whole_bins", "in whole bins, as the paper has it")):
                 if found := statistic(group, partial(first_cutoff, kind, i)):
                     panel.setdefault(name, {})[task] = plotting.Spread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,6 +65,9 @@ class Predictor:
         self.network: nn.Module = load_run(run).network.to(device)
         data = load_data(run)
         self.tasks: Mapping[str, ClassificationData] = data.tasks if isinstance(data, MultiTask) else {"": data}
+        for each in self.tasks.values():
+            if type(each).read is ClassificationData.read:
+                raise UserError(f"{run} was trained on {type(each).__name__}, which is made by code: it reads no files")
         self.top, self.device = top, device
 
     def read(self, file: Path) -> dict[str, Tensor]:
@@ -101,7 +105,7 @@ class Predictor:
 def predict(arguments: Sequence[str]) -> None:
     """Load the run, go through the files, print or write what comes out."""
     options = _options(arguments)
-    files = list(_files(options.files))
+    files = list(dict.fromkeys(_files(options.files)))
     with quiet():
         predictor = Predictor(options.run, options.top, "cuda" if torch.cuda.is_available() else "cpu")
     console = Console(stderr=True)
@@ -109,8 +113,14 @@ def predict(arguments: Sequence[str]) -> None:
     unread = 0
     with ExitStack() as stack:
         rows = None if options.csv is None else stack.enter_context(_new_csv(options.csv))
-        # Where standard error is a terminal; results on standard output go through it, above the bar.
-        progress = stack.enter_context(Progress(*columns, console=console, transient=True, disable=len(files) < 2))
+        bar = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            disable=len(files) < 2 or not console.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),  # lines go above the bar where both are on one terminal, only there
+        )
+        progress = stack.enter_context(bar)
         task = progress.add_task("predicting", total=len(files))
         for start in range(0, len(files), options.batch):
             batch = files[start : start + options.batch]
@@ -141,13 +151,15 @@ def _new_csv(path: Path) -> Iterator[Any]:
     """A writer of a CSV file that is there when all of it is written, and not before."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
+        file = unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape")  # as names of files are
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): give another path") from error
+    try:
+        with file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["file", "task", "rank", "class", "probability", "error"])
             yield writer
         unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): give another path") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -165,10 +177,14 @@ def _files(given: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
         if not inside:
             raise UserError(f"{path} is an empty folder: give files, or a folder with some")
         yield from inside
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -300,7 +300,7 @@ def _strides(result: Mapping[str, Any], history: History, seen: Seen | None) -> 
     for layer, strides in (result.get("strides") or _strides_at(history, -1)).items():
         unit = ", ".join(units.values()) if measured else "cycles per " + ("sample" if len(strides) == 1 else "pixel")
         cutoffs = found.get(layer, (None,) * len(strides))
-        names = axis_names(len(strides), list(dict.fromkeys(axis for _, axis in history)))
+        names = axis_names(len(strides), [axis for name, axis in history if name == layer])
         for axis, start, end, cutoff in zip(names, starts[layer], strides, cutoffs, strict=True):
             rows = history.get((layer, axis))
             sizes = (rows[0].size, rows[-1].size) if rows else (None, None)

@@ -173,7 +173,7 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
             have to count; `title`.
     """
     where = table.get("where", {})
-    rows = by_task(row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items()))
+    rows = [row for row in by_task(rows) if all(row.axes.get(axis) == value for axis, value in where.items())]
     down, across = table["rows"], table["columns"]
     get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
     lines = _distinct(row.axes[down] for row in rows if down in row.axes)
@@ -219,6 +219,7 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     rows = [row for row in rows if row.result is not None and row.result.get("cutoffs")]
     units: dict[str, str] = next((row.result["axes"] for row in rows if row.result is not None), {})
     # Table 2 writes some tasks with other capitals than Table 1.
+    rows = [row for row in rows if row.result is not None and row.result["axes"] == units]  # not of waveforms too
     paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
     header = [down]
     for axis in units:
@@ -226,8 +227,8 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     for axis, unit in units.items():
         header += [f"cut-off, {axis}, {unit}", "in whole bins", *(["paper"] if paper else [])]
     body = []
-    for line in _distinct(row.axes.get(down, MULTI) for row in rows):
-        cell = [row for row in rows if row.axes.get(down, MULTI) == line]
+    for line in _distinct(line_of(row, down) for row in rows):
+        cell = [row for row in rows if line_of(row, down) == line]
         figures = paper.get(str(line).lower(), [])
         printed = [" ± ".join(figures[i : i + 2]) or "–" for i in range(0, 8, 2)] if paper else []
         cells = []
@@ -242,6 +243,12 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {_seeds(rows)}"
     )
     return Table(title, tuple(header), tuple(body))
+
+
+def line_of(row: Row, axis: str) -> Any:
+    """What a table of an axis calls a run: its value there; a run of several tasks has no task of its own."""
+    several = (row.result or {}).get("accuracies")
+    return row.axes.get(axis, MULTI if several and axis == "task" else label_of(row.axes))
 
 
 def _first_stride(axis: int, result: Mapping[str, Any]) -> float:

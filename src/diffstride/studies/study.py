@@ -246,10 +246,12 @@ def _tables(file: Path, tables: Any, runs: Sequence[StudyRun]) -> Iterable[dict[
         for key in ("rows", "columns"):
             if key == "rows" or value != "cutoffs":
                 _one_of(f"{file}: tables: {key}", table.get(key), sorted(axes))
-        for axis, value in _mapping(file, "tables: where", table.setdefault("where", {})).items():
+            elif key in table:
+                raise UserError(f"{file}: tables: columns cannot be given for the value cutoffs, which has its own")
+        for axis, wanted in _mapping(file, "tables: where", table.setdefault("where", {})).items():
             _one_of(f"{file}: tables: where", axis, sorted(axes))
-            if all(run.axes.get(axis) != value for run in runs):
-                raise UserError(f"{file}: tables: where: no run has {axis} {value!r}")
+            if all(run.axes.get(axis) != wanted for run in runs):
+                raise UserError(f"{file}: tables: where: no run has {axis} {wanted!r}")
         if "paper" in table:
             published = ["table2"] if value == "cutoffs" else ["release", "table1", "table3"]
             _one_of(f"{file}: tables: paper", table["paper"], published)

@@ -129,10 +129,11 @@ class Classifier(LightningModule):
             ) from error
         several = isinstance(logits, Mapping)
         outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
-        if outputs != data.outputs:
+        expected = getattr(data, "outputs", data.num_classes)
+        if outputs != expected:
             raise UserError(
-                f"the data has {_counted(data.outputs, 'classes')} but the network {_counted(outputs, 'outputs')}: "
-                f"set model.network.num_classes to {data.outputs}"
+                f"the data has {_counted(expected, 'classes')} but the network {_counted(outputs, 'outputs')}: "
+                f"set model.network.num_classes to {expected}"
             )
         if isinstance(outputs, dict):
             if unknown := sorted(self.task_weights.keys() - outputs.keys()):

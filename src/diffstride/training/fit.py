@@ -72,7 +72,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message)) from ex
+        raise UserError(_own_words(ex) or one_line(message)) from ex
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -303,7 +303,16 @@ def _construct(arguments: Sequence[str], kind: type[FitCLI] = FitCLI) -> FitCLI:
     except UserError:
         raise
     except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
-        raise UserError(one_line(str(error))) from error
+        raise UserError(_own_words(error) or one_line(str(error))) from error
+
+
+def _own_words(error: BaseException | None) -> str | None:
+    """What a class of ours has said of its arguments, where the parser has wrapped it in words of its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def fit(arguments: Sequence[str]) -> None:
