@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from diffstride._check import UserError
+from diffstride.studies.figures import FIGURES as ALL_FIGURES
 from diffstride.studies.study import label_of, load_study, run_name
 from diffstride.training.fit import parse
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
-FIGURES = ("trajectories", "strides", "factor", "pareto", "windows", "resolution")
+FIGURES = tuple(ALL_FIGURES)
 
 
 def load(file, settings=None):
