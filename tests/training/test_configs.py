@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from diffstride._check import UserError
 from diffstride.training.fit import parse, train
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +118,23 @@ def test_every_configuration_has_a_test():
         "tones",
     }
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("fsdd", ["--data.seconds", "0"], "seconds must be above 0 and finite, not 0.0"),
+        ("fsdd", ["--data.features.bands", "0"], "features.bands must be at least 1, not 0"),
+        (
+            "sounds",
+            ["--data.pitches", "[300, 200]"],
+            "pitches must be rising, from above 0 to below half of the sample",
+        ),
+        ("cifar10", ["--data.image_size", "0"], "image_size must be at least 1, not 0"),
+    ],
+)
+def test_what_a_data_set_says_of_its_arguments_is_all_that_is_said(name, arguments, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        train(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--runs", str(tmp_path), *arguments])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
