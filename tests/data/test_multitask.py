@@ -368,3 +368,26 @@ def test_tasks_whose_axes_differ_in_spacing_are_refused():
 def test_tasks_of_several_tasks_are_refused():
     with pytest.raises(DataError, match="tasks must be of one task each, but inner is a MultiTask"):
         MultiTask({"inner": union(4, 4), "outer": SyntheticSounds()}, 4)
+
+
+def test_a_resumed_training_of_several_tasks_ends_with_the_same_weights(tmp_path):
+    sounds = {"features": None, "seconds": 0.05, "train_samples": 24, "test_samples": 8}
+    tasks = {
+        "pitch": {"class_path": "SyntheticSounds", "init_args": {"task": "pitch", **sounds}},
+        "chirp": {"class_path": "SyntheticSounds", "init_args": {"task": "chirp", **sounds, "train_samples": 40}},
+    }
+    data = {"class_path": "MultiTask", "init_args": {"batch_size": 8, "tasks": tasks}}
+    options = {"num_classes": {"pitch": 5, "chirp": 2}, "length": 400, "width": 1 / 32}
+    common = [
+        "--data", json.dumps(data), "--runs", str(tmp_path), "--trainer.accelerator", "cpu",
+        "--model.network", json.dumps({"class_path": "WaveformCNN", "init_args": options}),
+        "--trainer.enable_progress_bar", "false", "--model.milestones", "[3]", "--model.learning_rates", "[0.1,0.01]",
+    ]  # fmt: skip
+    whole = fit.train([*common, "--name", "whole", "--trainer.max_epochs", "3"])
+    fit.train([*common, "--name", "cut", "--trainer.max_epochs", "1"])
+    cut = fit.train([*common, "--name", "cut", "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    for (name, a), b in zip(whole.model.state_dict().items(), cut.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    results = [json.loads((cli.run_folder / "result.json").read_text()) for cli in (whole, cut)]
+    assert results[0]["accuracies"] == results[1]["accuracies"]
+    assert results[0]["steps"] == results[1]["steps"] == 3 * (64 // 8)

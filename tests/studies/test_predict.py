@@ -97,6 +97,17 @@ def test_probabilities_are_those_of_the_network_on_its_own_test_split(run, sound
         assert list(own.values()) == sorted(own.values(), reverse=True)
 
 
+def test_the_accuracy_of_a_run_is_that_of_logits_averaged_over_the_parts_of_a_sound(run):
+    network, config = load_run(run)
+    data = build_data(config["data"])
+    inputs, labels = data.prepare_batch(data.test_set)
+    with torch.no_grad():
+        means = torch.stack([logits.mean(0) for logits in network(inputs).split(2)])
+    result = json.loads((run / "result.json").read_text())
+    assert result["accuracy"] == pytest.approx((means.argmax(-1) == labels).float().mean().item())
+    assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(means, labels).item(), rel=1e-4)
+
+
 def test_a_line_for_each_file_with_the_best_classes(run, sounds, capsys):
     files = [str(sounds / "test" / "low" / f"{i}.wav") for i in (0, 1)]
     assert main(["predict", str(run / "checkpoints" / "last.ckpt"), *files, "--top", "2"]) == 0
