@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import reference` from any folder below
+sys.path.insert(0, str(Path(__file__).parent))  # `import reference`, `import sets` from any folder below
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import scipy.signal
 import soundfile
 import torch
+from sets import epoch, layouts
 
 datasets = pytest.importorskip("datasets")
 
@@ -24,21 +25,7 @@ FSDD = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
 CLASSES = ["bark", "chirp", "meow"]
 RATE, SAMPLES = 8000, 400  # of the sounds here: 0.05 s
 BANDS = LogMel(bands=16, window=0.016, hop=0.004)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Caches of our own, ours and that of `datasets`, and no network."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was asked for")
-
-    own = tmp_path_factory.mktemp("caches")
-    folder = own / "diffstride"
-    monkeypatch.setenv("DIFFSTRIDE_CACHE", str(folder))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own / "arrow")
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def sound(seed, samples=SAMPLES, channels=None):
@@ -102,12 +89,6 @@ def ready(path, **options):
     return data
 
 
-def epoch(data, number=0):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(number)
-    return list(loader)
-
-
 def stacked(waves):
     return torch.from_numpy(np.stack(waves))
 
@@ -135,30 +116,11 @@ def test_formats_and_subtypes(tmp_path):
     assert noise.std() < 0.2 * wave.std()
 
 
-def layout_hub(path, files):
-    write(path / "data" / "train-00000-of-00002.parquet", files[:3], [0, 1, 2])
-    write(path / "data" / "train-00001-of-00002.parquet", files[3:6], [0, 1, 2])
-    write(path / "data" / "test-00000-of-00001.parquet", files[6:], [0, 1, 2])
+LAYOUTS = layouts(write, CLASSES, ".wav")
+_, layout_sounds, *_ = LAYOUTS
 
 
-def layout_sounds(path, files):
-    for i, content in enumerate(files):
-        name = path / ("train" if i < 6 else "test") / CLASSES[i % 3] / f"{i}.wav"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.write_bytes(content)
-
-
-def layout_validation(path, files):
-    write(path / "train.parquet", files[:6], [0, 1, 2] * 2)
-    write(path / "validation.parquet", files[6:], [0, 1, 2])
-
-
-def layout_unlabelled_test(path, files):
-    layout_validation(path, files)
-    write(path / "test.parquet", files[:2], [-1, -1])
-
-
-@pytest.mark.parametrize("layout", [layout_hub, layout_sounds, layout_validation, layout_unlabelled_test])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path, layout):
     waves = [sound(i) for i in range(9)]
     layout(tmp_path / "set", [encoded(wave) for wave in waves])

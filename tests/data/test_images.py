@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from sets import epoch, layouts, place
 
 datasets = pytest.importorskip("datasets")
 
@@ -19,21 +20,7 @@ from diffstride.data import stored as module  # noqa: E402
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 CLASSES = ["bird", "cat", "dog"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """Caches of our own, ours and that of `datasets`, and no network."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was asked for")
-
-    own = tmp_path_factory.mktemp("caches")
-    folder = own / "diffstride"
-    monkeypatch.setenv("DIFFSTRIDE_CACHE", str(folder))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", own / "arrow")
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def picture(seed, size=(8, 8), mode="RGB"):
@@ -80,17 +67,6 @@ def ready(path, **options):
     return data
 
 
-def epoch(data, number=0):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(number)
-    return list(loader)
-
-
-def place(data, world, rank, **more):
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, **more)
-    return data
-
-
 def test_pixels_and_labels_are_those_of_the_files(folder):
     data = ready(folder.path)
     for split, contents in ((data.train_set, folder.train), (data.test_set, folder.test)):
@@ -99,30 +75,10 @@ def test_pixels_and_labels_are_those_of_the_files(folder):
     assert (data.num_classes, data.sample_shape) == (3, (3, 8, 8))
 
 
-def layout_hub(path, files):
-    write(path / "data" / "train-00000-of-00002.parquet", files[:3], [0, 1, 2])
-    write(path / "data" / "train-00001-of-00002.parquet", files[3:6], [0, 1, 2])
-    write(path / "data" / "test-00000-of-00001.parquet", files[6:], [0, 1, 2])
+LAYOUTS = layouts(write, CLASSES, ".png")
 
 
-def layout_images(path, files):
-    for i, content in enumerate(files):
-        name = path / ("train" if i < 6 else "test") / CLASSES[i % 3] / f"{i}.png"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.write_bytes(content)
-
-
-def layout_validation(path, files):
-    write(path / "train.parquet", files[:6], [0, 1, 2] * 2)
-    write(path / "validation.parquet", files[6:], [0, 1, 2])
-
-
-def layout_unlabelled_test(path, files):
-    layout_validation(path, files)
-    write(path / "test.parquet", files[:2], [-1, -1])
-
-
-@pytest.mark.parametrize("layout", [layout_hub, layout_images, layout_validation, layout_unlabelled_test])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path, layout):
     files = [encoded(picture(i)) for i in range(9)]
     layout(tmp_path / "set", files)
@@ -134,7 +90,7 @@ def test_layouts(tmp_path, layout):
 
 
 @pytest.mark.parametrize("name", ["test", "train/validation"])
-@pytest.mark.parametrize("layout", [layout_hub, layout_images])
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
 def test_the_folders_own_name_says_nothing_about_splits(tmp_path, layout, name):
     layout(tmp_path / name, [encoded(picture(i)) for i in range(9)])
     data = ready(tmp_path / name)

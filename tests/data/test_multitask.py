@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from sets import epoch
 from torch.nn import functional as F
 
 import diffstride.training.fit as fit
@@ -45,12 +46,6 @@ def union(*sizes, batch_size=4, seed=0, kind=Numbered, place=None, **options):
     if place is not None:
         data.trainer = SimpleNamespace(world_size=place[0], global_rank=place[1])
     return data
-
-
-def epoch(data, number=0):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(number)
-    return list(loader)
 
 
 def row(batches, task):

@@ -228,8 +228,7 @@ class ClassificationData(LightningDataModule):
             Float inputs, and targets.
         """
         inputs, targets = batch
-        if inputs.dtype in _FULL_SCALE:
-            inputs = inputs.float().div_(_FULL_SCALE[inputs.dtype])
+        inputs = as_float(inputs)
         if step is None:
             inputs = self.prepare_evaluation(inputs)
         else:
@@ -244,13 +243,16 @@ class ClassificationData(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
+    def _sampler(self, dataset: BatchDataset, *, train: bool) -> DistributedSampler[Any]:
+        replicas, rank = self._place()
+        return DistributedSampler(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train)
+
     def _loader(self, split: Batch | BatchDataset, *, train: bool) -> DataLoader[Batch]:
         dataset = as_dataset(split)
-        replicas, rank = self._place()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=DistributedSampler(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train),
+            sampler=self._sampler(dataset, train=train),
             drop_last=train,
             collate_fn=as_is,
             num_workers=self.num_workers,
@@ -262,7 +264,7 @@ class ClassificationData(LightningDataModule):
 @contextmanager
 def seeded(*key: int, device: torch.device) -> Iterator[None]:
     """Random numbers on the CPU and on `device` become a function of `key`; the global state is put back after."""
-    seed = int(digest(*key)[:15], 16)
+    seed = seed_of(*key)
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
@@ -270,6 +272,11 @@ def seeded(*key: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def seed_of(*key: object) -> int:
+    """A seed for random numbers that are a function of `key`."""
+    return int(digest(*key)[:15], 16)
 
 
 def digest(*parts: object) -> str:
@@ -282,6 +289,16 @@ def digest(*parts: object) -> str:
         else:
             total.update(f"{part!r};".encode())
     return total.hexdigest()[:32]
+
+
+def as_float(raw: Tensor) -> Tensor:
+    """Raw samples as floating-point numbers: pixels from 0 to 1, sound from -1 to 1; floating ones as they are."""
+    return raw.float().div_(_FULL_SCALE[raw.dtype]) if raw.dtype in _FULL_SCALE else raw
+
+
+def mean_of_views(logits: Tensor, samples: int) -> Tensor:
+    """Logits `[samples, K]` of those `[samples * views, K]` of a batch of evaluation."""
+    return logits.reshape(samples, -1, logits.shape[-1]).mean(1)
 
 
 def as_dataset(split: Batch | BatchDataset) -> BatchDataset:

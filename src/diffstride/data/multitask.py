@@ -7,9 +7,9 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
-from diffstride.data.base import Axis, Batch, BatchDataset, ClassificationData, DataError, as_dataset, as_is, digest
+from diffstride.data.base import Axis, Batch, BatchDataset, ClassificationData, DataError, as_dataset, digest, seed_of
 
 Batches: TypeAlias = dict[str, Batch]
 
@@ -72,6 +72,7 @@ class MultiTask(ClassificationData):
                     f"tasks must have inputs of one shape, not {self.sample_shape} for {first} and {shape} for {task}: "
                     "change their sizes, lengths or features"
                 )
+        self.num_workers = max(data.num_workers for data in self.tasks.values())
         self.num_classes = sum(self.outputs.values())
         self.classes = tuple(f"{task}: {name}" for task, data in self.tasks.items() for name in data.classes)
         self.train_set = _Union({task: as_dataset(data.train_set) for task, data in self.tasks.items()})
@@ -87,29 +88,13 @@ class MultiTask(ClassificationData):
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of all tasks."""
-        self._hand_trainer_on()
+    def _sampler(self, dataset: BatchDataset, *, train: bool) -> DistributedSampler[Any]:
+        """Of the training; each task evaluates on its own."""
+        assert train
         replicas, rank = self._place()
-        union = cast(_Union, self.train_set)
         each, more = divmod(self.batch_size, len(self.tasks))
         shares = [each + (i < more) for i in range(len(self.tasks))]
-        sampler = _EqualShares(union, shares, replicas, rank, self.seed)
-        if not len(sampler):
-            raise DataError(
-                f"batch_size {self.batch_size} is larger than the {len(union) // replicas} training samples of a rank: "
-                "lower batch_size"
-            )
-        return DataLoader(
-            union,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            collate_fn=as_is,
-            num_workers=(workers := max(data.num_workers for data in self.tasks.values())),
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return _EqualShares(cast(_Union, dataset), shares, replicas, rank, self.seed)
 
     def val_dataloader(self) -> Any:
         """For each task, batches of its test split."""
@@ -188,6 +173,6 @@ class _EqualShares(DistributedSampler[Any]):
         """The places `begin` to `begin + count` of the endless row of a task's orders."""
         orders = []
         for turn in range(begin // size, (begin + count - 1) // size + 1):
-            generator = torch.Generator().manual_seed(int(digest(self.seed, task, turn)[:15], 16))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, task, turn))
             orders.append(torch.randperm(size, generator=generator))
         return torch.cat(orders)[begin % size :][:count]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.data.base import Axis, Batch, ClassificationData, DataError, digest
+from diffstride.data.base import Axis, Batch, ClassificationData, DataError, as_float, digest
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,10 @@ class Inputs:
         """Mean and standard deviation of what waves (16-bit or float) are seen as; there is one channel."""
         count, total, squares = 0, 0.0, 0.0
         for block in torch.split(waves, 32):  # spectrograms of all at once would take gigabytes
-            inputs = self.views(block.float() / 32768 if block.dtype == torch.int16 else block).double()
-            count, total, squares = (
-                count + inputs.numel(),
-                total + float(inputs.sum()),
-                squares + float(inputs.square().sum()),
-            )
+            inputs = self.views(as_float(block)).double()
+            count += inputs.numel()
+            total += float(inputs.sum())
+            squares += float(inputs.square().sum())
         mean = total / count
         deviation = math.sqrt(max(0.0, squares / count - mean**2))
         return torch.tensor([mean]), torch.tensor([max(deviation, 1e-6)])

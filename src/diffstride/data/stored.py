@@ -55,7 +55,7 @@ class Decoder(Protocol):
 class StoredData(ClassificationData):
     """Base of sets of files with one class each: finds splits, columns and classes; then decodes, or streams.
 
-    A subclass has a `decoder`, and may override `settle` and `streamed_statistics`. The arguments are documented there.
+    A subclass has a `decoder`, and implements `settle` and both statistics. The arguments are documented there.
     """
 
     decoder: Decoder
@@ -181,6 +181,8 @@ class _Source:
             rows = self.rows(name) if name.split("[")[0] in self.names else None
         except KeyError:  # a part of a split, of which only `datasets` knows
             rows = None
+        except ValueError:  # how `datasets` answers for a split without rows
+            rows = ()
         if rows is None:
             raise DataError(
                 f"{self.path} has no split {name!r}: set train_split and test_split to {_either(self.names)}"
@@ -225,16 +227,7 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
             f"test.parquet or with train/<class>/<{decoder.noun}> and test/<class>/<{decoder.noun}>"
         ) from error
     names = [str(name) for name in builder.info.splits]
-
-    def rows(name: str) -> datasets.Dataset:
-        try:
-            return builder.as_dataset(name)
-        except ValueError as error:  # which it says of a split without rows
-            raise DataError(
-                f"the {name} split of {path} is empty: set train_split or test_split to another one"
-            ) from error
-
-    return _Source(path, names, builder.info.features or rows(names[0]).features, rows)
+    return _Source(path, names, builder.info.features, builder.as_dataset)
 
 
 def _folder_of_sounds(path: str, folder: Path) -> _Source:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffstride.data.base import Batch, DataError, digest
+from diffstride.data.base import Batch, DataError, seed_of
 from diffstride.data.sound import LogMel, SoundData
 
 # Amplitudes of the harmonics 1, 2, 3, ..
@@ -107,7 +107,7 @@ class SyntheticSounds(SoundData):
 
     def _draw(self, split: str, count: int) -> Batch:
         # Tasks that are learned together have sounds of their own.
-        generator = torch.Generator().manual_seed(int(digest(self.seed, self.task, split)[:15], 16))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.task, split))
 
         def choice(options: int) -> Tensor:
             return torch.randint(options, (count,), generator=generator)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions, make_classifier
+from diffstride.models.network import Network, draw_convolutions, make_classifier, widened
 from diffstride.nn.learnable import LearnableStrides
 
 _CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
@@ -177,7 +177,7 @@ class WaveformCNN(Network):
 def _widened(channels: Sequence[int], width: float) -> list[int]:
     if not width > 0:
         raise ValueError(f"width must be > 0, got {width}")
-    return [max(1, round(width * c)) for c in channels]
+    return [widened(c, width) for c in channels]
 
 
 def _check_strides(strides: Sequence[Stride], count: int) -> None:

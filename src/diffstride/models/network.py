@@ -44,6 +44,11 @@ def make_classifier(in_features: int, num_classes: int | Mapping[str, int]) -> n
     return nn.Linear(in_features, num_classes) if isinstance(num_classes, int) else Heads(in_features, num_classes)
 
 
+def widened(channels: int, width: float) -> int:
+    """A number of channels times the width: rounded, one at least."""
+    return max(1, round(width * channels))
+
+
 def draw_convolutions(network: nn.Module) -> None:
     """Draw the weights of convolutions as He et al. 2015, Eq. 14 do: normal, of variance ``2 / fan_out``.
 

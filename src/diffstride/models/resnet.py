@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions, make_classifier
+from diffstride.models.network import Network, draw_convolutions, make_classifier, widened
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -167,14 +167,11 @@ class ResNet(Network):
             )
         stem_stride, *stage_strides = [None] * (places - len(entries)) + entries
 
-        def scaled(channels: int) -> int:
-            return max(1, round(width * channels))
-
-        channels = scaled(arch.channels[0])
+        channels = widened(arch.channels[0], width)
         self.stem = _stem(stem, in_channels, channels, stem_stride, preactivation, downsample, downsample_options)
         stages = []
         for blocks, base, stage_stride in zip(arch.blocks, arch.channels, stage_strides, strict=True):
-            widths = [scaled(base)] * (len(arch.kernels) - 1) + [scaled(base) * arch.expansion]
+            widths = [widened(base, width)] * (len(arch.kernels) - 1) + [widened(base, width) * arch.expansion]
             stage = []
             for i in range(blocks):
                 stage.append(

@@ -23,7 +23,7 @@ from diffstride._check import UserError
 from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, to_onnx
 from diffstride.nn import learnable_layers
 from diffstride.studies.bench import WARMUP, Contestant, alternate
-from diffstride.studies.parser import CommandParser
+from diffstride.studies.parser import CommandParser, by, check_new_file
 from diffstride.tracking import InputSizes
 from diffstride.training.callbacks import provenance
 from diffstride.training.fit import quiet
@@ -64,7 +64,7 @@ def export(arguments: Sequence[str]) -> None:
     with console.status(f"writing {options.target}"):
         written = to_onnx(run.network, example, options.target)
     console.print(
-        f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {_by(shape)}; on random inputs onnxruntime "
+        f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(shape)}; on random inputs onnxruntime "
         f"differs from the network by {written.error:.0e}, relative",
         soft_wrap=True,
         highlight=False,
@@ -95,8 +95,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
         network(example)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the network cannot take inputs of {_by(example.shape[1:])} (--input says another shape): "
-            f"{one_line(error)}"
+            f"the network cannot take inputs of {by(example.shape[1:])} (--input says another shape): {one_line(error)}"
         ) from error
     finally:
         sizes.close()
@@ -105,7 +104,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for name, layer in learnable_layers(network):
         size = sizes.sizes.get(name)
-        maps = "not reached" if size is None else f"{_by(size)} → {_by(layer.output_size(size))}"
+        maps = "not reached" if size is None else f"{by(size)} → {by(layer.output_size(size))}"
         table.add_row(name, _list(layer.initial_strides), _list(layer.strides), maps)
     return table
 
@@ -137,7 +136,7 @@ def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console
             random.Random(0),
             after_round=lambda: progress.advance(task),
         )
-    table = Table(title=f"Latency of a batch of {_by(example.shape)}: median and quartiles")
+    table = Table(title=f"Latency of a batch of {by(example.shape)}: median and quartiles")
     for heading in ("model", "runtime", "ms", "over as trained"):
         table.add_column(heading, justify="right" if heading in ("ms", "over as trained") else "left")
     reference = statistics.median(seconds["0"])
@@ -211,12 +210,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--batch must be at least 1, got {options.batch}")
     if options.repeats < 0 or options.repeats == 1:
         raise UserError(f"--repeats must be at least 2, for quartiles, or 0, got {options.repeats}")
-    if not options.target.parent.is_dir():
-        raise UserError(f"there is no folder {options.target.parent}: make it, or give another path")
-    if options.target.is_dir():
-        raise UserError(f"{options.target} is a folder: give the path of a file")
-    if options.target.exists() and not options.force:
-        raise UserError(f"{options.target} is there already: give another path, or --force to replace it")
+    check_new_file(options.target, options.force)
     return options
 
 
@@ -228,10 +222,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"must be whole numbers with commas, as in 3,32,32, got {text!r}")
     return shape
-
-
-def _by(size: Sequence[int]) -> str:
-    return "×".join(map(str, size))
 
 
 def _list(strides: Sequence[float]) -> str:

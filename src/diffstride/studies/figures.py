@@ -21,6 +21,7 @@ from diffstride.studies.insight import Resolution, executed, input_windows, reso
 from diffstride.studies.results import (
     METHODS,
     Row,
+    Statistic,
     by_task,
     first_cutoff,
     groups,
@@ -174,17 +175,13 @@ def _resolution(folder: Path, rows: Sequence[Row]) -> str | None:
 
 def _accuracies(folder: Path, rows: Sequence[Row]) -> str | None:
     panels: dict[str, dict[str, dict[str, plotting.Spread]]] = {}
-    split = by_task(rows)
-    for setting in dict.fromkeys(row.axes.get("setting", "") for row in split):
-        panel = panels.setdefault(f"{setting}-task" if setting in ("single", "multi") else str(setting), {})
-        for row in split:
-            if row.axes.get("setting", "") != setting or "task" not in row.axes:
-                continue
-            alike = [r for r in split if {**r.axes, "seed": None} == {**row.axes, "seed": None}]
-            if found := statistic(alike, lambda result: result["accuracy"]):
-                spread = plotting.Spread(found.mean, math.nan if found.sd is None else found.sd)
-                panel.setdefault(_series(row, rows), {})[str(row.axes["task"])] = spread
-    panels = {name: panel for name, panel in panels.items() if panel}
+    for group in groups(by_task(rows)).values():
+        axes = group[0].axes
+        accuracy = statistic(group, lambda result: result["accuracy"])
+        if "task" in axes and accuracy is not None:
+            setting = str(axes.get("setting", ""))
+            panel = panels.setdefault(f"{setting}-task" if setting in ("single", "multi") else setting, {})
+            panel.setdefault(_series(group[0], rows), {})[str(axes["task"])] = _spread(accuracy)
     if not panels:
         return "no run with a task is done"
     for series in panels.values():
@@ -208,12 +205,14 @@ def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
             group = [row for row, name in zip(rows, names, strict=True) if name == task]
             for kind, name in (("exact", "exact"), ("whole_bins", "in whole bins, as the paper has it")):
                 if found := statistic(group, partial(first_cutoff, kind, i)):
-                    panel.setdefault(name, {})[task] = plotting.Spread(
-                        found.mean, math.nan if found.sd is None else found.sd
-                    )
+                    panel.setdefault(name, {})[task] = _spread(found)
     title = f"Cut-off frequencies of the first layer, mean and deviation over {_seeds(rows)}"
     plotting.cutoff_points(panels, folder / "cutoffs", title=title)
     return None
+
+
+def _spread(found: Statistic) -> plotting.Spread:
+    return plotting.Spread(found.mean, math.nan if found.sd is None else found.sd)
 
 
 def _spectrogram(folder: Path, rows: Sequence[Row]) -> str | None:

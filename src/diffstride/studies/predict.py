@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from diffstride._check import UserError, WorkError
 from diffstride.data import ClassificationData, DataError, MultiTask
-from diffstride.studies.parser import CommandParser
+from diffstride.data.base import mean_of_views
+from diffstride.studies.parser import CommandParser, by, check_new_file
 from diffstride.training.fit import quiet
 from diffstride.training.saved import load_data, load_run
 
@@ -81,7 +82,7 @@ class Predictor:
             inputs, _ = data.prepare_batch((data.read(file)[None].to(self.device), torch.zeros(1, dtype=torch.int64)))
             if inputs.shape[1:] != data.sample_shape:
                 raise DataError(
-                    f"{file}: it is {_by(inputs.shape[1:])} but the network was trained on {_by(data.sample_shape)}: "
+                    f"{file}: it is {by(inputs.shape[1:])} but the network was trained on {by(data.sample_shape)}: "
                     "resize it, or train with data.image_size"
                 )
             found[task] = inputs
@@ -94,7 +95,7 @@ class Predictor:
         for task, data in self.tasks.items():
             logits: Any = self.network(torch.cat([inputs[task] for inputs in files.values()]))
             own: Tensor = logits[task] if task else logits
-            probabilities = own.float().reshape(len(files), -1, own.shape[-1]).mean(1).softmax(-1)
+            probabilities = mean_of_views(own.float(), len(files)).softmax(-1)
             best = probabilities.topk(min(self.top, own.shape[-1]))
             for file, values, places in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):
                 for rank, (value, place) in enumerate(zip(values, places, strict=True), 1):
@@ -200,14 +201,5 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if options.csv is not None:
-        if not options.csv.parent.is_dir():
-            raise UserError(f"there is no folder {options.csv.parent}: make it, or give another path")
-        if options.csv.is_dir():
-            raise UserError(f"{options.csv} is a folder: give the path of a file")
-        if options.csv.exists() and not options.force:
-            raise UserError(f"{options.csv} is there already: give another path, or --force to replace it")
+        check_new_file(options.csv, options.force)
     return options
-
-
-def _by(size: Sequence[int]) -> str:
-    return "×".join(map(str, size))

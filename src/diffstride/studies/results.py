@@ -173,7 +173,7 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
             have to count; `title`.
     """
     where = table.get("where", {})
-    rows = [row for row in by_task(rows) if all(row.axes.get(axis) == value for axis, value in where.items())]
+    rows = _that_count(by_task(rows), where)
     down, across = table["rows"], table["columns"]
     get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
     lines = _distinct(row.axes[down] for row in rows if down in row.axes)
@@ -214,12 +214,12 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         rows: of the study; those without cut-off frequencies do not count.
         table: as for :func:`pivot`, without `columns`; a run without the axis `rows` is of all its values at once.
     """
-    where, down = table.get("where", {}), table["rows"]
-    rows = [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
-    rows = [row for row in rows if row.result is not None and row.result.get("cutoffs")]
-    units: dict[str, str] = next((row.result["axes"] for row in rows if row.result is not None), {})
+    down = table["rows"]
+    rows = [row for row in _that_count(rows, table.get("where", {})) if (row.result or {}).get("cutoffs")]
+    axes = [(row.result or {})["axes"] for row in rows]
+    units: dict[str, str] = axes[0] if axes else {}
+    rows = [row for row, own in zip(rows, axes, strict=True) if own == units]  # not of waveforms and spectrograms
     # Table 2 writes some tasks with other capitals than Table 1.
-    rows = [row for row in rows if row.result is not None and row.result["axes"] == units]  # not of waveforms too
     paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
     header = [down]
     for axis in units:
@@ -243,6 +243,11 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {_seeds(rows)}"
     )
     return Table(title, tuple(header), tuple(body))
+
+
+def _that_count(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
+    """Those with the values that a table asks for."""
+    return [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
 
 
 def line_of(row: Row, axis: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -16,11 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffstride._check import UserError
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
+from diffstride.data.base import Batch, mean_of_views
 from diffstride.models import Network
 from diffstride.nn import Exploration, learnable_layers, param_groups
 from diffstride.training.explore import ExploreStrides
-
-Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Classifier(LightningModule):
@@ -188,8 +187,7 @@ class Classifier(LightningModule):
         parts = _by_task(batch)
         logits = self._logits(parts)
         for task, (_, labels) in parts.items():
-            views = logits[task].reshape(len(labels), -1, logits[task].shape[-1])
-            own = views.mean(1)
+            own = mean_of_views(logits[task], len(labels))
             correct = (own.argmax(-1) == labels).float().mean()
             options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True, "add_dataloader_idx": False}
             self.log("/".join(filter(None, ("val/loss", task))), F.cross_entropy(own, labels), **options)
