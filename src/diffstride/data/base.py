@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -87,9 +88,10 @@ class ClassificationData(LightningDataModule):
 
     A subclass implements `load`, and may override `augment` (training only, on the device) and `prepare_evaluation`
     (where training changes the shape of inputs). The rest is done here: the order of training is a function of the seed
-    and the epoch alone, ranks get disjoint shards, random augmentation is a function of the seed, the number of the
-    batch and the rank, and inputs are normalised on the device. What a trained network needs to know of its data, such
-    as the names of the classes, goes into checkpoints.
+    and the epoch alone, a training that was cut off within an epoch goes on with the batch that follows, ranks get
+    disjoint shards, random augmentation is a function of the seed, the number of the batch and the rank, and inputs are
+    normalised on the device. What a trained network needs to know of its data, such as the names of the classes, goes
+    into checkpoints.
 
     `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
     sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
@@ -243,22 +245,68 @@ class ClassificationData(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _sampler(self, dataset: BatchDataset, *, train: bool) -> DistributedSampler[Any]:
+    def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
         replicas, rank = self._place()
-        return DistributedSampler(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train)
+        return Shard(dataset, replicas, rank, shuffle=train, seed=self.seed, drop_last=train)
 
     def _loader(self, split: Batch | BatchDataset, *, train: bool) -> DataLoader[Batch]:
         dataset = as_dataset(split)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=self._sampler(dataset, train=train),
-            drop_last=train,
-            collate_fn=as_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "sampler": self._sampler(dataset, train=train),
+            "drop_last": train,
+            "collate_fn": as_is,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if train and self.trainer is not None:
+            return _TrainLoader(self.trainer, dataset, **options)
+        return DataLoader(dataset, **options)
+
+
+class Shard(DistributedSampler[Any]):
+    """One rank's share of a data set, in torch's order; an epoch may begin behind its first samples.
+
+    Attributes:
+        begin: samples that the next epoch leaves out, since they were trained on before an interruption.
+    """
+
+    begin = 0
+
+    def __iter__(self) -> Iterator[int]:
+        """The order from `begin` on; the epoch after it is whole again."""
+        begin, self.begin = self.begin, 0
+        return islice(self.order(), begin, None)
+
+    def order(self) -> Iterator[int]:
+        """The whole order of the present epoch."""
+        return super().__iter__()
+
+
+class _TrainLoader(DataLoader[Batch]):
+    """A loader that checkpoints know the place of, by Lightning's protocol.
+
+    The place is where the training is, not how far batches have been loaded ahead of it.
+    """
+
+    sampler: Shard
+
+    def __init__(self, trainer: Trainer, dataset: BatchDataset, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, int]:
+        """Epochs and batches behind the training."""
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        epoch, batches = divmod(batches, int(self._trainer.num_training_batches))
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin there. Workers ask for the order before Lightning says which epoch it is."""
+        assert self.batch_size is not None
+        self.sampler.set_epoch(state_dict["epoch"])
+        self.sampler.begin = state_dict["batches"] * self.batch_size
 
 
 @contextmanager

@@ -7,9 +7,18 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
 
-from diffstride.data.base import Axis, Batch, BatchDataset, ClassificationData, DataError, as_dataset, digest, seed_of
+from diffstride.data.base import (
+    Axis,
+    Batch,
+    BatchDataset,
+    ClassificationData,
+    DataError,
+    Shard,
+    as_dataset,
+    digest,
+    seed_of,
+)
 
 Batches: TypeAlias = dict[str, Batch]
 
@@ -88,7 +97,7 @@ class MultiTask(ClassificationData):
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
 
-    def _sampler(self, dataset: BatchDataset, *, train: bool) -> DistributedSampler[Any]:
+    def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
         """Of the training; each task evaluates on its own."""
         assert train
         replicas, rank = self._place()
@@ -147,7 +156,7 @@ def _spacings(axes: Sequence[Axis]) -> str:
     return ", ".join(f"{axis.spacing:g} ({axis.name})" for axis in axes) or "none"
 
 
-class _EqualShares(DistributedSampler[Any]):
+class _EqualShares(Shard):
     """An order of a union's samples in which every batch has the same number of each task."""
 
     def __init__(self, union: _Union, shares: Sequence[int], replicas: int, rank: int, seed: int) -> None:
@@ -159,7 +168,7 @@ class _EqualShares(DistributedSampler[Any]):
         """The number of samples of this rank in an epoch."""
         return self.batches * sum(self.shares)
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Iterator[int]:
         """The epoch's samples: for each task, a part of an endless row of random orders."""
         columns = []
         for task, share in enumerate(self.shares):

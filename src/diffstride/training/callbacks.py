@@ -25,9 +25,28 @@ from diffstride._check import WorkError
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.data import ClassificationData
+from diffstride.data.base import seed_of
 from diffstride.nn import clamp_strides_, strides
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
+
+
+class SeedSteps(Callback):
+    """Make every random number of a step, that of dropout for example, a function of the seed, the step and the rank.
+
+    So a resumed training draws what one never interrupted does, and processes draw different numbers.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed torch, on all devices."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of an accumulated gradient differ
+        torch.manual_seed(seed_of(self.seed, batches, trainer.global_rank))
 
 
 class ClampStrides(Callback):

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
+from jsonargparse.typing import NonNegativeFloat
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -28,15 +28,24 @@ from lightning.pytorch.loggers import CSVLogger
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride._check import InterruptedWorkError, UserError
+from diffstride._check import InterruptedWorkError, UserError, WorkError
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import (
     ClampStrides,
     LiveCost,
+    SeedSteps,
     StopWhenDiverged,
     StrideHistory,
     StrideProgressBar,
     WriteResult,
+)
+from diffstride.training.checkpoints import (
+    DISK_ERRORS,
+    SaveWithinEpochs,
+    WholeFiles,
+    cannot_write,
+    last_readable,
+    read_checkpoint,
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
@@ -113,6 +122,12 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from; `last` is the run's own last"
         )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=NonNegativeFloat,
+            default=10.0,
+            help="between checkpoints within an epoch, at least; the end of each epoch has one",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -138,12 +153,13 @@ class FitCLI(LightningCLI):
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            self.resumed_step, self.resumed_state = saved["global_step"], saved["state_dict"]
-            epochs = saved["epoch"] + 1
-        except Exception as error:  # whatever a damaged file makes the unpickler say
-            raise UserError(f"{path} is not a readable checkpoint: resume from another one in {path.parent}") from error
+        if config.ckpt_path == "last":
+            path = last_readable(path)
+        saved = read_checkpoint(path)
+        if "loops" not in saved:
+            raise UserError(f"{path} has weights alone: resume from a checkpoint that `diffstride fit` left")
+        self.resumed_step, self.resumed_state = saved["global_step"], saved["state_dict"]
+        epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         trainer = config.trainer
         for option, done in ("max_steps", self.resumed_step), ("max_epochs", epochs):
             over = (trainer[option] or -1) != -1 and done >= trainer[option]
@@ -158,14 +174,17 @@ class FitCLI(LightningCLI):
         folder = self.run_folder
         self.result = WriteResult(folder)
         trainer = self._get(self.config_init, "trainer")
+        checkpoints = folder / "checkpoints"
         callbacks = [
-            ModelCheckpoint(folder / "checkpoints", filename="{epoch}", save_last=True, enable_version_counter=False),
+            ModelCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
+            SeedSteps(self.config.seed_everything),
             ClampStrides(),
             StopWhenDiverged(),
             StrideHistory(folder / "strides.csv"),
             LiveCost(),
             self.result,
+            SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),  # behind all that write rows
         ]
         if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
@@ -175,8 +194,13 @@ class FitCLI(LightningCLI):
             ContinuedCSVLogger(folder, name="", version=""),
             LiveView(folder, self.resumed_step),
         ]
-        callbacks = [*(trainer.get("callbacks") or []), *callbacks]
-        return super().instantiate_trainer(logger=loggers, callbacks=callbacks, default_root_dir=str(folder), **kwargs)
+        return super().instantiate_trainer(
+            logger=loggers,
+            callbacks=[*(trainer.get("callbacks") or []), *callbacks],
+            plugins=[*_as_list(trainer.get("plugins")), WholeFiles()],
+            default_root_dir=str(folder),
+            **kwargs,
+        )
 
     def run(self) -> None:
         """Train, evaluate what was trained, write the result."""
@@ -188,6 +212,10 @@ class FitCLI(LightningCLI):
             resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
             cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
             raise InterruptedWorkError(f"interrupted: {cure}") from stop
+        except OSError as error:  # of a disk, whatever wrote there
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise WorkError(cannot_write(error, None, self.run_folder / "checkpoints")) from error
         if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         self.result.write(self.trainer, self.model)
@@ -207,6 +235,10 @@ class FitCLI(LightningCLI):
         drop_rows = rank_zero_only(tracking.drop_rows_from)
         drop_rows(self.run_folder / "metrics.csv", self.resumed_step)
         drop_rows(self.run_folder / "strides.csv", self.resumed_step + 1)
+
+
+def _as_list(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from diffstride._check import UserError
 from diffstride.data import ClassificationData
+from diffstride.training.checkpoints import read_checkpoint
 from diffstride.training.classifier import Classifier
 
 
@@ -47,7 +47,7 @@ def load_run(given: Path) -> Run:
         network = build_classifier(config["model"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe a network: {one_line(error)}") from error
-    state = _content(checkpoint)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     try:
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
     except RuntimeError as error:
@@ -67,21 +67,12 @@ def load_data(given: Path) -> ClassificationData:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
-        data.load_state_dict(_content(checkpoint)[type(data).__qualname__])
+        data.load_state_dict(read_checkpoint(checkpoint)[type(data).__qualname__])
     except KeyError as error:
         raise UserError(
             f"{checkpoint} does not know its data's classes, as those of earlier versions did not: train once more"
         ) from error
     return data
-
-
-def _content(checkpoint: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        content["state_dict"]
-    except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(f"{checkpoint} is not a readable checkpoint: give another one of the run") from error
-    return content
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
