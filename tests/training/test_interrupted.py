@@ -1,17 +1,21 @@
 """Killed, or out of disk: what was reached is kept, and a resumed run ends as one that was never interrupted."""
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import ended, killed_again_and_again, start, warm_up
 from PIL import Image
 
-from killing import ended, killed_again_and_again, start, warm_up
-
-pytestmark = pytest.mark.long  # some seconds for each start
+from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride.training import Classifier, fit
+from diffstride.training.checkpoints import WholeFiles, read_checkpoint, read_last
+from diffstride.training.fit import train
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 OFTEN = ["--checkpoint_minutes", "0", "--trainer.log_every_n_steps", "2", "--trainer.enable_progress_bar", "false"]
@@ -24,7 +28,7 @@ BANDS = [
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """Arguments of a training on images from files, loaded by workers, augmented, with dropout and a budget."""
+    """Arguments of a training on images from files, augmented, with dropout and a budget."""
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(tmp_path / "cache"))
     draw = np.random.default_rng(0)
     for split, count in ("train", 60), ("test", 12):
@@ -34,10 +38,10 @@ def pictures(tmp_path, monkeypatch):
             Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     return [
         *OFTEN, "--data", "ImageData", "--data.path", str(tmp_path / "set"), "--data.batch_size", "8",
-        "--data.cache", "false", "--data.num_workers", "2", "--data.augment.pad_crop", "2",
+        "--data.cache_gb", "0", "--data.augment.pad_crop", "2",
         "--data.augment.flip", "true", "--data.augment.mixup", "0.2",
         "--model.network", "killing.Dropped", "--model.network.num_classes", "3", "--model.network.in_channels", "3",
-        "--model.learning_rates", "[0.05]", "--model.budget", "0.5", "--trainer.max_epochs", "3",
+        "--model.learning_rates", "[0.05]", "--model.budget", "1.5", "--trainer.max_epochs", "3",
         "--trainer.accumulate_grad_batches", "2", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
 
@@ -75,13 +79,88 @@ def through_kills(arguments, tmp_path, kills, seed=0):
     return counts
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 3 and 6, the latter as `last.ckpt`."""
+    for name, step in ("epoch=0", 3), ("last", 6):
+        content = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": step, "epoch": 0}
+        WholeFiles().save_checkpoint(content, tmp_path / f"{name}.ckpt")
+    return tmp_path
+
+
+def flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-100], flip, lambda c: b""], ids=["cut off", "one bit", "empty"])
+def test_a_damaged_checkpoint_is_told_and_the_last_good_one_named(folder, damage, capsys):
+    last, other = folder / "last.ckpt", folder / "epoch=0.ckpt"
+    last.write_bytes(damage(last.read_bytes()))
+    with pytest.raises(UserError, match=r"last\.ckpt is not a readable .* last good one is .*epoch=0\.ckpt \(step 3\)"):
+        read_checkpoint(last)
+    path, content = read_last(last)
+    assert (path, content["global_step"]) == (other, 3)
+    assert capsys.readouterr().err == f"diffstride: {last} is damaged: going on from epoch=0.ckpt (step 3)\n"
+    other.write_bytes(damage(other.read_bytes()))
+    for read in read_checkpoint, read_last:
+        with pytest.raises(UserError, match="there is no other in"):
+            read(last)
+
+
+@pytest.mark.parametrize("fails", ["write", "flush", "move"])
+def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_names_it(folder, monkeypatch, fails):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half(content, file):
+        file.write(b"half")
+        refuse()
+
+    target, name, function = {
+        "write": (torch, "save", half),
+        "flush": (os, "fsync", refuse),
+        "move": (Path, "replace", refuse),
+    }[fails]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, function)
+        with pytest.raises(
+            WorkError, match=r"cannot write .*last\.ckpt \(No space left on device\): .* last \(step 6\)"
+        ):
+            WholeFiles().save_checkpoint({"state_dict": {}, "global_step": 9, "epoch": 0}, folder / "last.ckpt")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("step", [2, 7])
+def test_an_epoch_that_was_cut_off_goes_on_with_the_batch_that_follows(pictures, tmp_path, monkeypatch, workers, step):
+    """Steps 2 and 7 are within the first epoch and the second, of 4 steps."""
+    arguments = [*pictures, "--data.num_workers", workers, "--trainer.max_epochs", "2", "--runs", str(tmp_path)]
+    train([*arguments, "--name", "whole"])
+
+    class CutOff(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == step:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", CutOff)
+        with pytest.raises(InterruptedWorkError, match="--ckpt_path last"):
+            train([*arguments, "--name", "killed"])
+    train([*arguments, "--name", "killed", "--ckpt_path", "last"])
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("more", [[], ["--model.exploration", "Sweep"]], ids=["bands", "sweep"])
 def test_a_run_killed_at_random_moments_ends_as_one_never_interrupted(tmp_path, more):
     at_work, _ = through_kills([*BANDS, *more], tmp_path, 6)
     assert at_work >= 2
 
 
-def test_so_does_one_with_workers_augmentation_dropout_budget_and_accumulated_gradients(pictures, tmp_path):
+@pytest.mark.long
+def test_so_does_one_with_augmentation_dropout_budget_and_accumulated_gradients(pictures, tmp_path):
     at_work, _ = through_kills(pictures, tmp_path, 6, seed=1)
     assert at_work >= 2
 

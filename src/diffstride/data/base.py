@@ -266,18 +266,18 @@ class ClassificationData(LightningDataModule):
 
 
 class Shard(DistributedSampler[Any]):
-    """One rank's share of a data set, in torch's order; an epoch may begin behind its first samples.
+    """One rank's share of a data set, in torch's order; an epoch that was cut off begins where it was.
 
     Attributes:
-        begin: samples that the next epoch leaves out, since they were trained on before an interruption.
+        cut_off: an epoch, and how many of its samples were trained on before an interruption.
     """
 
-    begin = 0
+    cut_off: tuple[int, int] = (0, 0)
 
     def __iter__(self) -> Iterator[int]:
-        """The order from `begin` on; the epoch after it is whole again."""
-        begin, self.begin = self.begin, 0
-        return islice(self.order(), begin, None)
+        """The order, without the samples that have had their turn. Lightning asks more than once before a training."""
+        epoch, done = self.cut_off
+        return islice(self.order(), done if epoch == self.epoch else 0, None)
 
     def order(self) -> Iterator[int]:
         """The whole order of the present epoch."""
@@ -306,7 +306,7 @@ class _TrainLoader(DataLoader[Batch]):
         """Begin there. Workers ask for the order before Lightning says which epoch it is."""
         assert self.batch_size is not None
         self.sampler.set_epoch(state_dict["epoch"])
-        self.sampler.begin = state_dict["batches"] * self.batch_size
+        self.sampler.cut_off = state_dict["epoch"], state_dict["batches"] * self.batch_size
 
 
 @contextmanager

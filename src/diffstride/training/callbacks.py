@@ -197,6 +197,7 @@ class WriteResult(Callback):
         self._ends: list[float] = []
         self._seconds = 0.0
         self._initial: dict[str, tuple[float, ...]] = {}
+        self._metrics: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time, and the strides of a run that is not resumed."""
@@ -206,20 +207,29 @@ class WriteResult(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"initial": self._initial, "seconds": time.perf_counter() - self._start}
+        return {
+            "initial": self._initial,
+            "seconds": time.perf_counter() - self._start,
+            "validated_step": self.validated_step,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The strides at the start of the run that is resumed, and the time it has taken."""
+        """Of the run that is resumed: the strides at its start, the time it has taken, what was evaluated last."""
         self._initial, self._seconds = state_dict["initial"], state_dict["seconds"]
+        # Checkpoints of earlier versions have no evaluation: it is done again.
+        self.validated_step, self._metrics = state_dict.get("validated_step", -1), state_dict.get("metrics", {})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take the time of the step, its data included."""
         self._ends.append(time.perf_counter())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note which step the accuracy belongs to."""
+        """Note the accuracy, and the step it belongs to."""
         if not trainer.sanity_checking:
             self.validated_step = trainer.global_step
+            found = trainer.callback_metrics.items()
+            self._metrics = {name: float(value) for name, value in found if name.startswith("val/")}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the time."""
@@ -241,11 +251,10 @@ class WriteResult(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         macs = _macs(trainer, module)
         steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         return {
-            "accuracy": metrics.get("val/accuracy"),
-            "accuracies": _by_task(metrics, "val/accuracy/"),
-            "loss": metrics.get("val/loss"),
+            "accuracy": self._metrics.get("val/accuracy"),
+            "accuracies": _by_task(self._metrics, "val/accuracy/"),
+            "loss": self._metrics.get("val/loss"),
             "axes": {axis.name: axis.unit for axis in data.axes},
             "strides_initial": self._initial,
             "strides": strides(network),

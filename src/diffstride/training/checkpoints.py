@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from diffstride._check import UserError, WorkError
 
@@ -45,8 +46,11 @@ class WholeFiles(TorchCheckpointIO):
             raise WorkError(cannot_write(cause, path, path.parent)) from error
 
 
-class SaveWithinEpochs(Callback):
+class SaveWithinEpochs(Checkpoint):
     """Keep `last.ckpt` of a long epoch recent, so that little is lost with the machine.
+
+    A `Checkpoint`, which Lightning calls behind all other callbacks, the model's own too: what these do after a step is
+    in it.
 
     The first process looks at its clock once in `log_every_n_steps` steps, and the others follow it. The step after
     one that is logged is taken: the row of a step is written behind this hook, and would be lost with a process that
@@ -59,11 +63,10 @@ class SaveWithinEpochs(Callback):
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.minutes = path, minutes
-        self._step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._saved = time.monotonic()
+        self._saved, self._step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time, after a step of the optimiser."""
@@ -89,42 +92,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return _read(path)
     except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(f"{path} is not a readable checkpoint: {_or_another(path)}") from error
+        raise UserError(f"{path} is not a readable checkpoint: {_other_than(path)}") from error
 
 
-def last_readable(path: Path) -> Path:
-    """`path`, or where it is damaged the last good checkpoint beside it, which is said on standard error.
+def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint at `path`; where it is damaged, the last good one beside it, which standard error says.
 
     Raises:
         UserError: there is none.
     """
     try:
-        _read(path)
-    except Exception as error:  # as above
-        good = _good_ones(path.parent, but=path)
-        if not good:
-            raise UserError(f"{path} is not a readable checkpoint: {_or_another(path)}") from error
-        step, other = good[-1]
-        _say(f"{path} is damaged: going on from {other.name} (step {step})")
-        return other
-    return path
+        return path, read_checkpoint(path)
+    except UserError:
+        if (good := _last_good(path.parent)) is None:
+            raise
+    other, content = good
+    _say(f"{path} is damaged: going on from {other.name} (step {content['global_step']})")
+    return good
 
 
 DISK_ERRORS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
-    if name in vars(errno)
-}
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+}  # fmt: skip
 
 
 def cannot_write(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
     """What a disk has refused, and how to go on: the last good checkpoint of a folder."""
     said = f"cannot write {path or error.filename or 'to disk'} ({error.strerror}): make room or give leave to write, "
-    good = _good_ones(checkpoints)
-    if not good:
+    if (good := _last_good(checkpoints)) is None:
         return f"{said}and start again; there is no checkpoint yet"
-    step, last = good[-1]
-    return f"{said}and resume with --ckpt_path {'last' if last.name == 'last.ckpt' else last} (step {step})"
+    last, content = good
+    name = "last" if last.name == "last.ckpt" else last
+    return f"{said}and resume with --ckpt_path {name} (step {content['global_step']})"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -136,25 +135,20 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _or_another(path: Path) -> str:
-    good = _good_ones(path.parent, but=path)
-    if not good:
-        return f"there is no other in {path.parent}"
-    step, other = good[-1]
-    return f"the last good one is {other} (step {step})"
+def _other_than(damaged: Path) -> str:
+    if (good := _last_good(damaged.parent)) is None:
+        return f"there is no other in {damaged.parent}"
+    other, content = good
+    return f"the last good one is {other} (step {content['global_step']})"
 
 
-def _good_ones(folder: Path, but: Path | None = None) -> list[tuple[int, Path]]:
-    """The folder's checkpoints that can be read, by their steps, `last.ckpt` behind another of the same step."""
+def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Of the folder's checkpoints that can be read, the one of most steps; of two, `last.ckpt`."""
     found = []
     for path in folder.glob("*.ckpt"):
-        if but is not None and path.name == but.name:
-            continue
-        try:
-            found.append((int(_read(path)["global_step"]), path.name == "last.ckpt", path))
-        except Exception:  # a damaged one is none of those
-            continue
-    return [(step, path) for step, _, path in sorted(found)]
+        with contextlib.suppress(Exception):  # a damaged one is none of those
+            found.append((path, _read(path)))
+    return max(found, key=lambda one: (one[1]["global_step"], one[0].name == "last.ckpt"), default=None)
 
 
 @rank_zero_only

@@ -44,20 +44,23 @@ class ExploreStrides(Callback):
         self.seed, self._sizes = state_dict["seed"], state_dict["sizes"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn how long the training is, and watch the sizes that reach the layers."""
+        """Watch the sizes that reach the layers."""
         if not pl_module.automatic_optimization:
             raise UserError(
                 "ExploreStrides needs automatic optimization, which says what a step is: call the exploration's "
                 "set_strides in training_step instead"
             )
-        steps = trainer.estimated_stepping_batches
-        if steps == math.inf:
-            raise UserError("exploration needs to know how many steps there are: set max_epochs or max_steps")
-        self._steps = max(1, int(steps))
         if self.seed is None:
             self.seed = trainer.strategy.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         if not self._sizes:
             self._inputs = InputSizes(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn how long the training is; asked sooner, Lightning sets up the data before a checkpoint is restored."""
+        steps = trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise UserError("exploration needs to know how many steps there are: set max_epochs or max_steps")
+        self._steps = max(1, int(steps))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the factors."""

@@ -44,8 +44,8 @@ from diffstride.training.checkpoints import (
     SaveWithinEpochs,
     WholeFiles,
     cannot_write,
-    last_readable,
     read_checkpoint,
+    read_last,
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
@@ -154,8 +154,9 @@ class FitCLI(LightningCLI):
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
         if config.ckpt_path == "last":
-            path = last_readable(path)
-        saved = read_checkpoint(path)
+            path, saved = read_last(path)
+        else:
+            saved = read_checkpoint(path)
         if "loops" not in saved:
             raise UserError(f"{path} has weights alone: resume from a checkpoint that `diffstride fit` left")
         self.resumed_step, self.resumed_state = saved["global_step"], saved["state_dict"]
@@ -184,7 +185,7 @@ class FitCLI(LightningCLI):
             StrideHistory(folder / "strides.csv"),
             LiveCost(),
             self.result,
-            SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),  # behind all that write rows
+            SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),
         ]
         if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
