@@ -37,14 +37,19 @@ def output_size(size, stride, smoothness, window="outer", multiple=1):
     return min(size, new)
 
 
-def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, math.inf)):
-    """The stride that a learnable layer uses on an axis of `size`."""
+def stride_range(size, smoothness, window="outer", basis="dft", bounds=(1.0, math.inf)):
+    """What a learnable layer clamps a stride to on an axis of `size`; where they cross, upper wins."""
     lower, upper = bounds
-    upper = min(upper, size / 2)
     if window == "outer":
         top = size // 2 if basis == "dft" else (size - 1) / 2
         room = 2 * (top - 1e-3 * smoothness)
         lower = max(lower, size / room) if room > 0 else math.inf
+    return lower, min(upper, size / 2)
+
+
+def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, math.inf)):
+    """The stride that a learnable layer uses on an axis of `size`."""
+    lower, upper = stride_range(size, smoothness, window, basis, bounds)
     if stride < lower:
         stride = lower
     if stride > upper:
@@ -52,46 +57,72 @@ def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, 
     return stride
 
 
+def mask_slope(size, stride, smoothness, window="outer", basis="dft"):
+    """How `mask` moves with the stride, one value per frequency; the ends of the ramp are part of it."""
+    frequencies = list(range(size // 2 + 1)) if basis == "dft" else [k / 2 for k in range(size)]
+    edge = size / (2 * stride)
+    edge_slope = -size / (2 * stride**2)
+    values = []
+    for f in frequencies:
+        if window == "inner" and edge / 2 <= smoothness:  # m = (edge - f) / (edge / 2)
+            values.append(2 * f / edge**2 * edge_slope if edge / 2 <= f <= edge else 0.0)
+        elif window == "inner":
+            values.append(edge_slope / smoothness if edge - smoothness <= f <= edge else 0.0)
+        else:
+            values.append(edge_slope / smoothness if edge <= f <= edge + smoothness else 0.0)
+    return values
+
+
+def inwards(gradient, stride, lower, upper):
+    """What the clamp lets through of a gradient: descent moves against it, and not further out of the range."""
+    if (stride <= lower and gradient > 0) or (stride >= upper and gradient < 0):
+        return 0.0
+    return gradient
+
+
 def resample_axis(x, new, weights, basis="dft", norm="forward"):
-    """Vector of N samples to `new` samples; `weights[i]` multiplies the i-th frequency. Sums over all frequencies."""
-    size = len(x)
+    """The last axis, from N samples to `new`; `weights[i]` multiplies the i-th frequency. Sums over all frequencies."""
+    x = np.asarray(x, dtype=np.float64)
+    size = x.shape[-1]
     i = np.arange(size)
     j = np.arange(new)
-    y = np.zeros(new)
+    y = np.zeros((*x.shape[:-1], new))
     if basis == "dct":
         for k in range(min(size, new)):
-            coefficient = np.sum(x * np.cos(np.pi * k * (2 * i + 1) / (2 * size))) / size
+            coefficient = np.sum(x * np.cos(np.pi * k * (2 * i + 1) / (2 * size)), -1, keepdims=True) / size
             y += (1 if k == 0 else 2) * weights[k] * coefficient * np.cos(np.pi * k * (2 * j + 1) / (2 * new))
     else:
-        spectrum = {
-            f: np.sum(x * np.exp(-2j * np.pi * f * i / size)) / size for f in range(-(size // 2), size // 2 + 1)
-        }
-        z = np.zeros(new, dtype=complex)
-        for f, value in spectrum.items():
+        z = y.astype(complex)
+        for f in range(-(size // 2), size // 2 + 1):
             if 2 * abs(f) > new:
                 continue
+            coefficient = np.sum(x * np.exp(-2j * np.pi * f * i / size), -1, keepdims=True) / size
             weight = weights[abs(f)]
             if 2 * abs(f) == size or 2 * abs(f) == new:
                 weight = weight / 2  # +N/2 and -N/2 are one frequency: half each
-            z += weight * value * np.exp(2j * np.pi * f * j / new)
-        assert np.allclose(z.imag, 0, atol=1e-9 * (1 + np.abs(x).max()))
+            z += weight * coefficient * np.exp(2j * np.pi * f * j / new)
+        assert np.allclose(z.imag, 0, atol=1e-9 * (1 + np.abs(x).max(initial=0)) * (1 + np.abs(weights).max()))
         y = z.real
     return y * (size / new) ** NORM_EXPONENT[norm]
+
+
+def matrix(size, new, weights, basis="dft", norm="forward"):
+    """`[new, size]`: what `resample_axis` makes of every unit vector."""
+    return resample_axis(np.eye(size), new, weights, basis, norm).T
+
+
+def along_axes(matrices, x):
+    """Each matrix along one of the last axes."""
+    for axis, one in enumerate(matrices, np.ndim(x) - len(matrices)):
+        x = np.moveaxis(np.tensordot(one, x, (1, axis)), 0, axis)
+    return x
 
 
 def resample(x, news, weights, basis="dft", norm="forward"):
     """The last `len(news)` axes of an array of any number of dimensions, one after another."""
     x = np.asarray(x, dtype=np.float64)
-    first = x.ndim - len(news)
-    for a, (new, weight) in enumerate(zip(news, weights, strict=True)):
-        axis = first + a
-        shape = [*x.shape[:axis], new, *x.shape[axis + 1 :]]
-        y = np.empty(shape)
-        others = [range(n) for d, n in enumerate(x.shape) if d != axis]
-        for index in product(*others):
-            where = (*index[:axis], slice(None), *index[axis:])
-            y[where] = resample_axis(x[where], new, weight, basis, norm)
-        x = y
+    for axis, (new, weight) in enumerate(zip(news, weights, strict=True), x.ndim - len(news)):
+        x = np.moveaxis(resample_axis(np.moveaxis(x, axis, -1), new, weight, basis, norm), -1, axis)
     return x
 
 
@@ -124,24 +155,66 @@ def spectral_resize(x, news, basis="dft", norm="forward"):
     return resample(x, news, ones, basis, norm)
 
 
-def convolve(x, weight, bias=None, padding=0, dilation=1, groups=1):
-    """Stride 1, zeros outside: `[B, C, *spatial]`, one number or one per axis for padding and dilation."""
+def convolve(x, weight, bias=None, padding=0, dilation=1, groups=1, padding_mode="zeros"):
+    """Stride 1, `[B, C, *spatial]`; one number or one per axis for dilation, one or one per axis and side for padding.
+
+    One tap after another, each a product of `[out, in]` with the samples it sees.
+    """
     x, weight = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
-    ndim = x.ndim - 2
-    padding = (padding,) * ndim if isinstance(padding, int) else padding
-    dilation = (dilation,) * ndim if isinstance(dilation, int) else dilation
-    out_channels, per_group = weight.shape[:2]
-    kernel = weight.shape[2:]
-    spatial = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(x.shape[2:], padding, dilation, kernel, strict=True)]
-    y = np.zeros((x.shape[0], out_channels, *spatial))
-    for o in range(out_channels):
-        first = o // (out_channels // groups) * per_group
-        for c in range(per_group):
-            for tap in product(*map(range, kernel)):
-                for place in product(*map(range, spatial)):
-                    at = [m + t * d - p for m, t, d, p in zip(place, tap, dilation, padding, strict=True)]
-                    if all(0 <= i < n for i, n in zip(at, x.shape[2:], strict=True)):
-                        y[(slice(None), o, *place)] += weight[(o, c, *tap)] * x[(slice(None), first + c, *at)]
-        if bias is not None:
-            y[:, o] += float(bias[o])
-    return y
+    at, windows = _taps(x.shape[2:], weight.shape[2:], padding, dilation, padding_mode)
+    samples = _with_zero(x)[..., at]
+    y = 0.0
+    for tap, window in windows:
+        seen = samples[(..., *window)]
+        y = y + np.concatenate(
+            [
+                np.einsum("oc,bc...->bo...", w, s)
+                for w, s in zip(np.split(weight[(..., *tap)], groups), np.split(seen, groups, 1), strict=True)
+            ],
+            axis=1,
+        )
+    return y if bias is None else y + np.asarray(bias).reshape(-1, *[1] * (x.ndim - 2))
+
+
+def convolve_adjoint(x, weight, upstream, padding=0, dilation=1, groups=1, padding_mode="zeros"):
+    """Gradients of `x`, `weight` and `bias` where that of the result is `upstream`: every tap of `convolve` again."""
+    x, weight = np.asarray(x, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+    at, windows = _taps(x.shape[2:], weight.shape[2:], padding, dilation, padding_mode)
+    flat = _with_zero(x)
+    samples = flat[..., at]
+    of_samples, of_flat, of_weight = np.zeros_like(samples), np.zeros_like(flat), np.zeros_like(weight)
+    summed = (0, *range(2, x.ndim))
+    parts = list(zip(np.split(upstream, groups, 1), np.split(np.arange(len(weight)), groups), strict=True))
+    for tap, window in windows:
+        seen = np.split(samples[(..., *window)], groups, 1)
+        for (g, rows), s in zip(parts, seen, strict=True):
+            of_weight[(rows, slice(None), *tap)] = np.tensordot(g, s, (summed, summed))
+        of_samples[(..., *window)] += np.concatenate(
+            [np.einsum("oc,bo...->bc...", weight[(rows, slice(None), *tap)], g) for g, rows in parts], axis=1
+        )
+    np.add.at(of_flat, (..., at), of_samples)
+    return of_flat[..., :-1].reshape(x.shape), of_weight, upstream.sum(summed)
+
+
+def _with_zero(x):
+    """`[B, C, *spatial]` to `[B, C, samples + 1]`: the last one is the zero that padding reads."""
+    flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    return np.concatenate([flat, np.zeros((*x.shape[:2], 1))], axis=-1)
+
+
+def _taps(spatial, kernel, padding, dilation, padding_mode):
+    """Which sample lies where once padded (-1: none, a zero), and for each tap the part of it that the tap sees."""
+    padding = [(p, p) if isinstance(p, int) else p for p in _per_axis(padding, len(kernel))]
+    mode = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[padding_mode]
+    constant = {"constant_values": -1} if mode == "constant" else {}
+    at = np.pad(np.arange(math.prod(spatial)).reshape(spatial), padding, mode, **constant)
+    dilation = _per_axis(dilation, len(kernel))
+    sizes = [n - d * (k - 1) for n, d, k in zip(at.shape, dilation, kernel, strict=True)]
+    return at, [
+        (tap, tuple(slice(t * d, t * d + n) for t, d, n in zip(tap, dilation, sizes, strict=True)))
+        for tap in product(*map(range, kernel))
+    ]
+
+
+def _per_axis(value, ndim):
+    return (value,) * ndim if isinstance(value, int) else value
