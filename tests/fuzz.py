@@ -211,7 +211,7 @@ class Expected:
 
     def __init__(self, call, strides):
         self.strides = strides
-        self.new_sizes, self.matrices, self.slopes, self.ranges = [], [], [], []
+        self.used, self.new_sizes, self.matrices, self.slopes, self.ranges = [], [], [], [], []
         for axis in range(call.ndim):
             self._add(call, axis)
         if call.kind == "DiffStrideConv":
@@ -236,6 +236,7 @@ class Expected:
             used = reference.clamped(size, stride, *window, *bounds)
             weights = reference.mask(size, used, *window, basis)
             slopes = reference.mask_slope(size, used, *window, basis)
+            self.used.append(used)
             self.slopes.append(reference.matrix(size, new, slopes, basis, norm))
             self.ranges.append(reference.stride_range(size, *window, *bounds))
         else:
@@ -410,11 +411,13 @@ def promised_format(call, x):
 
 
 def on_a_kink(call, expected):
-    """Whether a frequency lies on an end of a ramp up to rounding, so that the stride has two slopes."""
+    """Whether rounding decides on which side of the end of a ramp a frequency lies."""
     if not expected.slopes:
         return False
-    below, above = (Expected(call, [s * factor for s in expected.strides]) for factor in (1 - 1e-9, 1 + 1e-9))
-    return any(not np.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(below.slopes, above.slopes, strict=True))
+    smoothness, window = call.options["smoothness"], call.options["window"]
+    used = zip(call.sizes, expected.used, strict=True)
+    ends = [2 * end for size, stride in used for end in reference.ramp(size, stride, smoothness, window)]
+    return any(0 < abs(end - round(end)) < 1e-9 for end in ends)
 
 
 def compare(what, found, expected, largest, dtype):

@@ -57,19 +57,26 @@ def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, 
     return stride
 
 
+def ramp(size, stride, smoothness, window="outer"):
+    """The frequencies between which the mask moves with the stride."""
+    edge = size / (2 * stride)
+    return (edge - min(edge / 2, smoothness), edge) if window == "inner" else (edge, edge + smoothness)
+
+
 def mask_slope(size, stride, smoothness, window="outer", basis="dft"):
     """How `mask` moves with the stride, one value per frequency; the ends of the ramp are part of it."""
     frequencies = list(range(size // 2 + 1)) if basis == "dft" else [k / 2 for k in range(size)]
     edge = size / (2 * stride)
     edge_slope = -size / (2 * stride**2)
+    low, high = ramp(size, stride, smoothness, window)
     values = []
     for f in frequencies:
-        if window == "inner" and edge / 2 <= smoothness:  # m = (edge - f) / (edge / 2)
-            values.append(2 * f / edge**2 * edge_slope if edge / 2 <= f <= edge else 0.0)
-        elif window == "inner":
-            values.append(edge_slope / smoothness if edge - smoothness <= f <= edge else 0.0)
+        if not low <= f <= high:
+            values.append(0.0)
+        elif window == "inner" and edge / 2 <= smoothness:  # m = (edge - f) / (edge / 2)
+            values.append(2 * f / edge**2 * edge_slope)
         else:
-            values.append(edge_slope / smoothness if edge <= f <= edge + smoothness else 0.0)
+            values.append(edge_slope / smoothness)
     return values
 
 

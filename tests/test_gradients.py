@@ -1,6 +1,8 @@
 """Gradients of inputs and strides against finite differences, and where they must be alive."""
 
+import numpy as np
 import pytest
+import reference
 import torch
 from torch.autograd import gradcheck
 
@@ -49,6 +51,22 @@ def test_gradients_by_hand_are_those_of_autograd(options, shape):
             expected = torch.autograd.grad(by_autograd, [x, strides], upstream)
             torch.testing.assert_close(found, expected)
             x = x.detach()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_frequencies_at_both_ends_of_the_ramp_count_with_and_without_known_strides(options):
+    """8 samples at stride 2: from 2 to 3 (outer) or from 1 to 2 (inner) the mask falls from 1 to 0; all are kept."""
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    strides = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    settings = F.Settings(1.0, (1.0, None), options["window"], options["basis"], "forward", 8, options["backend"])
+    sizes = F.output_sizes((8,), (2.0,), settings)
+    slopes = reference.mask_slope(8, 2.0, 1.0, options["window"], options["basis"])
+    assert np.count_nonzero(slopes) == (2 if options["basis"] == "dft" else 3)
+    upstream = torch.randn(2, 3, *sizes, dtype=torch.float64)
+    expected = (upstream.numpy() * reference.resample(x, sizes, [slopes], options["basis"])).sum()
+    for known in ((2.0,), None):
+        (found,) = torch.autograd.grad(F.windowed(x, strides, known, sizes, settings), strides, upstream)
+        assert found.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_only_what_is_asked_for_is_computed():

@@ -68,8 +68,9 @@ class SpectralOperator:
         if self.basis == "dft":
             y = torch.fft.irfft(weights * spectrum, n=size, norm="forward")
         else:  # a shift by half a (new) sample out
-            phase = torch.polar(weights, _half_turns(weights) / size)
-            y = torch.fft.irfft(phase * spectrum, n=2 * size, norm="forward")[..., :size]
+            # Not the weights as moduli: `polar` passes no gradient where they are 0, as at the end of a ramp.
+            phase = torch.polar(torch.ones_like(weights), _half_turns(weights) / size)
+            y = torch.fft.irfft(weights * phase * spectrum, n=2 * size, norm="forward")[..., :size]
         moved: Tensor = y.movedim(-1, dim)
         return moved.to(like.dtype)
 
