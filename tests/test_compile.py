@@ -93,6 +93,20 @@ def test_modes_and_layouts():
         torch.testing.assert_close(compiled(x), conv(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 16, 12), (2, 3, 140, 4)], ids=["dense", "dense and fft"])
+def test_gradients_of_a_graph_under_autocast_keep_their_precision(shape):
+    """The backward is traced under the autocast around the graph; in eager mode it runs outside of it."""
+    layer = ds.DiffStride2d((2.0, 1.6), 1.0)
+    x = torch.randn(shape, requires_grad=True)
+    compiled = Graphs(traced_backward=True).compile(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(x)
+    assert y.dtype == torch.float32
+    upstream = torch.randn_like(y)
+    found, expected = (torch.autograd.grad(z, [x, layer.stride], upstream) for z in (y, layer(x)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_training_makes_a_graph_for_each_new_size_and_none_for_a_known_one():
     model = nn.Sequential(ds.DiffStride2d((2.0, 2.0), 1.0))
     graphs = Graphs()

@@ -213,10 +213,14 @@ def convolved(
 
 def as_autocast(x: Tensor) -> Tensor:
     """In the dtype in which a convolution would take it."""
+    return x.to(_autocast_dtype(x))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def convolve(
@@ -422,8 +426,9 @@ def _along_axes(
         steps.reverse()  # takes 0.6-1.0 of the time on a CPU; else the first axis is best taken first
     in_order = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
     # The result has the input's dtype, also under autocast.
+    would_cast = _autocast_dtype(x) != x.dtype
     with no_autocast(x):
-        y = resample(in_order, strides, steps)
+        y = resample(in_order, strides, steps, would_cast)
     return y.movedim(-1, -ndim - 1) if channels_last else y
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffstride.backends.fft import SpectralOperator
-from diffstride.backends.matmul import DenseOperator, multiplicity
+from diffstride.backends.matmul import DenseOperator, multiplicity, product
 from diffstride.geometry import Axis, clamp_stride
 
 Backend = Literal["auto", "fft", "matmul"]
@@ -54,15 +54,17 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step]) -> Tensor:
+def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step], would_cast: bool) -> Tensor:
     """Apply the operators one after another. `strides` is None where all are fixed.
 
     With the strides' values at hand (`Step.stride`) operators are built from numbers, kept, and differentiated by
-    hand; without (under `torch.compile`, or to leave a device alone) they are built from the tensor.
+    hand; without (under `torch.compile`, or to leave a device alone) they are built from the tensor. `would_cast`:
+    whether an autocast that the caller has switched off would change dtypes.
     """
     known = strides is None or all(step.stride is not None for step in steps)
     if not known or torch.compiler.is_compiling():
-        return _apply(x, _operators(steps, strides, x))
+        operators = _operators(steps, strides, x)
+        return _apply_guarded(x, operators) if would_cast and torch.compiler.is_compiling() else _apply(x, operators)
     learning = strides is not None and strides.requires_grad and torch.is_grad_enabled()
     y: Tensor = _Resample.apply(x, strides, tuple(steps), learning)[0]  # type: ignore[no-untyped-call]
     return y
@@ -72,6 +74,48 @@ def _apply(x: Tensor, operators: Iterable[tuple[int, Operator]]) -> Tensor:
     for dim, operator in operators:
         x = operator.apply(x, dim)
     return x.contiguous()  # an inverse FFT leaves its result in the order in which it worked
+
+
+def _apply_guarded(x: Tensor, operators: Iterable[tuple[int, Operator]]) -> Tensor:
+    """`_apply` in a graph under autocast: its backward is traced with it, and would be cast where eager mode's is not.
+
+    FFTs are never cast.
+    """
+    for dim, operator in operators:
+        x = (
+            _Product.apply(operator.matrix, x, dim)  # type: ignore[no-untyped-call]
+            if isinstance(operator, DenseOperator)
+            else operator.apply(x, dim)
+        )
+    return x.contiguous()
+
+
+class _Product(torch.autograd.Function):
+    """`product` with a backward of its own, in the dtypes of its factors. Slower than PyTorch's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+        return product(matrix, x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        matrix, x, ctx.dim = inputs
+        ctx.save_for_backward(matrix, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        matrix, x = ctx.saved_tensors
+        (grad,) = grads
+        of_matrix = of_x = None
+        with no_autocast(grad):
+            if ctx.needs_input_grad[0]:
+                rows, columns = (t.movedim(ctx.dim, -1).flatten(0, -2) for t in (grad, x))
+                of_matrix = rows.mT @ columns
+            if ctx.needs_input_grad[1]:
+                of_x = product(matrix.mT, grad, ctx.dim)
+        return of_matrix, of_x, None
 
 
 def _like(x: Tensor) -> Tensor:
