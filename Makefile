@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo test test-long check format bench
+.PHONY: env demo test test-long fuzz check format bench
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -23,6 +23,9 @@ test: env        ## the tests that every change must pass
 
 test-long: env   ## all tests, the slow ones too
 	$(BIN)/pytest -n auto -m "long or not long"
+
+fuzz: env        ## 20,000 random calls against the naive formulas, from a new seed (ten minutes)
+	$(BIN)/python tests/fuzz.py --out results/fuzz-cpu.json
 
 check: env       ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -31,10 +31,10 @@ LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "expanded")
 MODES = ("train", "eval", "inference")
 LARGEST = {1: 40, 2: 28, 3: 9}  # samples of an axis, by the number of axes
 
-# Of the largest that an element could be, all terms taken positive. Narrow dtypes round the matrix and the result of
-# each axis, and those of a convolution: half an epsilon each, half of them again on the way back. Matrices are built
-# in float64, where a short ramp magnifies what the stride's last bit is.
-TOLERANCE = {"float64": 1e-11, "float32": 2e-6, "bfloat16": 4 * 2**-7, "float16": 4 * 2**-10}
+# Relative to the largest that an element could be, all terms taken positive. Narrow dtypes round the matrix and the
+# result of each axis, and what a convolution takes and gives, by half an epsilon each at most. Matrices are built in
+# float64, where a short ramp magnifies the last bit of a stride.
+TOLERANCE = {"float64": 1e-11, "float32": 2e-6, "bfloat16": 2 * 2**-7, "float16": 2 * 2**-10}
 NARROW = ("bfloat16", "float16")
 
 
