@@ -401,13 +401,13 @@ def run(call, function, x):
 
 
 def promised_format(call, x):
-    """What goes in comes out; a layout that is neither becomes contiguous. None: as PyTorch's weights have it."""
-    if call.ndim == 1 or x.ndim == call.ndim + 1:
-        return torch.contiguous_format
-    last = CHANNELS_LAST[call.ndim]
-    asked = call.kind == "DiffStrideConv" and call.weights == "channels_last"
-    plain = x.is_contiguous() or not x.is_contiguous(memory_format=last)
-    return None if plain and asked else torch.contiguous_format if plain else last
+    """What goes in comes out, and what is neither becomes contiguous; None: as a convolution's weights have it."""
+    if call.ndim > 1 and x.ndim == call.ndim + 2 and not x.is_contiguous():
+        last = CHANNELS_LAST[call.ndim]
+        if x.is_contiguous(memory_format=last):
+            return last
+    asked = call.kind == "DiffStrideConv" and call.ndim > 1 and call.weights == "channels_last"
+    return None if asked else torch.contiguous_format
 
 
 def on_a_kink(call, expected):
