@@ -23,6 +23,7 @@ from diffstride.nn import (
     clamp_strides_,
     param_groups,
     refresh_sizes,
+    replicate_strides,
     strides,
 )
 from diffstride.trace import ExampleInputs
@@ -54,6 +55,7 @@ __all__ = [
     "param_groups",
     "plan",
     "refresh_sizes",
+    "replicate_strides",
     "spectral_resize",
     "stride_cost",
     "strides",

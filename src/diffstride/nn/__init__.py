@@ -2,6 +2,7 @@
 
 from diffstride.nn.conv import DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
 from diffstride.nn.diffstride import DiffStride1d, DiffStride2d, DiffStride3d
+from diffstride.nn.distributed import replicate_strides
 from diffstride.nn.explore import Exploration, Jitter, Sweep, Turn
 from diffstride.nn.spectral import SpectralPool1d, SpectralPool2d, SpectralPool3d
 from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, refresh_sizes, strides
@@ -24,5 +25,6 @@ __all__ = [
     "learnable_layers",
     "param_groups",
     "refresh_sizes",
+    "replicate_strides",
     "strides",
 ]

@@ -63,7 +63,14 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
     """The entries of `stride` as floats, without a copy from the device where that can be avoided."""
     if stride.is_meta:
         raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
-    return stride.host() if isinstance(stride, StrideParameter) else tuple(stride.tolist())
+    if isinstance(stride, StrideParameter):
+        return stride.host()
+    if hasattr(stride, "placements"):  # a DTensor: this process has a part
+        raise ValueError(
+            "stride must be whole in every process, got a sharded one: "
+            "fully_shard(model, ignored_params=ds.replicate_strides(model))"
+        )
+    return tuple(stride.tolist())
 
 
 def tracked(stride: nn.Parameter) -> StrideParameter:
