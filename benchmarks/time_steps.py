@@ -1,0 +1,223 @@
+"""Where the time of a training step goes: data, forward, backward, update; what of it the learned strides take.
+
+python benchmarks/time_steps.py --out results/steps-cpu.json
+python benchmarks/time_steps.py --device cuda --out results/steps-cuda.json
+
+Networks that differ in their downsampling alone take turns, step by step. Parts are timed with the device waited for
+after each, so that their sum is more than a whole step, in which the host works ahead of the device.
+"""
+
+import argparse
+import copy
+import io
+import json
+import random
+import statistics
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import diffstride as ds
+from diffstride.data.augment import Augment
+from diffstride.data.base import ClassificationData
+from diffstride.data.images import ImageDecoder
+from diffstride.models import ResNet
+from diffstride.nn.strides import all_layers
+from diffstride.studies.bench import WARMUP, Contestant, alternate, layer_step, peak_bytes
+from diffstride.training.callbacks import provenance
+
+# The networks, images and precisions of configs/, at the strides that they start from.
+CASES = {
+    "cifar10-small": {
+        "network": {"depth": 18, "width": 0.25, "preactivation": True, "strides": [2, 2, 2], "num_classes": 10},
+        "smoothness": 1, "batch": 128, "size": 32, "augment": {"pad_crop": 4, "flip": True}, "dtype": "float32",
+    },
+    "cifar10": {
+        "network": {"depth": 18, "preactivation": True, "strides": [1, 1, 2, 2, 2], "num_classes": 10},
+        "smoothness": 4, "batch": 128, "size": 32, "augment": {"pad_crop": 4, "flip": True, "mixup": 0.2},
+        "dtype": "float32",
+    },
+    "imagenet": {
+        "network": {"depth": 50, "stem": "imagenet", "strides": [2, 2, 2], "num_classes": 1000},
+        "smoothness": 4, "batch": 256, "size": 256, "augment": {"resized_crop": 224, "flip": True},
+        "dtype": "bfloat16",
+    },
+}  # fmt: skip
+WAYS = {
+    "strided convolutions": ("conv", {}),
+    "DiffStride": ("diffstride", {}),
+    "DiffStride, inner window": ("diffstride", {"window": "inner"}),
+    "DiffStride, strides held": ("diffstride", {}),
+}
+
+
+class Images(ClassificationData):
+    """Random pixels, prepared as those of a set."""
+
+    def __init__(self, case: dict) -> None:
+        super().__init__(batch_size=case["batch"])
+        self.num_classes, self.settings = case["network"]["num_classes"], Augment(**case["augment"])
+        self.mean, self.std = torch.full((3,), 0.45), torch.full((3,), 0.25)
+        shape = (case["batch"], 3, case["size"], case["size"])
+        pin = torch.cuda.is_available()
+        self.pixels = torch.randint(256, shape, dtype=torch.uint8, pin_memory=pin)
+        self.labels = torch.randint(self.num_classes, (case["batch"],), pin_memory=pin)
+
+    def augment(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.settings(inputs, labels, self.num_classes)
+
+
+class Training:
+    """One network and its steps."""
+
+    def __init__(self, way: str, case: dict, data: Images, device: torch.device) -> None:
+        downsample, options = WAYS[way]
+        options = {"smoothness": case["smoothness"], **options}
+        network = ResNet(**case["network"], downsample=downsample, downsample_options=options)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.held = way.endswith("held")
+        if self.held:
+            for _, layer in all_layers(network):
+                layer.stride.requires_grad_(False)
+        groups = ds.param_groups(network, lr=1e-3, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(groups, momentum=0.9)
+        self.data, self.device, self.dtype = data, device, getattr(torch, case["dtype"])
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def step(self, done=lambda part: None) -> None:
+        batch = [t.to(self.device, non_blocking=True) for t in (self.data.pixels, self.data.labels)]
+        done("transfer")
+        images, targets = self.data.prepare_batch(batch, step=1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        done("augmentation")
+        with self.autocast():
+            loss = F.cross_entropy(self.network(images), targets)
+        done("forward")
+        loss.backward()
+        done("backward")
+        self.optimizer.step()
+        ds.clamp_strides_(self.network)
+        self.optimizer.zero_grad()
+        done("update")
+
+    def autocast(self):
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def step_by_parts(self) -> None:
+        synchronise(self.device)
+        last = time.perf_counter()
+
+        def done(part: str) -> None:
+            nonlocal last
+            synchronise(self.device)
+            now = time.perf_counter()
+            self.seconds[part].append(now - last)
+            last = now
+
+        self.step(done)
+
+    def contestant(self, step) -> Contestant:
+        """With strides that move before each step, but keep the sizes of the start."""
+        return Contestant(step, None if self.held else self.network)
+
+    def layers(self) -> dict[str, Contestant]:
+        """Each layer alone, on an input like the one that it has in the network."""
+        found: dict[str, Contestant] = {}
+        handles = []
+        for name, layer in all_layers(self.network):
+
+            def keep(module, inputs, name=name):
+                found[name] = layer_step(copy.deepcopy(module), torch.randn_like(inputs[0]).requires_grad_())
+
+            handles.append(layer.register_forward_pre_hook(keep))
+        images, _ = self.data.prepare_batch(
+            (self.data.pixels.to(self.device), self.data.labels.to(self.device)), step=1
+        )
+        with torch.no_grad(), self.autocast():
+            self.network(images.contiguous(memory_format=torch.channels_last))
+        for handle in handles:
+            handle.remove()
+        return {} if self.held else found
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def decoding(seconds: float) -> dict:
+    """Images that one core makes pixels of: JPEG files of ImageNet's usual size, with the spectrum of photographs."""
+    generator = np.random.default_rng(0)
+    height, width = 375, 500
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    files = []
+    for _ in range(8):
+        spectrum = np.fft.rfft2(generator.standard_normal((3, height, width))) / np.maximum(frequencies, 1 / width)
+        photo = np.fft.irfft2(spectrum, s=(height, width))
+        photo = (128 + 50 * photo / photo.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+        file = io.BytesIO()
+        Image.fromarray(photo).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    decode = ImageDecoder(256)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        decode(files[count % len(files)])
+        count += 1
+    rate = count / (time.perf_counter() - start)
+    size = statistics.mean(map(len, files)) / 1e3
+    return {"images_per_second_and_core": rate, "file_kb": size, "pixels": [height, width], "to": 256}
+
+
+def measure(name: str, case: dict, device: torch.device, repeats: int) -> list[dict]:
+    torch.manual_seed(0)
+    data = Images(case)
+    trainings = {way: Training(way, case, data, device) for way in WAYS}
+    rng = random.Random(0)
+    wait = partial(synchronise, device)
+    alone = {way: training.layers() for way, training in trainings.items()}
+    whole = alternate({way: t.contestant(t.step) for way, t in trainings.items()}, repeats, rng, synchronise=wait)
+    alternate({way: t.contestant(t.step_by_parts) for way, t in trainings.items()}, repeats, rng)
+    rows = []
+    for way, training in trainings.items():
+        layers = alternate(alone[way], repeats, rng, synchronise=wait)
+        ratios = [a / b for a, b in zip(whole[way], whole["strided convolutions"], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        step = statistics.median(whole[way])
+        rows.append({
+            "case": name, "network": way, "step_ms": 1e3 * step, "images_per_second": case["batch"] / step,
+            "ratio": step / statistics.median(whole["strided convolutions"]), "ratio_low": low, "ratio_high": high,
+            "parts_ms": {part: 1e3 * statistics.median(s[WARMUP:]) for part, s in training.seconds.items()},
+            "layers_ms": {layer: 1e3 * statistics.median(s) for layer, s in layers.items()},
+            "strides": ds.strides(training.network), "peak_mb": peak_bytes(training.step, device) / 2**20,
+            "parameters": sum(p.numel() for p in training.network.parameters()),
+        })  # fmt: skip
+        print(f"{name}, {way}: {1e3 * step:.1f} ms, {rows[-1]['ratio']:.2f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: cifar10-small on a CPU, all on a GPU")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds (default: 20)")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    chosen = options.cases or (["cifar10-small"] if device.type == "cpu" else list(CASES))
+    rows = [row for name in chosen for row in measure(name, CASES[name], device, options.repeats)]
+    facts = {
+        "command": f"python benchmarks/time_steps.py --device {options.device}", "repeats": options.repeats,
+        "threads": torch.get_num_threads(), "cases": {name: CASES[name] for name in chosen},
+    }  # fmt: skip
+    options.out.write_text(json.dumps({**provenance(device), **facts, "decoding": decoding(5), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
