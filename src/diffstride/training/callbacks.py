@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
-from diffstride import plotting, tracking
+from diffstride import __version__, plotting, tracking
 from diffstride._check import WorkError
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
@@ -303,7 +303,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("diffstride", "torch", "lightning")},
+            "diffstride": __version__,
+            **{name: version(name) for name in ("torch", "lightning")},
         },
         "hardware": torch.cuda.get_device_name(device)
         if cuda
