@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 import diffstride as ds
@@ -134,7 +135,8 @@ class Training:
         for name, layer in all_layers(self.network):
 
             def keep(module, inputs, name=name):
-                found[name] = layer_step(copy.deepcopy(module), torch.randn_like(inputs[0]).requires_grad_())
+                layer = InAutocast(copy.deepcopy(module), self.autocast)
+                found[name] = layer_step(layer, torch.randn_like(inputs[0]).requires_grad_())
 
             handles.append(layer.register_forward_pre_hook(keep))
         images, _ = self.data.prepare_batch(
@@ -145,6 +147,18 @@ class Training:
         for handle in handles:
             handle.remove()
         return {} if self.held else found
+
+
+class InAutocast(nn.Module):
+    """A layer as it runs inside of the network."""
+
+    def __init__(self, layer, autocast) -> None:
+        super().__init__()
+        self.layer, self.autocast = layer, autocast
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            return self.layer(x)
 
 
 def synchronise(device: torch.device) -> None:

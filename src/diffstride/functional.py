@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffstride import _check, geometry
-from diffstride.backends import BACKENDS, Backend, Step, is_dense, no_autocast, resample
+from diffstride.backends import AUTOCAST_DEVICES, BACKENDS, Backend, Step, is_dense, no_autocast, resample
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Window
 
 __all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
@@ -218,7 +218,7 @@ def as_autocast(x: Tensor) -> Tensor:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
 

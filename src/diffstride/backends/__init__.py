@@ -47,9 +47,13 @@ def is_dense(axis: Axis, backend: Backend, x: Tensor) -> bool:
     return backend == "matmul"
 
 
+# Asked here, since the compiler of PyTorch before 2.13 cannot look inside.
+AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu", "xla")))
+
+
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Where products have the dtypes of their factors."""
-    if torch.amp.is_autocast_available(x.device.type):
+    if x.device.type in AUTOCAST_DEVICES:
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
