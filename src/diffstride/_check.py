@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,11 +29,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+def one_of(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        near = did_you_mean(value, choices)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
     return value
+
+
+def did_you_mean(given: object, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: the nearest of those that there are; "" where none is near.
+
+    Where names are the keys of a mapping, it is told what the nearest stands for.
+    """
+    near = difflib.get_close_matches(str(given), list(names), 1)
+    if not near:
+        return ""
+    return f": did you mean {names[near[0]] if isinstance(names, Mapping) else near[0]}?"
 
 
 def per_axis(name: str, value: Number | Sequence[Number], ndim: int) -> tuple[Number, ...]:

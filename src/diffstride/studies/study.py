@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import re
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffstride._check import UserError
+from diffstride._check import UserError, did_you_mean
 from diffstride.models.downsample import METHODS
 from diffstride.training.fit import parse
+from diffstride.training.keys import flatten
 from diffstride.training.saved import one_line
 
 # What an axis of a study is called, and the argument of `diffstride fit` that it sets. Any other argument of `fit` can
@@ -64,7 +64,7 @@ class Request(NamedTuple):
         ]
 
     def _flat(self) -> dict[str, Any]:
-        return dict(_flatten(self.config)) | self.settings
+        return dict(flatten(self.config)) | self.settings
 
 
 class StudyRun(NamedTuple):
@@ -288,20 +288,9 @@ def _known(place: str, what: str, given: Iterable[str], names: Sequence[str]) ->
 
 def _one_of(place: str, name: Any, names: Sequence[str], more: str = "") -> Any:
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{place} must be one of {', '.join(names)}{more}, got {name!r}{hint}")
+        near = did_you_mean(name, names)
+        raise UserError(f"{place} must be one of {', '.join(names)}{more}, got {name!r}{near}")
     return name
-
-
-def _flatten(config: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    """A nested configuration under the dotted names that the command line has for it."""
-    for key, value in config.items():
-        name = above if key == "init_args" else f"{above}.{key}" if above else key
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, name)
-        else:
-            yield name, value
 
 
 def _argument(value: Any) -> str:

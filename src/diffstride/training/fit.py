@@ -48,6 +48,7 @@ from diffstride.training.checkpoints import (
     read_last,
 )
 from diffstride.training.classifier import Classifier
+from diffstride.training.keys import unknown_key
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
 
@@ -109,9 +110,16 @@ class FitCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are one line."""
-        parser = _Parser(**kwargs)
+        parser = _Parser(allow_abbrev=False, **kwargs)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later arguments override it")
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; an unknown key is named with the nearest right one."""
+        try:
+            super().parse_arguments(parser, args)
+        except UserError as error:
+            raise UserError(unknown_key(parser, args) or str(error)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The name and place of the run; one seed for all."""
