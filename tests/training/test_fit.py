@@ -21,7 +21,7 @@ from diffstride._check import WorkError
 from diffstride.cli import main
 from diffstride.cost import count_macs
 from diffstride.models import TinyCNN
-from diffstride.training import ClampStrides, Classifier
+from diffstride.training import ClampStrides, Classifier, fit
 from diffstride.training.fit import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -224,14 +224,12 @@ def test_schedule_groups_clipping_and_bounds(run):
         def on_train_batch_start(self, batch, batch_idx):
             assert (self.network.down.stride >= 1).all()
 
-    import diffstride.training.fit as module
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Classifier", Spy)
-        run("spied", "--model.stride_lr", "50", "--model.stride_clip", "0.5", steps=12)
+        patch.setattr(fit, "Classifier", Spy)
+        run("spied", "--model.stride_lr", "2", "--model.stride_clip", "0.5", steps=12)
     factors = [0.1] * 3 + [1.0] * 5 + [0.1] * 2 + [0.01] * 2
     assert [lr for lr, _, _ in seen] == pytest.approx([0.1 * f for f in factors])
-    assert [lr for _, lr, _ in seen] == pytest.approx([50 * f for f in factors])
+    assert [lr for _, lr, _ in seen] == pytest.approx([2 * f for f in factors])
     assert all(norm <= 0.5001 for _, _, norm in seen)
 
 
@@ -240,11 +238,9 @@ def test_a_lost_stride_stops_the_run_and_names_the_layer(run):
         def on_before_optimizer_step(self, optimizer):
             self.network.down.stride.grad.fill_(math.nan)
 
-    import diffstride.training.fit as module
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Classifier", Lost)
-        with pytest.raises(WorkError, match=r"step 1: the stride of down became \(nan, nan\): lower"):
+        patch.setattr(fit, "Classifier", Lost)
+        with pytest.raises(WorkError, match=r"epoch 0, step 1: the stride of down became \(nan, nan\): lower"):
             run("lost", steps=3)
 
 
@@ -254,7 +250,7 @@ def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(method, tm
     rates = ["--model.learning_rates", "[1e6]", "--model.milestones", "[]", "--trainer.log_every_n_steps", "5"]
     assert main(["fit", *arguments, *rates, "--trainer.max_steps", "60"]) == 1
     error = capsys.readouterr().err
-    assert re.search(r"error: step \d+: (train/loss|val/loss|the stride of down) became .*lower learning_rates", error)
+    assert re.search(r"error: epoch \d+, step \d+: (the loss|the stride of down) .*lower learning_rates", error)
     assert error.count("\n") == 1
     left = {str(path.relative_to(tmp_path / "wild")) for path in (tmp_path / "wild").rglob("*")}
     assert "config.yaml" in left
@@ -262,24 +258,22 @@ def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(method, tm
 
 
 @pytest.mark.parametrize(
-    ("more", "lost"),
+    ("step", "more", "said"),
     [
-        (["--trainer.log_every_n_steps", "5"], r"step 10: train/loss"),
-        (["--trainer.log_every_n_steps", "1000"], r"step 12: val/loss"),
-        (["--trainer.log_every_n_steps", "0", "--trainer.limit_val_batches", "0"], r"step 12: network\.\w+\.weight"),
+        (7, [], "epoch 1, step 9: the loss became infinite or not a number, first in network.conv, whose weight is"),
+        (11, [], "epoch 1, step 12: val/loss became infinite or not a number, first in network.conv, whose weight is"),
+        (11, ["--trainer.limit_val_batches", "0"], r"epoch 1, step 12: network\.\w+\.weight became infinite"),
     ],
 )
-def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, more, lost):
+def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, step, more, said):
     class Lost(Classifier):
         def on_before_optimizer_step(self, optimizer):
-            if self.trainer.global_step == 6:  # the first step of the second epoch
+            if self.trainer.global_step == step:
                 self.network.conv.weight.grad.fill_(math.nan)
 
-    import diffstride.training.fit as module
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Classifier", Lost)
-        with pytest.raises(WorkError, match=f"{lost} became infinite or not a number: lower learning_rates"):
+        patch.setattr(fit, "Classifier", Lost)
+        with pytest.raises(WorkError, match=f"{said}.*the checkpoint from before is .*last.ckpt .step 6"):
             run("lost", "--model.network.downsample", "conv", "--trainer.max_epochs", "5", *more, steps=-1)
     saved = torch.load(tmp_path / "lost" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 6

@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,8 @@ from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.data import ClassificationData
 from diffstride.data.base import seed_of
-from diffstride.nn import clamp_strides_, strides
+from diffstride.nn import clamp_strides_, learnable_layers, strides
+from diffstride.training.checkpoints import checkpoint_from_before
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
 
@@ -50,52 +52,51 @@ class SeedSteps(Callback):
 
 
 class ClampStrides(Callback):
-    """Project raw strides to their bounds after each optimiser step; stop with a clear word if one is lost."""
+    """Project raw strides to their bounds after each optimiser step; stop with a clear word if one is lost or explodes.
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Clamp, and check that every stride is still a number."""
-        clamp_strides_(pl_module)
-        for name, values in strides(_model(pl_module)).items():
-            if not all(map(math.isfinite, values)):
-                raise WorkError(
-                    f"step {trainer.global_step}: the stride of {name} became {values}: lower learning_rates or "
-                    "stride_lr, set stride_clip, or resume from the last checkpoint with --ckpt_path last"
-                )
-
-
-class StopWhenDiverged(Callback):
-    """Stop with a clear word when the loss is no longer a number, before such weights reach a checkpoint.
-
-    Reading a loss makes the host wait for the device. So `train/loss` is read where it is logged anyway, every
-    `log_every_n_steps` steps, `val/loss` at each validation, and the parameters whenever they are saved.
+    From half the samples of its axis on, a stride changes nothing more. To overshoot that does no harm, and is soon
+    done on a short axis: a stride explodes where it more than doubles within `WITHIN` steps and lies beyond all the
+    samples of its axis, and beyond `HARMLESS`. What an upper bound of the layer's stops is bounded.
     """
 
+    WITHIN, HARMLESS = 10, 16
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start watching the sizes that reach the layers."""
+        self._inputs = tracking.InputSizes(_model(pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the strides, those of a checkpoint where a run is resumed."""
+        self._past = deque([strides(_model(pl_module))], self.WITHIN + 1)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Check the training loss where it is logged."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
-            self._check(trainer, "train/loss")
+        """Clamp, and check that every stride is still a number, and where it was about."""
+        clamp_strides_(pl_module)
+        self._past.append(strides(_model(pl_module)))
+        for name, layer in learnable_layers(_model(pl_module)):
+            before, now = self._past[0][name], self._past[-1][name]
+            if not all(map(math.isfinite, now)):
+                self._stop(trainer, f"the stride of {name} became {now}")
+            upper = layer.bounds[1] or math.inf
+            for axis, size in enumerate(self._inputs.sizes.get(name, ())):
+                if now[axis] > max(2 * before[axis], size, self.HARMLESS) and now[axis] < upper:
+                    self._stop(
+                        trainer,
+                        f"the stride of {name} exploded from {before[axis]:.4g} to {now[axis]:.4g} within "
+                        f"{len(self._past) - 1} steps, along {tracking.AXES[layer.ndim][axis]} of {size} samples",
+                    )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the validation loss."""
-        self._check(trainer, "val/loss")
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching."""
+        if hasattr(self, "_inputs"):
+            self._inputs.close()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check the parameters; the file is written after this."""
-        lost = (name for name, parameter in pl_module.named_parameters() if not parameter.isfinite().all())
-        self._stop_if(trainer, next(lost, None))
-
-    def _check(self, trainer: Trainer, loss: str) -> None:
-        value = trainer.callback_metrics.get(loss)
-        self._stop_if(trainer, None if value is None or value.isfinite() else loss)
-
-    def _stop_if(self, trainer: Trainer, lost: str | None) -> None:
-        # All processes stop where one must, or the others would wait for it.
-        if trainer.strategy.reduce_boolean_decision(lost is not None, all=False):
-            raise WorkError(
-                f"step {trainer.global_step}: {lost or 'a loss in another process'} became infinite or not a number: "
-                "lower learning_rates (and stride_lr, where strides are learned), or start lower, up to a milestone"
-            )
+    def _stop(self, trainer: Trainer, said: str) -> None:
+        raise WorkError(
+            f"epoch {trainer.current_epoch}, step {trainer.global_step}: {said}: lower learning_rates or stride_lr "
+            "(--model.stride_lr), clip its gradient (--model.stride_clip 1) or give the layer bounds; "
+            f"{checkpoint_from_before(trainer)}"
+        )
 
 
 def _model(pl_module: LightningModule) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from diffstride._check import UserError, WorkError
 
@@ -124,6 +124,15 @@ def cannot_write(error: OSError, path: str | Path | None, checkpoints: Path) -> 
     last, content = good
     name = "last" if last.name == "last.ckpt" else last
     return f"{said}and resume with --ckpt_path {name} (step {content['global_step']})"
+
+
+def checkpoint_from_before(trainer: Trainer) -> str:
+    """What a training that failed has left: the last good checkpoint, in words."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and (good := _last_good(Path(callback.dirpath or ""))) is not None:
+            last, content = good
+            return f"the checkpoint from before is {last} (step {content['global_step']})"
+    return "there is no checkpoint from before"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from diffstride.training.callbacks import (
     ClampStrides,
     LiveCost,
     SeedSteps,
-    StopWhenDiverged,
     StrideHistory,
     StrideProgressBar,
     WriteResult,
@@ -48,6 +47,7 @@ from diffstride.training.checkpoints import (
     read_last,
 )
 from diffstride.training.classifier import Classifier
+from diffstride.training.diverged import StopWhenDiverged
 from diffstride.training.keys import unknown_key
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
