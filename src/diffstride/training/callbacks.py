@@ -83,7 +83,8 @@ class ClampStrides(Callback):
                     self._stop(
                         trainer,
                         f"the stride of {name} exploded from {before[axis]:.4g} to {now[axis]:.4g} within "
-                        f"{len(self._past) - 1} steps, along {tracking.AXES[layer.ndim][axis]} of {size} samples",
+                        f"{self.WITHIN} steps, along {tracking.axis_names(layer.ndim, _axes(trainer))[axis]} "
+                        f"({size} samples)",
                     )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,6 +103,12 @@ class ClampStrides(Callback):
 def _model(pl_module: LightningModule) -> nn.Module:
     """The network by whose names layers are called."""
     return pl_module.network if isinstance(pl_module, Classifier) else pl_module
+
+
+def _axes(trainer: Trainer) -> list[str]:
+    """What the data calls its axes, where it does."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return [axis.name for axis in getattr(data, "axes", ())]
 
 
 class StrideHistory(Callback):
@@ -141,9 +148,7 @@ class StrideHistory(Callback):
         if not trainer.is_global_zero or step == self._written:
             return
         self._written = step
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        axes = [axis.name for axis in getattr(data, "axes", ())]
-        rows = list(tracking.stride_rows(_model(pl_module), step, self._inputs.sizes, axes))
+        rows = list(tracking.stride_rows(_model(pl_module), step, self._inputs.sizes, _axes(trainer)))
         if rows:
             tracking.append_rows(self.path, rows)
         for logger in trainer.loggers:
