@@ -112,7 +112,8 @@ def _unknown(key: str, classes: Mapping[str, type | None], known: Sequence[str])
 def _arguments_of(kind: type) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
-    return [*map(str, parser.get_defaults(skip_validation=True).keys())]
+    keys = map(str, parser.get_defaults(skip_validation=True).keys())
+    return [key.replace(".init_args.", ".") for key in keys]  # of a default that is a class itself
 
 
 def _class_of(name: str) -> type | None:
