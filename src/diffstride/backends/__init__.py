@@ -157,14 +157,23 @@ def _operator(axis: Axis, weights: Tensor, dense: bool, dtype: torch.dtype, *ram
 
 def _build(axis: Axis, raw: float | None, dense: bool, dtype: torch.dtype, device: torch.device) -> Operator:
     """From numbers."""
+    # A GPU would be handed some hundred small kernels; the host has a small matrix sooner, and sends it in one copy.
+    on_host = dense and device.type == "cuda" and axis.n * axis.size * axis.kept <= _ON_HOST_UP_TO
     with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training
-        like = _like(torch.empty((), dtype=dtype, device=device))
+        like = _like(torch.empty((), dtype=dtype, device="cpu" if on_host else device))
         if raw is None:
-            return _operator(axis, axis.weights(None, like), dense, dtype)
-        stride = axis.clamp(raw)
-        return _operator(axis, axis.weights(stride, like), dense, dtype, *_ramp(axis, raw, stride, like))
+            operator = _operator(axis, axis.weights(None, like), dense, dtype)
+        else:
+            stride = axis.clamp(raw)
+            operator = _operator(axis, axis.weights(stride, like), dense, dtype, *_ramp(axis, raw, stride, like))
+        if on_host:
+            assert isinstance(operator, DenseOperator)
+            operator.send(device)
+        return operator
 
 
+# Multiplications of a matrix that are no more work than handing out its kernels.
+_ON_HOST_UP_TO = 1 << 20
 _kept_operator = lru_cache(maxsize=128)(_build)
 # A matrix larger than this is built when it is needed.
 _KEPT_UP_TO = 512 * 512

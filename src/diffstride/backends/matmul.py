@@ -56,6 +56,16 @@ class DenseOperator:
         """The coefficients of `y` on the ramp times their slopes."""
         return product(self._ramp[1], y, dim)
 
+    def send(self, device: torch.device) -> None:
+        """Move all matrices to a device, in one copy that the host does not wait for."""
+        learned = self.slopes is not None
+        parts = [self._stack if learned else self.matrix, self._transposed, *(self._ramp[1:] if learned else ())]
+        sent = torch.cat([part.reshape(-1) for part in parts]).to(device, non_blocking=True)
+        moved = [t.view(p.shape) for t, p in zip(torch.split(sent, [p.numel() for p in parts]), parts, strict=True)]
+        self.matrix, self._transposed = moved[0][: self.size], moved[1]
+        if learned:
+            self._stack, self._ramp = moved[0], (moved[0][self.size :], moved[2])
+
     @cached_property
     def _transposed(self) -> Tensor:
         return self.matrix.mT.contiguous()
