@@ -209,7 +209,7 @@ class WriteResult(Callback):
         """Note the time, and the strides of a run that is not resumed."""
         self._start = time.perf_counter() - self._seconds
         self._initial = self._initial or strides(_model(pl_module))
-        _reset_peak_memory(pl_module.device)
+        _reset_peak_memory(trainer.strategy.root_device)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -274,11 +274,11 @@ class WriteResult(Callback):
             "epochs": trainer.current_epoch,
             "train_seconds": round(self._seconds, 1),
             "step_time_ms": round(1e3 * statistics.median(steps), 2) if steps else None,
-            "peak_memory_mb": round(_peak_memory(module.device) / 2**20),
+            "peak_memory_mb": round(_peak_memory(trainer.strategy.root_device) / 2**20),
             "seed": data.seed,
             "data": type(data).__name__,
             "data_fingerprint": data.fingerprint,
-            **provenance(module.device),
+            **provenance(trainer.strategy.root_device),
         }
 
 
