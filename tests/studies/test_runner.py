@@ -244,7 +244,7 @@ def test_two_processes_find_what_one_finds(write):
         (["--processes", "two"], "invalid int value: 'two'"),
         (["extra"], "cannot read the argument 'extra'"),
         (["--model.network.width"], "cannot read the argument '--model.network.width'"),
-        (["--model.network.widht", "3"], "'widht' is not accepted"),
+        (["--model.network.widht", "3"], "unknown key model.network.widht: did you mean model.network.width?"),
         (["--seed_everything", "3"], "the axis seed of"),
     ],
 )
