@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": ("diffstride.studies.demo", "demo", "compare three ways to downsample on images made by code"),
     "bench": ("diffstride.studies.bench", "bench", "measure speed and memory against the alternatives"),
     "predict": ("diffstride.studies.predict", "predict", "say what a trained network takes files for"),
-    "export": ("diffstride.studies.export", "export", "write a trained network as an ONNX file"),
+    "export": ("diffstride.studies.export", "export", "write a trained network as an ONNX or a safetensors file"),
 }
 
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...

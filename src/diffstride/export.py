@@ -1,4 +1,4 @@
-"""A trained model with its strides fixed: plain torch parts at one size, and from there an ONNX file."""
+"""A trained model with its strides fixed: plain torch parts at one size, from there an ONNX file; weights as a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -84,7 +84,9 @@ class OnnxFile(NamedTuple):
     """The largest difference from the eager model on random inputs, over the largest output."""
 
 
-def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile:
+def to_onnx(
+    model: nn.Module, example_inputs: Any, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> OnnxFile:
     """Freeze the model and write it as one ONNX file with a dynamic batch axis, checked before it takes its place.
 
     The first axis of every tensor that is as long as that of the first floating-point one is the batch. The file is run
@@ -94,6 +96,8 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile
         model: any module; frozen first, see `freeze`.
         example_inputs: as in `freeze`, batched.
         path: of the file; what is there is replaced, and left alone where something fails.
+        metadata: texts by name to put into the file; onnxruntime has them in
+            `session.get_modelmeta().custom_metadata_map`.
 
     Raises:
         UserError: a missing package, no folder to write to, inputs without a batch axis; all that `freeze` raises.
@@ -102,9 +106,7 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile
     require_onnx()
     import onnx
 
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}: make it, or give another path")
+    path = _target(path)
     given = _arguments(example_inputs)
     batch = _batch(given)
     if dtypes := {str(t.dtype) for t in _tensors(given) if t.is_floating_point()} - {"torch.float32"}:
@@ -112,9 +114,11 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile
     several = max(2, batch)  # torch.export takes a batch of one sample for a constant
     frozen = _freeze(model, given)
     eager = _copy(model)
+    program = _onnx_program(frozen, given, batch, several)
+    onnx.helper.set_model_props(program, dict(metadata or {}))
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        onnx.save(_onnx_program(frozen, given, batch, several), unfinished)
+        onnx.save(program, unfinished)
         onnx.checker.check_model(unfinished, full_check=True)
         error = max(_onnx_error(unfinished, eager, _random(_repeated(given, batch, n))) for n in (1, several + 1))
         if not error <= _ONNX_TO:
@@ -130,11 +134,73 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path) -> OnnxFile
     return OnnxFile(path, path.stat().st_size, error)
 
 
+def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write the model's `state_dict` as a safetensors file: weights and strides as they are, nothing to be executed.
+
+    It is read back into a model that is built (or converted, see `Plan`) in the same way:
+
+        from safetensors.torch import load_file
+        model.load_state_dict(load_file("model.safetensors"))
+
+    What has several names in the model, as a stride that layers share, is written under each of them, so that
+    `load_state_dict` finds them all; the model that reads them shares them if it was built so.
+
+    Args:
+        model: any module; it is left as it is.
+        path: of the file; what is there is replaced, and left alone where something fails.
+        metadata: texts by name to put into the file; `safetensors.safe_open(path, "pt").metadata()` has them.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: a missing package, no folder to write to, a state that is not made of dense tensors of common types.
+    """
+    require_safetensors()
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = _target(path)
+    state: dict[str, Any] = getattr(model, "_orig_mod", model).state_dict()  # which torch.compile wraps
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise UserError(f"the model's state must be dense tensors for safetensors, got another thing in {name}")
+    # The format knows neither strides in memory nor two names of one tensor.
+    own = {name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in state.items()}
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(own, unfinished, dict(metadata or {}))
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as cause:
+        raise UserError(f"cannot write {path} ({cause}): give another path") from cause
+    except KeyError as cause:
+        raise UserError(f"the model's state must be of types that safetensors knows, got {cause.args[0]}") from cause
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
 def require_onnx() -> None:
     """Name the cure where a package of the extra `export` is missing."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    _require("ONNX", "onnx", "onnxscript", "onnxruntime")
+
+
+def require_safetensors() -> None:
+    """Name the cure where the package is missing."""
+    _require("safetensors", "safetensors")
+
+
+def _require(kind: str, *packages: str) -> None:
+    for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"ONNX files need the package {name}: pip install 'diffstride[export]'")
+            raise UserError(f"{kind} files need the package {name}: pip install 'diffstride[export]'")
+
+
+def _target(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: make it, or give another path")
+    return path
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:

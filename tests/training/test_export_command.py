@@ -1,5 +1,6 @@
 """`diffstride export`: from a run's folder to a checked file, what it prints, what it refuses."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -75,6 +76,52 @@ def test_a_run_becomes_a_file(run, tmp_path, capsys):
     assert "Latency" not in capsys.readouterr().out
 
 
+def test_a_run_becomes_weights_without_pickle(run, tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.torch")
+    target = tmp_path / "model.safetensors"
+    assert export(run, target) == 0
+    printed = capsys.readouterr().out
+    assert "Learned strides" in printed
+    assert f"{target.stat().st_size / 1e6:.3g} MB, weights and strides as trained" in printed
+    assert "Latency" not in printed
+    state = safetensors.load_file(target)
+    trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {f"network.{name}" for name in state} == set(trained)
+    assert all(torch.equal(value, trained[f"network.{name}"]) for name, value in state.items())
+
+    size = target.stat().st_size
+    target.write_text("other")
+    assert export(run, target) == 2
+    assert "is there already: give another path, or --force to replace it" in capsys.readouterr().err
+    assert target.read_text() == "other"
+    assert export(run, target, "--force") == 0
+    assert target.stat().st_size == size
+
+
+def test_both_formats_say_what_is_in_them(run, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 0
+    assert export(run, tmp_path / "model.safetensors") == 0
+    texts = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == texts
+    facts = {name: json.loads(text) for name, text in texts.items()}
+    result = json.loads((run / "result.json").read_text())
+    assert set(facts) == {
+        "network", "strides", "num_classes", "classes", "sample_shape", "mean", "std", "versions", "accuracy",
+    }  # fmt: skip
+    assert facts["network"]["class_path"] == "diffstride.models.TinyCNN"
+    assert facts["network"]["init_args"]["width"] == 4
+    assert facts["strides"] == {"down": pytest.approx(result["strides"]["down"], abs=1e-4)}
+    assert (facts["sample_shape"], facts["accuracy"]) == ([1, 32, 32], result["accuracy"])
+    assert facts["versions"]["torch"] == torch.__version__
+    # Of other steps than the result is, the accuracy is not known.
+    (run / "result.json").write_text(json.dumps(result | {"steps": 2}))
+    assert export(run, tmp_path / "other.safetensors") == 0
+    with safetensors.safe_open(tmp_path / "other.safetensors", "pt") as file:
+        assert set(texts) - set(file.metadata()) == {"accuracy"}
+
+
 def test_a_run_with_a_budget(tmp_path, capsys):
     folder = train([*arguments(tmp_path), "--model.budget", "1.5"]).run_folder  # its state is in the checkpoint, too
     assert export(folder, tmp_path / "model.onnx", "--repeats", 2) == 0
@@ -99,8 +146,7 @@ def test_the_shape_can_be_said_where_the_data_is_not_there(run, tmp_path, capsys
     edit(run, lambda config: config.update(data=data))
     assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 2
     error = capsys.readouterr().err
-    assert "cannot be loaded: give the shape, as in --input 3,32,32 (" in error
-    assert "nowhere" in error
+    assert "the run does not tell the shape of a sample: give it, as in --input 3,32,32 (" in error
     assert error.count("\n") == 1
     assert export(run, tmp_path / "model.onnx", "--repeats", 0, "--input", "1,24,20") == 0
     assert "24×20 → 16×14" in capsys.readouterr().out
@@ -158,6 +204,12 @@ def test_targets_that_cannot_be(run, tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
     assert export(run, tmp_path) == 2
     assert "is a folder: give the path of a file" in capsys.readouterr().err
+    assert export(run, tmp_path / "model.pt") == 2
+    assert "model.pt must end in .onnx or .safetensors" in capsys.readouterr().err
+    for option in "batch", "repeats":
+        assert export(run, tmp_path / "model.safetensors", f"--{option}", 2) == 2
+        assert f"--{option} is for .onnx files, which are timed: leave it out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_missing_package_has_its_cure(run, tmp_path, capsys, monkeypatch):
@@ -173,4 +225,4 @@ def test_help(capsys):
     printed = capsys.readouterr().out
     assert "diffstride export runs/NAME model.onnx" in printed
     assert main(["--help"]) == 0
-    assert "write a trained network as an ONNX file" in capsys.readouterr().out
+    assert "write a trained network as an ONNX or a safetensors file" in capsys.readouterr().out

@@ -482,7 +482,7 @@ def _from_cache(split: Split, key: str) -> Array:
     path = _cache_folder() / f"{key}.npy"
     shape = (len(split), *split.shape)
     try:
-        found: Array = np.load(path, mmap_mode="c")
+        found: Array = np.lib.format.open_memmap(path, mode="c")  # which takes nothing but a plain array
         if found.shape == shape and found.dtype == split.dtype:
             return found
     except (OSError, ValueError, EOFError):
@@ -493,7 +493,7 @@ def _from_cache(split: Split, key: str) -> Array:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    mapped: Array = np.load(path, mmap_mode="c")
+    mapped: Array = np.lib.format.open_memmap(path, mode="c")
     return mapped
 
 

@@ -1,13 +1,14 @@
-"""`diffstride export`: a trained run as an ONNX file, what was learned, and how fast it runs."""
+"""`diffstride export`: a trained run as an ONNX or a safetensors file, what was learned, and how fast it runs."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,23 +21,54 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from diffstride._check import UserError
-from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, to_onnx
-from diffstride.nn import learnable_layers
+from diffstride.data import MultiTask
+from diffstride.export import (
+    OnnxFile,
+    freeze,
+    onnx_session,
+    require_onnx,
+    require_safetensors,
+    to_onnx,
+    to_safetensors,
+)
+from diffstride.nn import learnable_layers, strides
 from diffstride.studies.bench import WARMUP, Contestant, alternate
 from diffstride.studies.parser import CommandParser, by, check_new_file
 from diffstride.tracking import InputSizes
 from diffstride.training.callbacks import provenance
+from diffstride.training.checkpoints import read_checkpoint
 from diffstride.training.fit import quiet
-from diffstride.training.saved import Run, build_classifier, build_data, load_run, one_line
+from diffstride.training.saved import (
+    Run,
+    build_classifier,
+    find_run,
+    load_data,
+    load_run,
+    one_line,
+    read_result,
+)
 
-DESCRIPTION = """Write a trained network as an ONNX file, with its learned strides fixed, ready for onnxruntime.
+REPEATS = 50
+
+DESCRIPTION = """Write a trained network as one file, in the format that its suffix names.
 
   diffstride export runs/NAME model.onnx
   diffstride export runs/NAME/checkpoints/last.ckpt model.onnx --batch 8
+  diffstride export runs/NAME model.safetensors
 
-The file takes any batch size, and maps of the size that the network was trained on. Before it is put in its place it is
-run on random inputs and compared with the network. Then times are measured: of the network as trained, with its strides
-fixed, and in onnxruntime; and of the same network with strided convolutions (random weights), where there is one."""
+.onnx: with its learned strides fixed, ready for onnxruntime. The file takes any batch size, and maps of the size that
+the network was trained on. Before it is put in its place it is run on random inputs and compared with the network. Then
+times are measured: of the network as trained, with its strides fixed, and in onnxruntime; and of the same network with
+strided convolutions (random weights), where there is one.
+
+.safetensors: weights and strides as they are, to go on with in PyTorch. Nothing in such a file is executed. Build the
+network as its metadata say, then
+
+  from safetensors.torch import load_file
+  network.load_state_dict(load_file("model.safetensors"))
+
+Both have metadata, each a JSON text: network (class and arguments), strides, sample_shape, classes, mean and std (by
+which inputs are normalised, if they are), accuracy and versions. Of several tasks, `tasks` has classes, mean, std."""
 
 
 class Contender(NamedTuple):
@@ -50,41 +82,67 @@ class Contender(NamedTuple):
 def export(arguments: Sequence[str]) -> None:
     """Load the run, write the file, print what was learned, measure."""
     options = _options(arguments)
-    require_onnx()
+    (require_onnx if options.target.suffix == ".onnx" else require_safetensors)()
     console = Console(width=max(100, Console().width))
     with console.status("loading the run"), quiet():
         run = load_run(options.run)
-        shape = options.input or _sample_shape(run.config)
-        example = torch.randn(options.batch, *shape)
+        known = _known(options.run, options.input)
+        example = torch.randn(options.batch or 1, *known["sample_shape"])
         learned = _learned(run.network, example)
+        metadata = _metadata(options.run, run, known)
     if learned.row_count:
         console.print(learned)
     else:
         console.print("The network has no learned strides: it is exported as it is.")
+    if options.target.suffix == ".safetensors":
+        path = to_safetensors(run.network, options.target, metadata)
+        size = f"{path.stat().st_size / 1e6:.3g} MB"
+        console.print(f"{path}: {size}, weights and strides as trained", soft_wrap=True, highlight=False)
+        return
     with console.status(f"writing {options.target}"):
-        written = to_onnx(run.network, example, options.target)
+        written = to_onnx(run.network, example, options.target, metadata)
     console.print(
-        f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(shape)}; on random inputs onnxruntime "
-        f"differs from the network by {written.error:.0e}, relative",
+        f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(example.shape[1:])}; on random inputs "
+        f"onnxruntime differs from the network by {written.error:.0e}, relative",
         soft_wrap=True,
         highlight=False,
     )
-    if options.repeats:
-        _compare(run, written, example, options.repeats, console)
+    if (repeats := REPEATS if options.repeats is None else options.repeats) > 0:
+        _compare(run, written, example, repeats, console)
 
 
 # The run
 
 
-def _sample_shape(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """That of the run's data."""
+def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """What the checkpoint knows of its data; `shape` of a sample is that of --input."""
     try:
-        return build_data(config["data"]).sample_shape
-    except Exception as error:  # of libraries that read files, images or the hub
-        raise UserError(
-            "the run's data, which would tell the shape of a sample, cannot be loaded: give the shape, as in "
-            f"--input 3,32,32 ({one_line(error)})"
-        ) from error
+        data = load_data(given)
+    except UserError as error:
+        if shape is None:
+            raise UserError(
+                f"the run does not tell the shape of a sample: give it, as in --input 3,32,32 ({one_line(error)})"
+            ) from error
+        return {"sample_shape": shape}
+    known = data.state_dict()
+    if isinstance(data, MultiTask):
+        known = {"tasks": known, "sample_shape": next(iter(known.values()))["sample_shape"]}
+    return known if shape is None else known | {"sample_shape": shape}
+
+
+def _metadata(given: Path, run: Run, known: dict[str, Any]) -> dict[str, str]:
+    """What a file says of the network in it, as JSON texts."""
+    checkpoint, config_file = find_run(given)
+    facts: dict[str, Any] = {
+        "network": run.config["model"]["network"],
+        "strides": strides(run.network),
+        **known,
+        "versions": provenance(torch.device("cpu"))["versions"],
+    }
+    result = read_result(config_file.parent)
+    if result is not None and result["steps"] == read_checkpoint(checkpoint)["global_step"]:  # not of an earlier one
+        facts["accuracy"] = result["accuracy"]
+    return {name: json.dumps(fact, default=Tensor.tolist) for name, fact in facts.items()}
 
 
 @torch.no_grad()
@@ -193,24 +251,29 @@ def _strided(run: Run) -> nn.Module | str:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="diffstride export", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
-    parser.add_argument("target", type=Path, metavar="FILE.onnx", help="file to write")
+    parser.add_argument("target", type=Path, metavar="FILE", help="file to write: FILE.onnx or FILE.safetensors")
     parser.add_argument(
         "--input",
         type=_shape,
         metavar="C,H,W",
-        help="shape of one sample (default: that of the run's data, which is loaded for that)",
+        help="shape of one sample (default: that of the run's data)",
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples at a time when timed (default: 1)")
+    parser.add_argument("--batch", type=int, metavar="N", help=".onnx: samples at a time when timed (default: 1)")
     parser.add_argument(
-        "--repeats", type=int, default=50, metavar="N", help="times that each is timed; 0: none (default: 50)"
+        "--repeats", type=int, metavar="N", help=f".onnx: times that each is timed; 0: none (default: {REPEATS})"
     )
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     options = parser.parse_args(arguments)
-    if options.batch < 1:
+    for name in ("batch", "repeats"):
+        if options.target.suffix == ".safetensors" and getattr(options, name) is not None:
+            raise UserError(f"--{name} is for .onnx files, which are timed: leave it out")
+    if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch must be at least 1, got {options.batch}")
-    if options.repeats < 0 or options.repeats == 1:
+    if options.repeats is not None and (options.repeats < 0 or options.repeats == 1):
         raise UserError(f"--repeats must be at least 2, for quartiles, or 0, got {options.repeats}")
     check_new_file(options.target, options.force)
+    if options.target.suffix not in (".onnx", ".safetensors"):
+        raise UserError(f"{options.target} must end in .onnx or .safetensors, which names the format")
     return options
 
 
