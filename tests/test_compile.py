@@ -7,9 +7,11 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import diffstride as ds
 from diffstride import tracking
+from diffstride.models import TinyCNN
 from diffstride.nn import _watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
@@ -31,6 +33,10 @@ class Graphs:
 
     def compile(self, model):
         return torch.compile(model, fullgraph=True, backend=self)
+
+    def compile_parts(self, function):
+        """What torch can of it."""
+        return torch.compile(function, backend=self)
 
 
 def network():
@@ -125,6 +131,35 @@ def test_training_makes_a_graph_for_each_new_size_and_none_for_a_known_one():
         seen.add(tuple(y.shape))
         assert graphs.count == len(seen)
     assert len(seen) == 3
+
+
+def test_a_compiled_training_step_makes_a_graph_for_each_new_size_and_none_once_strides_settle():
+    network = TinyCNN(strides=[(2.0, 2.0)], downsample_options={"size_multiple": 2})
+    optimizer = torch.optim.SGD(ds.param_groups(network, 0.02, stride_lr=1.0), momentum=0.9)
+    images, labels = torch.randn(4, 1, 24, 20), torch.tensor([0, 1, 2, 3])
+    graphs = Graphs()
+
+    @graphs.compile_parts
+    def step():
+        loss = F.cross_entropy(network(images), labels) + ds.stride_cost(network)
+        loss.backward()
+        optimizer.step()
+
+    sizes, made = [], []
+    for count in range(14):
+        if count == 8:
+            optimizer.param_groups[1]["lr"] = 1e-6
+        before = graphs.count
+        sizes.append(network.down.output_size((24, 20)))
+        step()
+        optimizer.zero_grad()
+        ds.clamp_strides_(network)
+        made.append(graphs.count - before)
+    # Those of the optimizer itself: the first steps, the first with momentum, and a new rate.
+    others = [i for i in range(14) if i not in (0, 1, 8)]
+    assert [made[i] for i in others] == [sizes[i] not in sizes[:i] for i in others]
+    assert len(set(sizes[1:8])) > 3
+    assert len(set(sizes[8:])) == 1
 
 
 def test_fifty_sizes():
