@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -148,6 +149,25 @@ def test_an_epoch_that_was_cut_off_goes_on_with_the_batch_that_follows(pictures,
         patch.setattr(fit, "Classifier", CutOff)
         with pytest.raises(InterruptedWorkError, match="--ckpt_path last"):
             train([*arguments, "--name", "killed"])
+    train([*arguments, "--name", "killed", "--ckpt_path", "last"])
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_machine_that_gives_notice_takes_nothing_away(pictures, tmp_path, monkeypatch):
+    """Between checkpoints, in the middle of an epoch of four steps, the last of them logged."""
+    arguments = [*pictures, "--checkpoint_minutes", "1000", "--trainer.max_epochs", "2", "--runs", str(tmp_path)]
+    train([*arguments, "--name", "whole"])
+
+    class Noticed(Classifier):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 6 and batch_idx % 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Noticed)
+        with pytest.raises(InterruptedWorkError, match="--ckpt_path last"):
+            train([*arguments, "--name", "killed"])
+    assert read_checkpoint(tmp_path / "killed" / "checkpoints" / "last.ckpt")["global_step"] == 6
     train([*arguments, "--name", "killed", "--ckpt_path", "last"])
     same(tmp_path / "whole", tmp_path / "killed")
 

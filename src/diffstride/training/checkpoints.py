@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstride._check import UserError, WorkError
 
@@ -47,7 +48,10 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class SaveWithinEpochs(Checkpoint):
-    """Keep `last.ckpt` of a long epoch recent, so that little is lost with the machine.
+    """Keep `last.ckpt` of a long epoch recent, so that little is lost with the machine; nothing where it gives notice.
+
+    Notice is SIGTERM, as clusters send it before they take a machine away: Lightning then ends the training between
+    two batches, each process for itself, so that several have no time at which they could save together.
 
     A `Checkpoint`, which Lightning calls behind all other callbacks, the model's own too: what these do after a step is
     in it.
@@ -66,16 +70,23 @@ class SaveWithinEpochs(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._saved, self._step = time.monotonic(), trainer.global_step
+        self._saved, self._step, self._stepped = time.monotonic(), trainer.global_step, False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time, after a step of the optimiser."""
-        before, self._step = self._step, trainer.global_step
+        self._stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
         every: int = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        looks = trainer.global_step != before and trainer.global_step % every == 1 % every
+        looks = self._stepped and self._step % every == 1 % every
         if not looks or trainer.is_last_batch:  # the end of an epoch is saved anyway, with what is evaluated there
             return
         if trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
+            trainer.save_checkpoint(self.path)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where the machine has given notice, unless gradients are half accumulated."""
+        noticed = isinstance(exception, SIGTERMException) and trainer.world_size == 1
+        if noticed and trainer.training and self._stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
