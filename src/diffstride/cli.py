@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from diffstride import __version__
-from diffstride._check import UserError, WorkError
+from diffstride._check import UserError, WorkError, did_you_mean
+from diffstride._files import DISK_ERRORS, PATH_ERRORS, trouble
 
 # Name: module, function, what it does.
 COMMANDS = {
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except WorkError as error:
         return _fail(error, 1)
+    except OSError as error:  # of files that a user has named, or of the disk they are on
+        if error.errno not in DISK_ERRORS | PATH_ERRORS:
+            raise
+        return _fail(trouble(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     return 0
@@ -52,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+        raise UserError(
+            f"unknown command {name!r}; there are {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS.keys())}"
+        )
     module, function, _ = COMMANDS[name]
     try:
         command: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from diffstride._check import UserError
+from diffstride._files import whole
 from diffstride.nn.strides import learnable_layers
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -90,28 +92,41 @@ def append_rows(path: Path, rows: Iterable[StrideRow]) -> None:
 
 
 def read_rows(path: Path) -> list[StrideRow]:
-    """Read what `append_rows` wrote."""
-    return [
-        StrideRow(int(r["step"]), r["layer"], r["axis"], float(r["stride"]), int(r["size"])) for r in read_dicts(path)
-    ]
+    """Read what `append_rows` wrote.
+
+    Raises:
+        UserError: a file that is something else.
+    """
+    rows = read_dicts(path)
+    try:
+        return [StrideRow(int(r["step"]), r["layer"], r["axis"], float(r["stride"]), int(r["size"])) for r in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged, it has rows that are no strides: remove it ({error})") from error
 
 
 def read_dicts(path: Path) -> list[dict[str, str]]:
-    """The rows of any CSV file with a header; none where there is no file."""
+    """The rows of any CSV file with a header; none where there is no file.
+
+    Raises:
+        UserError: a file that is no table.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged, no table can be read from it: remove it ({error})") from error
 
 
 def drop_rows_from(path: Path, step: int) -> None:
     """Forget the rows of a CSV file of `step` and later: a resumed run writes them again. A torn last row goes too."""
     rows = read_dicts(path)
+    if rows and "step" not in rows[0]:
+        raise UserError(f"{path} is damaged, its rows have no step: remove it")
     if rows:
-        whole = [row for row in rows if None not in row.values() and row["step"].isdigit()]
-        unfinished = path.with_suffix(".tmp")
-        with unfinished.open("w", newline="") as file:
+        complete = [row for row in rows if None not in row.values() and row["step"].isdigit()]
+        with whole(path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(row for row in whole if int(row["step"]) < step)
-        unfinished.replace(path)
+            writer.writerows(row for row in complete if int(row["step"]) < step)

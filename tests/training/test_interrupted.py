@@ -13,7 +13,7 @@ import torch
 from killing import ended, killed_again_and_again, start, warm_up
 from PIL import Image
 
-from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride._check import InterruptedWorkError, UserError
 from diffstride.training import Classifier, fit
 from diffstride.training.checkpoints import WholeFiles, read_checkpoint, read_last
 from diffstride.training.fit import train
@@ -127,7 +127,7 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_names_it(folder, m
     with monkeypatch.context() as patch:
         patch.setattr(target, name, function)
         with pytest.raises(
-            WorkError, match=r"cannot write .*last\.ckpt \(No space left on device\): .* last \(step 6\)"
+            UserError, match=r"cannot write .*last\.ckpt \(No space left on device\): .* last \(step 6\)"
         ):
             WholeFiles().save_checkpoint({"state_dict": {}, "global_step": 9, "epoch": 0}, folder / "last.ckpt")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -56,6 +56,9 @@ class PlantedBands(ClassificationData):
         for name, pair in ("size", size), ("band", band), ("nuisance", nuisance):
             if len(pair) != 2 or min(pair) < 1:
                 raise DataError(f"{name} must be two positive numbers (height, width), not {tuple(pair)}")
+        for option, value in ("train_samples", train_samples), ("test_samples", test_samples):
+            if value < 1:
+                raise DataError(f"{option} must be at least 1, not {value}")
         for n, b, lowest in zip(size, band, nuisance, strict=True):
             if b % 2 or not b < lowest <= n / 2:
                 raise DataError(f"band must be even and band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,8 +215,9 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
         # Apart from the hub's sets: without a connection `datasets` would take a folder called cifar10 for the hub's.
         options["cache_dir"] = str(_cache_folder() / "arrow")
     try:
-        builder = datasets.load_dataset_builder(**options)
-        builder.download_and_prepare()
+        with _quiet_unless_watched():
+            builder = datasets.load_dataset_builder(**options)
+            builder.download_and_prepare()
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cause = first_line(error.__cause__ or error)
         if not local.exists():
@@ -228,6 +231,23 @@ def _open(path: str, subset: str | None, decoder: Decoder) -> _Source:
         ) from error
     names = [str(name) for name in builder.info.splits]
     return _Source(path, names, builder.info.features, builder.as_dataset)
+
+
+@contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """Without the progress of `datasets` where standard error is no terminal, and without its own words for errors."""
+    import datasets
+
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _folder_of_sounds(path: str, folder: Path) -> _Source:

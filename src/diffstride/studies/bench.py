@@ -32,7 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import diffstride as ds
-from diffstride._check import UserError
+from diffstride._check import UserError, did_you_mean
+from diffstride._files import write_whole
 from diffstride.models import ResNet
 from diffstride.studies.parser import CommandParser
 from diffstride.studies.peers import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
@@ -581,7 +582,7 @@ def bench(arguments: Sequence[str]) -> None:
         literal = ", ".join(f"torch.{dtype}: {length}" for dtype, length in report["crossover"].items())
         console.print(f"For diffstride.backends: DENSE_UP_TO = {{{literal}}}", soft_wrap=True, highlight=False)
     if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(options.out, json.dumps(report, indent=1) + "\n")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -604,7 +605,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="file for all results")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.suites if name not in SUITES]:
-        raise UserError(f"unknown suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+        raise UserError(
+            f"unknown suite {unknown[0]!r}; there are {', '.join(SUITES)}{did_you_mean(unknown[0], SUITES)}"
+        )
     if options.calibrate and (options.suites or options.full):
         raise UserError("--calibrate takes the place of the suites: leave out their names and --full")
     if options.repeats is not None and options.repeats < 2:
@@ -612,5 +615,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
     if options.out and not options.out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {options.out.parent}")
+        raise UserError(f"--out: there is no folder {options.out.parent}: make it, or give another path")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out must be a file, got the folder {options.out}")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed must be between 0 and {2**63 - 1}, got {options.seed}")
     return options

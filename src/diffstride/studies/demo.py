@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from diffstride import functional, plotting, tracking
 from diffstride._check import InterruptedWorkError, UserError
+from diffstride._files import write_whole
 from diffstride.data import PlantedBands
 from diffstride.models import TinyCNN
 from diffstride.nn import DiffStride2d
-from diffstride.training.fit import FitCLI, train
+from diffstride.studies.parser import CommandParser
+from diffstride.training.fit import FitCLI, parse, train
 
 METHODS = {"conv": "strided convolution", "spectral": "spectral pooling", "diffstride": "DiffStride"}
 # (4, 2) are the largest strides that keep the default bands whole, N / (2 b); (3, 3) suits neither axis.
@@ -52,7 +53,7 @@ class Run(NamedTuple):
 
 def demo(arguments: Sequence[str]) -> None:
     """Train, print the table, draw the pictures."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="diffstride demo",
         description="Train strided convolution, spectral pooling and DiffStride on planted bands (built in), from a "
         "good and from a poor initial stride; print a table and draw pictures. About two minutes on two cores.",
@@ -64,6 +65,9 @@ def demo(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if not Path(options.config).is_file():
         raise UserError(f"there is no file {options.config}: give the path of configs/demo.yaml in the source tree")
+    config = parse(["--config", options.config])
+    if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
+        raise UserError("the demo is about PlantedBands and TinyCNN: give configs/demo.yaml, or use `diffstride fit`")
     folder = Path(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = Console()
@@ -83,7 +87,7 @@ def demo(arguments: Sequence[str]) -> None:
                 runs.append(Run(method, start, cli, result))
                 progress.advance(task)
     rows = [{"method": run.method, "start": run.start, **run.result} for run in runs]
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "results.json", json.dumps(rows, indent=1) + "\n")
     _print(runs, console)
     _draw(runs, folder)
     console.print(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
@@ -94,8 +98,6 @@ def _train(arguments: Sequence[str]) -> FitCLI:
         cli = train(arguments)
     except InterruptedWorkError as error:
         raise InterruptedWorkError("interrupted: start the demo again, its runs are short") from error
-    if not isinstance(cli.datamodule, PlantedBands) or not isinstance(cli.model.network, TinyCNN):
-        raise UserError("the demo is about PlantedBands and TinyCNN: give configs/demo.yaml, or use `diffstride fit`")
     return cli
 
 

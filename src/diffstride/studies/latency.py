@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffstride._files import write_whole
 from diffstride.export import freeze
 from diffstride.nn import learnable_layers
 from diffstride.studies.bench import Contestant, alternate
-from diffstride.studies.results import replace
 from diffstride.training.callbacks import provenance
 from diffstride.training.saved import build_data, load_run
 
@@ -47,7 +47,7 @@ def measure(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> No
         timed = {"run": runs[label].name, "result": _digest(runs[label])}
         latency[label] = {"ms": middle, "low": low, "high": high, **timed}
     table = {"batch": batch, "repeats": REPEATS, "latency": latency, **facts}
-    replace(folder / "latency.json", json.dumps(table, indent=1) + "\n")
+    write_whole(folder / "latency.json", json.dumps(table, indent=1) + "\n")
 
 
 def is_timed(folder: Path, runs: Mapping[str, Path], batch: int) -> bool:
@@ -56,7 +56,7 @@ def is_timed(folder: Path, runs: Mapping[str, Path], batch: int) -> bool:
         before = json.loads((folder / "latency.json").read_text())
         found = {label: entry["result"] for label, entry in before["latency"].items()}
         return bool(before["batch"] == batch and found == {label: _digest(run) for label, run in runs.items()})
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from diffstride._check import UserError
+from diffstride._check import UserError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
     """Keeps the lines of the description; says in one line what is wrong, and where to read more."""
 
-    def __init__(self, prog: str, description: str, **options: bool | str) -> None:
+    def __init__(self, prog: str, description: str, usage: str | None = None) -> None:
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=form, **options)  # type: ignore[arg-type]
+        super().__init__(prog, usage, description, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the mistake."""
-        raise UserError(f"{message} (see {self.prog} --help)")
+        """Raise the mistake; of an unknown option, the nearest right one is named."""
+        unknown = re.search(r"unrecognized arguments:.* (--[^\s=]+)", message)
+        near = did_you_mean(unknown[1], self.option_strings) if unknown else ""
+        raise UserError(f"{message}{near} (see {self.prog} --help)")
+
+    @property
+    def option_strings(self) -> list[str]:
+        """All options."""
+        return [option for action in self._actions for option in action.option_strings]
 
 
 def check_new_file(path: Path, force: bool) -> None:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from diffstride._check import UserError, WorkError
+from diffstride._files import whole
 from diffstride.data import ClassificationData, DataError, MultiTask
 from diffstride.data.base import mean_of_views
 from diffstride.studies.parser import CommandParser, by, check_new_file
@@ -150,19 +151,11 @@ def predict(arguments: Sequence[str]) -> None:
 @contextmanager
 def _new_csv(path: Path) -> Iterator[Any]:
     """A writer of a CSV file that is there when all of it is written, and not before."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        file = unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape")  # as names of files are
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): give another path") from error
-    try:
-        with file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", "task", "rank", "class", "probability", "error"])
-            yield writer
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # as names of files are
+    with whole(path) as unfinished, unfinished.open("w", newline="", **encoding) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "task", "rank", "class", "probability", "error"])
+        yield writer
 
 
 def _lines(found: Sequence[Prediction]) -> Iterator[str]:

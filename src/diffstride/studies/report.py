@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from diffstride._check import UserError
+from diffstride._files import trouble, write_whole
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.nn import learnable_layers
@@ -38,7 +39,6 @@ from diffstride.studies.results import (
     is_study,
     read_latency,
     read_study,
-    replace,
     row_of,
     statistic,
     striding_factor,
@@ -492,8 +492,8 @@ def _listed(rows: Sequence[Row]) -> Table:
 
 def _study_provenance(folder: Path) -> Table:
     try:
-        facts = json.loads((folder / "provenance.json").read_text())
-    except (OSError, ValueError):  # no run has ended yet
+        facts = dict(json.loads((folder / "provenance.json").read_text()))
+    except (OSError, ValueError, TypeError):  # no run has ended yet
         facts = {}
     time = {"time of all runs": _duration(facts["seconds"])} if "seconds" in facts else {}
     return _provenance(facts | time, *time)
@@ -757,9 +757,9 @@ def report(arguments: Sequence[str]) -> None:
     with console.status("reading") as status, quiet():
         text = make(folder, status.update).html()
     try:
-        replace(target, text)
+        write_whole(target, text)
     except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror}): give another path with --out") from error
+        raise UserError(f"{trouble(error)}, or give another path with --out") from error
     console.print(
         f"{target}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser.", soft_wrap=True, highlight=False
     )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from diffstride._check import UserError
+from diffstride._files import write_whole
 from diffstride.studies.study import PAPER, label_of, shown
 from diffstride.training.saved import one_line, read_result
 
@@ -57,7 +58,7 @@ def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
         return Row(name, "done", axes, result)
     try:
         return Row(name, "failed", axes, error=json.loads((folder / name / "failed.json").read_text())["error"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         started = (folder / name / "checkpoints" / "last.ckpt").exists()
         return Row(name, "unfinished" if started else "open", axes)
 
@@ -76,6 +77,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     try:
         kept = yaml.safe_load((folder / "study.yaml").read_text())
         runs = {name: dict(axes) for name, axes in kept["runs"].items()}
+        kept |= {"tables": [dict(table) for table in kept.get("tables") or []]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)})"
@@ -366,9 +368,9 @@ def write_tables(folder: Path) -> list[Table]:
         found = [(row.result or {}).get(column) for column in _COLUMNS]
         writer.writerow([row.name, row.state, *(_field(v) for v in (*values, *found)), row.error])
     made = tables(definition, rows, read_latency(folder))
-    replace(folder / "results.csv", text.getvalue())
+    write_whole(folder / "results.csv", text.getvalue())
     notes = "\n\n".join(filter(None, (definition.get("question"), definition.get("notes"))))
-    replace(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
+    write_whole(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
     return made
 
 
@@ -376,16 +378,10 @@ def read_latency(folder: Path) -> dict[str, Any]:
     """Measured latencies by label; none where none were measured."""
     try:
         found: dict[str, Any] = json.loads((folder / "latency.json").read_text())["latency"]
-    except (OSError, ValueError, KeyError):
+        found = {label: {"ms": float(one["ms"]), **one} for label, one in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return found
-
-
-def replace(file: Path, text: str) -> None:
-    """Write a file so that it is never there by halves."""
-    unfinished = file.with_name(f"{file.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
 
 
 def _field(value: Any) -> Any:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table as RichTable
 
 from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride._files import write_whole
 from diffstride.cost import count_macs
 from diffstride.studies import results
 from diffstride.studies.executors import Executor, Processes, Ray, in_process
@@ -73,7 +74,7 @@ def study(arguments: Sequence[str]) -> None:
 
 def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None:
     kept = plan.definition | {"name": plan.name, "runs": {run.name: run.axes for run in plan.runs}}
-    results.replace(folder / "study.yaml", yaml.safe_dump(kept, sort_keys=False))
+    write_whole(folder / "study.yaml", yaml.safe_dump(kept, sort_keys=False))
     states = [row_of(folder, run.name, run.axes).state for run in plan.runs]
     todo = [run for run, state in zip(plan.runs, states, strict=True) if state != "done"]
     if failed := [run.name for run, state in zip(plan.runs, states, strict=True) if state == "failed"]:
@@ -140,7 +141,7 @@ def _provenance(folder: Path, plan: Study) -> None:
     rows = [row_of(folder, run.name, run.axes) for run in plan.runs]
     seconds = sum(row.result["train_seconds"] for row in rows if row.result is not None)
     facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    results.replace(folder / "provenance.json", json.dumps(facts | {"seconds": round(seconds, 1)}, indent=1) + "\n")
+    write_whole(folder / "provenance.json", json.dumps(facts | {"seconds": round(seconds, 1)}, indent=1) + "\n")
 
 
 def _to_time(folder: Path, rows: Sequence[Row], batch: int) -> dict[str, Path]:
@@ -316,7 +317,6 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
         prog="diffstride study",
         usage="diffstride study FILE.yaml [--dry-run] [--processes N | --ray ADDRESS] [--ARGUMENT VALUE ...]",
         description=DESCRIPTION,
-        allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="the study")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from diffstride._check import UserError, did_you_mean
+from diffstride._files import trouble
 from diffstride.models.downsample import METHODS
 from diffstride.training.fit import parse
 from diffstride.training.keys import flatten
@@ -131,6 +132,9 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
     for key in ("base", "axes"):
         if not definition.get(key):
             raise UserError(f"{file}: the key {key!r} is missing")
+    for key in ("name", "question", "notes", "base"):
+        if not isinstance(definition.get(key, ""), str):
+            raise UserError(f"{file}: {key} must be a text, got {json.dumps(definition[key])}")
     config = _read_yaml(file.parent / str(definition["base"]), f" (the base of {file})")
     for key in ("name", "runs", "ckpt_path"):
         config.pop(key, None)
@@ -265,7 +269,7 @@ def _read_yaml(file: Path, what: str = "") -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {file}{what}: {error.strerror}") from error
+        raise UserError(f"{trouble(error, f'{file}{what}')}; it must be a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}{what} is not YAML: {one_line(error)}") from error
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from diffstride._check import InterruptedWorkError, UserError, WorkError
-from diffstride.studies.results import replace
+from diffstride._files import write_whole
 from diffstride.studies.study import Request
 from diffstride.training.fit import train
 from diffstride.training.saved import one_line
@@ -28,16 +28,17 @@ def write_request(folder: Path, request: Request) -> None:
     if (before := read_request(folder)) is not None and request.differences(before):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
+    write_whole(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
 
 
 def read_request(folder: Path) -> Request | None:
     """What a run was asked to do; None where none was asked for."""
     try:
-        return Request(**json.loads((folder / "request.json").read_text()))
+        request = Request(**json.loads((folder / "request.json").read_text()))
+        return request._replace(config=dict(request.config), settings=dict(request.settings), cpus=int(request.cpus))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error
 
 
@@ -67,7 +68,7 @@ def work(folder: Path) -> None:
 
 def failed(folder: Path, error: str, details: str | None = None) -> None:
     """Write down that a run has failed: one line, and what else may help to find out why."""
-    replace(folder / "failed.json", json.dumps({"error": error, "details": details}, indent=1) + "\n")
+    write_whole(folder / "failed.json", json.dumps({"error": error, "details": details}, indent=1) + "\n")
 
 
 def _end_with_parent() -> None:

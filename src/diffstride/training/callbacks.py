@@ -23,6 +23,7 @@ from torch import nn
 
 from diffstride import __version__, plotting, tracking
 from diffstride._check import WorkError
+from diffstride._files import write_whole
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.data import ClassificationData
@@ -245,9 +246,7 @@ class WriteResult(Callback):
         """Write the result of a run that has ended."""
         result = self._result(trainer, module)
         if trainer.is_global_zero:
-            target = self.folder / "result.json"
-            target.with_suffix(".tmp").write_text(json.dumps(result, indent=2) + "\n")
-            target.with_suffix(".tmp").replace(target)
+            write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
             history = self.folder / "strides.csv"
             if history.exists():
                 plotting.stride_trajectories(tracking.read_rows(history), self.folder / "strides")

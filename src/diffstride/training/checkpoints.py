@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import time
@@ -18,7 +17,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from diffstride._check import UserError, WorkError
+from diffstride._check import UserError
+from diffstride._files import trouble
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -28,7 +28,7 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write it; a WorkError that names the last good one where that cannot be done."""
+        """Write it; a UserError that names the last good one where that cannot be done."""
         path = Path(path)
         unfinished = path.with_name(f"{path.name}.tmp")
         try:
@@ -44,7 +44,7 @@ class WholeFiles(TorchCheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
             if not isinstance(cause, OSError):
                 raise
-            raise WorkError(cannot_write(cause, path, path.parent)) from error
+            raise UserError(cannot_go_on(cause, path, path.parent)) from error
 
 
 class SaveWithinEpochs(Checkpoint):
@@ -122,19 +122,14 @@ def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
     return good
 
 
-DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-}  # fmt: skip
-
-
-def cannot_write(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
+def cannot_go_on(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
     """What a disk has refused, and how to go on: the last good checkpoint of a folder."""
-    said = f"cannot write {path or error.filename or 'to disk'} ({error.strerror}): make room or give leave to write, "
+    said = trouble(error, path)
     if (good := _last_good(checkpoints)) is None:
-        return f"{said}and start again; there is no checkpoint yet"
+        return f"{said}, and start again; there is no checkpoint yet"
     last, content = good
     name = "last" if last.name == "last.ckpt" else last
-    return f"{said}and resume with --ckpt_path {name} (step {content['global_step']})"
+    return f"{said}, and resume with --ckpt_path {name} (step {content['global_step']})"
 
 
 def checkpoint_from_before(trainer: Trainer) -> str:

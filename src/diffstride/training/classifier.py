@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -74,11 +75,17 @@ class Classifier(LightningModule):
             )
         if list(milestones) != sorted(set(milestones)) or any(m < 1 for m in milestones):
             raise ValueError(f"milestones must be increasing steps >= 1, got {list(milestones)}")
-        if not min(learning_rates) > 0:
-            raise ValueError(f"learning_rates must be > 0, got {list(learning_rates)}")
-        for name, value in ("stride_lr", stride_lr), ("cost_weight", cost_weight), ("label_smoothing", label_smoothing):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+        if not all(0 < rate < math.inf for rate in learning_rates):
+            raise ValueError(f"learning_rates must be > 0 and finite, got {list(learning_rates)}")
+        for name, value, most in (
+            ("stride_lr", stride_lr, math.inf),
+            ("cost_weight", cost_weight, math.inf),
+            ("weight_decay", weight_decay, math.inf),
+            ("momentum", momentum, 1),
+            ("label_smoothing", label_smoothing, 1),
+        ):
+            if not 0 <= value < most:
+                raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
         if stride_clip is not None and not stride_clip > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
         for task, weight in (task_weights or {}).items():

@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,8 @@ from lightning.pytorch.loggers import CSVLogger
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride._check import InterruptedWorkError, UserError, WorkError
+from diffstride._check import InterruptedWorkError, UserError
+from diffstride._files import DISK_ERRORS, whole
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import (
     ClampStrides,
@@ -39,16 +40,15 @@ from diffstride.training.callbacks import (
     WriteResult,
 )
 from diffstride.training.checkpoints import (
-    DISK_ERRORS,
     SaveWithinEpochs,
     WholeFiles,
-    cannot_write,
+    cannot_go_on,
     read_checkpoint,
     read_last,
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.diverged import StopWhenDiverged
-from diffstride.training.keys import unknown_key
+from diffstride.training.keys import in_plain_words, unknown_key, unreadable_config
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
 
@@ -71,6 +71,7 @@ HARMLESS = (
     "does not have many workers",
     "number of training batches",
     "exists and is not empty",
+    "The dirpath has changed",  # of a run whose folder was moved
 )
 
 
@@ -118,8 +119,13 @@ class FitCLI(LightningCLI):
         """Parse; an unknown key is named with the nearest right one."""
         try:
             super().parse_arguments(parser, args)
-        except UserError as error:
-            raise UserError(unknown_key(parser, args) or str(error)) from error
+        except (UserError, UnicodeDecodeError) as error:
+            raise UserError(
+                unreadable_config(args) or unknown_key(parser, args) or in_plain_words(str(error), args)
+            ) from error
+        seed = self.config.seed_everything
+        if seed is not True and not 0 <= seed < 2**32:  # as numpy has it
+            raise UserError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The name and place of the run; one seed for all."""
@@ -147,13 +153,17 @@ class FitCLI(LightningCLI):
         if config.trainer.enable_checkpointing is False:
             raise UserError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
         # Processes that Lightning starts for further devices inherit the name.
+        if config.name == "":
+            raise UserError("--name must not be empty: give one, or leave it out for date and time")
         config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
         os.environ[_RUN_NAME] = config.name
         self.run_folder = Path(config.runs) / config.name
         if config.ckpt_path:
             config.ckpt_path = str(self._checkpoint(config))
-        else:
-            _make_empty(self.run_folder)
+        elif (self.run_folder / "checkpoints" / "last.ckpt").exists() or (self.run_folder / "result.json").exists():
+            raise UserError(
+                f"{self.run_folder} holds a run already: give another --name, or resume it with --ckpt_path last"
+            )
 
     def _checkpoint(self, config: Any) -> Path:
         """The checkpoint to resume from, which has steps left to do."""
@@ -213,10 +223,12 @@ class FitCLI(LightningCLI):
 
     def run(self) -> None:
         """Train, evaluate what was trained, write the result."""
-        if self.config.ckpt_path:
-            self._trim()
         try:
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+            with _AsItWas(self.run_folder, lambda: self.trainer.global_step > (self.resumed_step or 0)):
+                self._train()
+            if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
+                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            self.result.write(self.trainer, self.model)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
             resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
             cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
@@ -224,10 +236,14 @@ class FitCLI(LightningCLI):
         except OSError as error:  # of a disk, whatever wrote there
             if error.errno not in DISK_ERRORS:
                 raise
-            raise WorkError(cannot_write(error, None, self.run_folder / "checkpoints")) from error
-        if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
-            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        self.result.write(self.trainer, self.model)
+            raise UserError(cannot_go_on(error, None, self.run_folder / "checkpoints")) from error
+
+    def _train(self) -> None:
+        if self.config.ckpt_path:
+            self._trim()
+        else:
+            _make_empty(self.run_folder)
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
 
     def _trim(self) -> None:
         """Drop what was written after the checkpoint, since it will be written again."""
@@ -256,8 +272,6 @@ _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
 @rank_zero_only
 def _make_empty(folder: Path) -> None:
     """A folder for a new run. What a run left that never reached a checkpoint is cleared away."""
-    if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
-        raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv"):
@@ -265,6 +279,48 @@ def _make_empty(folder: Path) -> None:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
+
+
+class _AsItWas:
+    """Puts a run's folder back as it was, where a mistake is found or a disk refuses before anything was learned.
+
+    Args:
+        folder: of the run.
+        learned: whether something was.
+    """
+
+    def __init__(self, folder: Path, learned: Callable[[], bool]) -> None:
+        self.folder, self.learned = folder, learned
+
+    def __enter__(self) -> None:
+        """Remember what is there; checkpoints and events are only ever added to."""
+        self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self._files: dict[Path, bytes | None] = {
+            path: path.read_bytes() if path.suffix in (".yaml", ".csv") else None
+            for path in self.folder.rglob("*")
+            if path.is_file()
+        }
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Put it back."""
+        if kind is None or not issubclass(kind, (UserError, MisconfigurationException, OSError)) or self.learned():
+            return
+        with suppress(OSError):  # the mistake is what must be told
+            self._put_back()
+
+    @rank_zero_only
+    def _put_back(self) -> None:
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+            if path.is_file() and path not in self._files:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        for path, content in self._files.items():
+            if content is not None and (not path.exists() or path.read_bytes() != content):
+                with whole(path) as unfinished:
+                    unfinished.write_bytes(content)
+        for path in self._new:
+            path.rmdir()
 
 
 @contextmanager

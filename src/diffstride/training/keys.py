@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from diffstride import data, models, nn
 from diffstride._check import did_you_mean
+from diffstride._files import trouble
 
 # Where a class is named, where ours are, and what they derive from.
 PLACES: dict[str, tuple[ModuleType, type]] = {
@@ -42,6 +44,56 @@ def unknown_key(parser: ArgumentParser, arguments: Sequence[str]) -> str | None:
         if (said := _unknown(key, classes, known)) is not None:
             return f"{source}{said}"
     return None
+
+
+def unreadable_config(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first `--config` that no configuration can be read from; None: all can be read."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name not in ("-c", "--config") or not (equals or arguments[i + 1 :]):
+            continue
+        value = value if equals else arguments[i + 1]
+        if value.lstrip().startswith("{"):  # a configuration itself
+            continue
+        try:
+            content = yaml.safe_load(Path(value).read_text())
+        except OSError as error:
+            return f"{trouble(error, value)}; --config takes a YAML file"
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            return f"{value} is not YAML: {' '.join(str(error).split())}"
+        if not isinstance(content, Mapping):
+            return f"{value} must be a mapping from names to values, as configs/demo.yaml is, got {content!r:.60}"
+    return None
+
+
+def in_plain_words(message: str, arguments: Sequence[str]) -> str:
+    """What the parser says of a value, in the words that our own classes have."""
+    if (missing := re.search("arguments are required: (.+)", message)) is not None:
+        return f"{missing[1]} must be given: start from one of configs/ with --config FILE (see diffstride fit --help)"
+    if restricted := re.match(
+        r'Parser key "(.+?)": Not of type .*: (\S+) does not conform to restriction v(.*)', message
+    ):
+        return "{0} must be {2}, got {1}".format(*restricted.groups())
+    if (
+        value := re.match(r'Parser key "(.+?)": (.*?)(?:Given value type.*)?(?:Got|Given) value: (.*)', message)
+    ) is None:
+        return message
+    key, said, got = value.groups()
+    whole = {
+        given for _, given, _ in _given(arguments) if given.endswith(f".{key}")
+    }  # the parser may tell the end alone
+    key = whole.pop() if len(whole) == 1 else key
+    kinds = re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\])", said)
+    choices = dict.fromkeys(
+        _KINDS.get(kind, kind) or ", ".join(sorted(literals.split(", "))) for kind, literals in kinds
+    )
+    return f"{key} must be {' or '.join(choices)}, got {got}" if choices else message
+
+
+_KINDS = {
+    "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "Sequence": "a list",
+    "list": "a list", "dict": "a mapping", "Mapping": "a mapping", "NoneType": "null",
+}  # fmt: skip
 
 
 def flatten(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

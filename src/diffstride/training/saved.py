@@ -77,13 +77,24 @@ def load_data(given: Path) -> ClassificationData:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The `result.json` of a run; None where the run has not ended."""
+    file = folder / "result.json"
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        result = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'result.json'} is not readable ({one_line(error)}): remove the folder") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({one_line(error)}): {_ANEW}") from error
+    for key, kinds in _RESULT.items():
+        if not isinstance(result, dict) or not isinstance(result.get(key), kinds):
+            raise UserError(f"{file} is not the result of a run, which has {key}: {_ANEW}")
     return result
+
+
+_RESULT: dict[str, type | tuple[type, ...]] = {
+    "accuracy": (int, float, type(None)), "macs": (int, float), "resampling_macs": (int, float), "strides": dict,
+    "steps": int, "epochs": int, "train_seconds": (int, float), "step_time_ms": (int, float, type(None)),
+}  # fmt: skip
+_ANEW = "remove it; the run, resumed with --ckpt_path last, or its study writes it anew"
 
 
 def build_classifier(model: Mapping[str, Any]) -> Classifier:
