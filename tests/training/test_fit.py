@@ -158,7 +158,7 @@ def test_precisions(run, precision):
         (["--model.network.downsample", "conv", "--model.network.strides", "[1.5]"], "stride must be an integer"),
         (["--model.network.downsample", "pool"], "'pool'"),
         (["--model.learning_rates", "[0.1]"], "learning_rates must have one entry more than milestones"),
-        (["--model.cost_weight", "-1"], "cost_weight must be >= 0, got -1"),
+        (["--model.cost_weight", "-1"], "cost_weight must be >= 0 and finite, got -1"),
         (["--model.bogus", "1"], "bogus"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--data", "ImageData", "--data.path", "./nowhere"], "./nowhere does not exist: check the path"),

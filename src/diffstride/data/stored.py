@@ -524,7 +524,9 @@ def _decode_all(split: Split, path: Path, shape: tuple[int, ...]) -> None:
     arrays = np.lib.format.open_memmap(path, mode="w+", dtype=split.dtype, shape=shape)
     blocks = list(_blocks(len(split)))
     console = Console(stderr=True)
-    for places in track(blocks, f"decoding the {split.name} split", console=console, transient=True):
+    for places in track(
+        blocks, f"decoding the {split.name} split", console=console, transient=True, disable=not console.is_terminal
+    ):
         for place, array in zip(places, split.decode(places), strict=True):
             arrays[place] = array
     arrays.flush()

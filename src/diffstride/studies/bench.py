@@ -606,7 +606,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.suites if name not in SUITES]:
         raise UserError(
-            f"unknown suite {unknown[0]!r}; there are {', '.join(SUITES)}{did_you_mean(unknown[0], SUITES)}"
+            f"unknown suite {unknown[0]!r}; there are {', '.join(SUITES)}{did_you_mean(unknown[0], SUITES.keys())}"
         )
     if options.calibrate and (options.suites or options.full):
         raise UserError("--calibrate takes the place of the suites: leave out their names and --full")

@@ -21,13 +21,13 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the mistake; of an unknown option, the nearest right one is named."""
         unknown = re.search(r"unrecognized arguments:.* (--[^\s=]+)", message)
-        near = did_you_mean(unknown[1], self.option_strings) if unknown else ""
+        near = self.nearest(unknown[1]) if unknown else ""
         raise UserError(f"{message}{near} (see {self.prog} --help)")
 
-    @property
-    def option_strings(self) -> list[str]:
-        """All options."""
-        return [option for action in self._actions for option in action.option_strings]
+    def nearest(self, option: str) -> str:
+        """The end of a message about an unknown option: the one that it begins or is nearest to, if any."""
+        options = [name for action in self._actions for name in action.option_strings]
+        return did_you_mean(option, [name for name in options if name.startswith(option)] or options)
 
 
 def check_new_file(path: Path, force: bool) -> None:

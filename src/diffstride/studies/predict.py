@@ -151,8 +151,10 @@ def predict(arguments: Sequence[str]) -> None:
 @contextmanager
 def _new_csv(path: Path) -> Iterator[Any]:
     """A writer of a CSV file that is there when all of it is written, and not before."""
-    encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # as names of files are
-    with whole(path) as unfinished, unfinished.open("w", newline="", **encoding) as file:
+    with (
+        whole(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # as names of files are
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "task", "rank", "class", "probability", "error"])
         yield writer

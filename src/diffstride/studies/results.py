@@ -80,7 +80,8 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         kept |= {"tables": [dict(table) for table in kept.get("tables") or []]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)})"
+            f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)}); "
+            "`diffstride study` writes it anew"
         ) from error
     return kept, [row_of(folder, name, axes) for name, axes in runs.items()]
 

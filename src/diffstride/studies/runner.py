@@ -328,14 +328,18 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     options, rest = parser.parse_known_args(arguments)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
-    return options, dict(_settings(rest))
+    if options.name == "":
+        raise UserError("--name must not be empty: give one, or leave it out for the study's own")
+    return options, dict(_settings(rest, parser))
 
 
-def _settings(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """`--key value` and `--key=value`."""
+def _settings(arguments: Sequence[str], parser: CommandParser) -> Iterator[tuple[str, Any]]:
+    """`--key value` and `--key=value`; not what is nearly one of our own options."""
     left = list(arguments)
     while left:
         name, equals, value = left.pop(0).partition("=")
+        if "." not in name and (near := parser.nearest(name)):
+            raise UserError(f"unknown option {name}{near}")
         if not name.startswith("--") or not (equals or left):
             raise UserError(f"cannot read the argument {name!r}: arguments for the runs are given as --NAME VALUE")
         value = value if equals else left.pop(0)

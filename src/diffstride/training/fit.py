@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,16 +21,16 @@ from jsonargparse.typing import NonNegativeFloat
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError
-from diffstride._files import DISK_ERRORS, whole
+from diffstride._files import DISK_ERRORS, whole, write_whole
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import (
     ClampStrides,
@@ -94,12 +95,24 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer of `metrics.csv`."""
         if self._experiment is None:
-            rows = tracking.read_dicts(Path(self.log_dir) / "metrics.csv")
+            file = Path(self.log_dir) / "metrics.csv"
+            aside = file.with_suffix(".aside")
+            if rows := tracking.read_dicts(file):
+                file.replace(aside)
             writer = super().experiment
             if rows:
-                writer.metrics.extend(rows)
-                writer.save()
+                aside.replace(file)
+                writer.metrics_keys = list(rows[0])
         return super().experiment
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Lightning's, which empties the file before it writes, made to write it whole or not at all."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """In the run folder."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_whole(Path(self.config.runs) / self.config.name / "config.yaml", text)
 
 
 class FitCLI(LightningCLI):
@@ -233,10 +246,11 @@ class FitCLI(LightningCLI):
             resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
             cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
             raise InterruptedWorkError(f"interrupted: {cure}") from stop
-        except OSError as error:  # of a disk, whatever wrote there
-            if error.errno not in DISK_ERRORS:
+        except OSError as error:
+            if not _is_of_a_disk(error):
                 raise
-            raise UserError(cannot_go_on(error, None, self.run_folder / "checkpoints")) from error
+            where = error.filename or f"in {self.run_folder}"  # a write itself has no name
+            raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
 
     def _train(self) -> None:
         if self.config.ckpt_path:
@@ -328,16 +342,24 @@ def quiet() -> Iterator[None]:
     """Libraries' chatter off; put back after."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
+    said_of_threads = threading.excepthook
     with warnings.catch_warnings():
         for harmless in HARMLESS:
             warnings.filterwarnings("ignore", f"(?s).*{harmless}")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
+        threading.excepthook = lambda failed: None if _is_of_a_disk(failed.exc_value) else said_of_threads(failed)
         try:
             yield
         finally:
+            threading.excepthook = said_of_threads
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _is_of_a_disk(error: BaseException | None) -> bool:
+    """Whether a disk has refused, whatever wrote there: TensorBoard does it in a thread, which passes the error on."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def train(arguments: Sequence[str]) -> FitCLI:
@@ -394,7 +416,8 @@ def _construct(arguments: Sequence[str], kind: type[FitCLI] = FitCLI) -> FitCLI:
                 "description": DESCRIPTION,
                 "formatter_class": _HelpFormatter,
             },
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             args=list(arguments),
         )
     except UserError:

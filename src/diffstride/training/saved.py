@@ -43,7 +43,7 @@ def load_run(given: Path) -> Run:
     """
     checkpoint, config_file = find_run(given)
     try:
-        config = yaml.safe_load(config_file.read_text())
+        config = _read_config(config_file)
         network = build_classifier(config["model"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe a network: {one_line(error)}") from error
@@ -55,6 +55,13 @@ def load_run(given: Path) -> Run:
     return Run(network.network.eval(), config)
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    config = yaml.safe_load(file.read_text())
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
+        raise ValueError("it must have model and data, as `diffstride fit` left it")
+    return config
+
+
 def load_data(given: Path) -> ClassificationData:
     """The data of a run as its checkpoint knows it: enough to read and prepare files like its samples, nothing loaded.
 
@@ -63,7 +70,7 @@ def load_data(given: Path) -> ClassificationData:
     """
     checkpoint, config_file = find_run(given)
     try:
-        data = _make_data(yaml.safe_load(config_file.read_text())["data"])
+        data = _make_data(_read_config(config_file)["data"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
@@ -79,7 +86,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The `result.json` of a run; None where the run has not ended."""
     file = folder / "result.json"
     try:
-        result = json.loads(file.read_text())
+        result: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
