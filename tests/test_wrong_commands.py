@@ -6,6 +6,7 @@ import re
 import resource
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ CASES = [
     (f"report {PICTURES} --uot x.html", r"unrecognized arguments: .*: did you mean --out\?"),
     (f"report {PICTURES} --out page.txt", r"--out must end in .html, got page.txt"),
     (f"report {PICTURES} --out nowhere/page.html", r"there is no folder nowhere: make it, or give another path"),
-    (f"report {PICTURES} --out page.html", r"--out must be a file, got the folder page.html", folder_for("page.html")),
+    (f"report {PICTURES} --out page.html", r"page.html is a folder: give the path of a file", folder_for("page.html")),
     (f"report {PICTURES}", r"result.json is damaged .*: remove it", cut(RESULT)),
     (f"report {PICTURES}", r"result.json is damaged .*: remove it", binary(RESULT)),
     (f"report {PICTURES}", r"result.json is not the result of a run.*: remove it", text(RESULT, "[1]")),
@@ -276,7 +277,7 @@ CASES = [
     ("bench --device tpu", r"invalid choice: 'tpu'"),
     ("bench --calibrate layers", r"--calibrate takes the place of the suites: leave out their names"),
     ("bench --out nowhere/x.json", r"there is no folder nowhere: make it, or give another path"),
-    ("bench --out folder", r"--out must be a file, got the folder folder"),
+    ("bench --out folder", r"folder is a folder: give the path of a file"),
     # predict
     (f"predict {PICTURES}", r"arguments are required: FILE"),
     ("predict nowhere set", r"there is no checkpoint nowhere: give the folder of a run"),
@@ -387,29 +388,145 @@ def test_a_full_disk_leaves_what_was_there(line, answer, change, made, here, cap
 
 
 @pytest.mark.parametrize(
-    ("moment", "free", "answer"),
+    ("moment", "free", "step", "answer"),
     [
-        (
-            "on_train_batch_end",
-            20_000,
-            r"cannot write \S+/last.ckpt \(File too large\): make room, and resume .*step 2",
-        ),
-        ("on_fit_end", 1_000, r"cannot write \S+/result.json \(File too large\): make room, and resume .*step 3"),
+        ("classifier.Classifier.on_train_batch_end", 10_000, 2, r"cannot write \S+\.ckpt \(File too large\)"),
+        ("callbacks.provenance", 64, 3, r"cannot write runs/pictures/result.json \(File too large\)"),
     ],
 )
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(moment, free, answer, here, capsys, monkeypatch):
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(moment, free, step, answer, here, capsys, monkeypatch):
     """And the run goes on from it to its end once there is room."""
-    old = {path: Path(path).read_bytes() for path in (RESULT, LAST)}
+    old = Path(RESULT).read_bytes()
+
+    def fills(*_, **__):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (free, resource.RLIM_INFINITY))
+        return {}
+
     with full_disk(resource.RLIM_INFINITY), monkeypatch.context() as patch:
-        fills = lambda *_, **__: resource.setrlimit(resource.RLIMIT_FSIZE, (free, resource.RLIM_INFINITY))
-        patch.setattr(f"diffstride.training.classifier.Classifier.{moment}", fills)
+        patch.setattr(f"diffstride.training.{moment}", fills)
         assert main(["fit", *RESUME.split()]) == 2
     error = capsys.readouterr().err
-    assert re.search(answer, error)
+    assert re.search(rf"{answer}: make room, and resume with --ckpt_path last \(step {step}\)", error)
     assert error.count("\n") == 1
     assert not list(Path().rglob("*.tmp"))
-    assert Path(RESULT).read_bytes() == old[RESULT]
-    assert (Path(LAST).read_bytes() == old[LAST]) == (moment == "on_train_batch_end")
+    assert Path(RESULT).read_bytes() == old
+    assert torch.load(LAST, weights_only=True)["global_step"] == step
     Path(RESULT).unlink()
     assert main(["fit", *RESUME.split()]) == 0
     assert '"steps": 3' in Path(RESULT).read_text()
+
+
+# Files in which something would be executed, if they were unpickled.
+
+
+def test_a_pickle_is_not_a_checkpoint(here):
+    """What the cases above with `pickled` would have done."""
+    pickled("bad.ckpt")()
+    torch.load("bad.ckpt", weights_only=False)["state_dict"].close()
+    assert Path("executed").exists()
+
+
+@pytest.mark.parametrize("command", [f"report {PICTURES}", f"report {TINY}", "study tiny.yaml"])
+def test_a_page_is_made_without_what_a_malicious_checkpoint_holds(command, here, capsys):
+    pickled(LAST)()
+    pickled(f"{TINY}/seed0/checkpoints/last.ckpt")()
+    assert main(command.split()) == 0
+    assert not Path("executed").exists()
+    if command == f"report {PICTURES}":
+        page = Path(PICTURES, "report.html").read_text()
+        assert "is not a readable checkpoint: the last good one is" in page
+
+
+def test_a_malicious_array_in_the_cache_is_decoded_anew(here):
+    arguments = ["fit", "--config", "pictures.yaml", "--name"]
+    assert main([*arguments, "one"]) == 0
+    cached = [*Path(os.environ["DIFFSTRIDE_CACHE"]).glob("*.npy")]
+    good = {path: path.read_bytes() for path in cached}
+    assert len(good) == 2
+    for path in cached:
+        np.save(path, np.array([Malicious()], dtype=object), allow_pickle=True)
+    assert main([*arguments, "two"]) == 0
+    assert not Path("executed").exists()
+    assert {path: path.read_bytes() for path in cached} == good
+
+
+# What the system refuses to one who is not root.
+
+
+@pytest.fixture
+def mine(made, monkeypatch):
+    """A copy of the folder that belongs to whom the system may refuse: root is another user for the time of a test."""
+    monkeypatch.setenv("DIFFSTRIDE_CACHE", str(made / "nowhere"))
+    with tempfile.TemporaryDirectory() as above:  # those of pytest are for root alone
+        folder = shutil.copytree(made, Path(above, "here"))
+        monkeypatch.chdir(folder)
+        is_root = os.geteuid() == 0
+        if is_root:
+            Path(above).chmod(0o755)
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(0o755)
+            monkeypatch.chdir("/")
+
+
+@pytest.mark.parametrize(
+    ("line", "locked", "mode", "answer"),
+    [
+        (
+            "fit --config demo.yaml",
+            "runs",
+            0o555,
+            r"cannot write to runs/demo \(Permission denied\): give another --runs",
+        ),
+        (
+            "fit --config demo.yaml",
+            "demo.yaml",
+            0,
+            r"cannot read \S+/demo.yaml \(Permission denied\): give leave to read it",
+        ),
+        ("study tiny.yaml", "tiny.yaml", 0, r"cannot read tiny.yaml \(Permission denied\): give leave to read it"),
+        ("study tiny.yaml", TINY, 0o555, r"cannot write to runs/tiny \(Permission denied\): give another --runs"),
+        (f"report {PICTURES}", RESULT, 0, r"cannot read \S+/result.json \(Permission denied\): give leave to read it"),
+        (f"report {PICTURES}", PICTURES, 0, r"\(Permission denied\): give leave to reach it"),
+        (
+            f"predict {PICTURES} set",
+            DESCRIBED,
+            0,
+            r"cannot read \S+/config.yaml \(Permission denied\): give leave to read",
+        ),
+        (f"predict {PICTURES} set", LAST, 0, r"cannot read \S+/last.ckpt \(Permission denied\): give leave to read it"),
+        (
+            f"predict {PICTURES} set --csv folder/x.csv",
+            "folder",
+            0o555,
+            r"cannot write folder/x.csv \(the folder is locked\)",
+        ),
+        (
+            f"export {PICTURES} folder/x.safetensors",
+            "folder",
+            0o555,
+            r"cannot write folder/x.safetensors \(the folder is locked\)",
+        ),
+        (
+            "bench --quick --out folder/x.json",
+            "folder",
+            0o555,
+            r"cannot write folder/x.json \(the folder is locked\): give leave",
+        ),
+    ],
+)
+def test_what_is_locked(line, locked, mode, answer, mine, capsys):
+    Path(locked).chmod(mode)
+    names = sorted(os.walk("."))
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert re.search(answer, error), error
+    assert error.count("\n") == 1
+    assert sorted(os.walk(".")) == names

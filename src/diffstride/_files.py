@@ -60,6 +60,11 @@ def trouble(error: OSError, path: str | Path | None = None) -> str:
 def _refused(path: str) -> str:
     """What was tried in vain: the error itself does not say."""
     if os.path.exists(path):
-        return "write" if os.access(path, os.R_OK) else "read"
+        return "write" if may(os.R_OK, path) else "read"
     above = next((str(p) for p in Path(path).absolute().parents if os.path.exists(p)), "/")
-    return "write" if os.access(above, os.X_OK) else "reach"
+    return "write" if may(os.X_OK, above) else "reach"
+
+
+def may(mode: int, path: str | Path) -> bool:
+    """Whether a path may be read, written or gone through, as `os.access` has it."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

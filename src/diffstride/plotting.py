@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffstride import _files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -700,4 +702,5 @@ def _grid(count: int, columns: int, *, height: float, **options: Any) -> tuple[F
 
 def _save(figure: Figure, path: Path) -> None:
     for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+        with _files.whole(path.with_suffix(suffix)) as unfinished:
+            figure.savefig(unfinished, format=suffix[1:], dpi=150)

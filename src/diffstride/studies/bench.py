@@ -35,7 +35,7 @@ import diffstride as ds
 from diffstride._check import UserError, did_you_mean
 from diffstride._files import write_whole
 from diffstride.models import ResNet
-from diffstride.studies.parser import CommandParser
+from diffstride.studies.parser import CommandParser, check_file
 from diffstride.studies.peers import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
 from diffstride.training.callbacks import provenance
 
@@ -614,10 +614,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--repeats must be at least 2, for a spread, got {options.repeats}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here")
-    if options.out and not options.out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {options.out.parent}: make it, or give another path")
-    if options.out and options.out.is_dir():
-        raise UserError(f"--out must be a file, got the folder {options.out}")
+    if options.out:
+        check_file(options.out)
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed must be between 0 and {2**63 - 1}, got {options.seed}")
     return options

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from diffstride._check import UserError, did_you_mean
+from diffstride._files import may
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -32,12 +34,19 @@ class CommandParser(argparse.ArgumentParser):
 
 def check_new_file(path: Path, force: bool) -> None:
     """A file can be written there, and what is there is replaced only where that is asked for."""
+    check_file(path)
+    if path.exists() and not force:
+        raise UserError(f"{path} is there already: give another path, or --force to replace it")
+
+
+def check_file(path: Path) -> None:
+    """A file can be written there, as far as can be told before the work that it is to hold is done."""
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}: make it, or give another path")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the path of a file")
-    if path.exists() and not force:
-        raise UserError(f"{path} is there already: give another path, or --force to replace it")
+    if not may(os.W_OK, path.parent):
+        raise UserError(f"cannot write {path} (the folder is locked): give leave to write there, or another path")
 
 
 def by(size: Sequence[int]) -> str:

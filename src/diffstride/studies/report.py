@@ -29,7 +29,7 @@ from diffstride.cutoff import cutoff_frequencies
 from diffstride.nn import learnable_layers
 from diffstride.plotting import COLOURS
 from diffstride.studies.insight import AxisWindow, Resolution, input_windows, resolutions, sample_inputs
-from diffstride.studies.parser import CommandParser
+from diffstride.studies.parser import CommandParser, check_file
 from diffstride.studies.results import (
     METHODS,
     Row,
@@ -807,8 +807,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     out: Path | None = options.out
     if out is not None and out.suffix != ".html":
         raise UserError(f"--out must end in .html, got {out}")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out must be a file, got the folder {out}")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"there is no folder {out.parent}: make it, or give another path with --out")
+    if out is not None:
+        check_file(out)
     return options

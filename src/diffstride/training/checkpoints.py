@@ -102,6 +102,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return _read(path)
+    except PermissionError:  # which says nothing of what is in it
+        raise
     except Exception as error:  # whatever a damaged file makes the unpickler say
         raise UserError(f"{path} is not a readable checkpoint: {_other_than(path)}") from error
 

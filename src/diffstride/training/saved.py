@@ -45,7 +45,7 @@ def load_run(given: Path) -> Run:
     try:
         config = _read_config(config_file)
         network = build_classifier(config["model"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe a network: {one_line(error)}") from error
     state = read_checkpoint(checkpoint)["state_dict"]
     try:
@@ -71,7 +71,7 @@ def load_data(given: Path) -> ClassificationData:
     checkpoint, config_file = find_run(given)
     try:
         data = _make_data(_read_config(config_file)["data"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
         data.load_state_dict(read_checkpoint(checkpoint)[type(data).__qualname__])
