@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch._inductor.config
+from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 import diffstride as ds
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="rounds of settled steps (default: 20)")
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
-    torch._inductor.config.force_disable_caches = True  # a graph of an earlier training is made anew
     data = PlantedBands(seed=0)
     data.setup()
     trainings = []
     for compiled, multiple in [(False, 1), *((True, m) for m in MULTIPLES)]:
-        trainings.append(train(data, multiple, compiled, options.device))
+        with fresh_cache():  # a graph of an earlier training is made anew
+            trainings.append(train(data, multiple, compiled, options.device))
         print(*(f"{key} {value}" for key, value in trainings[-1].items()), sep=", ", flush=True)
     facts = {
         "command": f"python benchmarks/time_compile.py --device {options.device}", "repeats": options.repeats,
