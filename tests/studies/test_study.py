@@ -76,7 +76,7 @@ def test_requests_differ_where_the_user_would_see_it(write):
         ({"axis": {}}, "key must be one of name, question, .* got 'axis': did you mean axes\\?"),
         ({"axes": None}, "the key 'axes' is missing"),
         ({"base": None}, "the key 'base' is missing"),
-        ({"base": "nowhere.yaml"}, "cannot read .*nowhere.yaml .the base of .*tiny.yaml"),
+        ({"base": "nowhere.yaml"}, "cannot open .*nowhere.yaml .the base of .*tiny.yaml"),
         ({"axes": {"methods": ["conv"]}}, "axes must be one of .* got 'methods': did you mean method\\?"),
         (
             {"axes": {"method": ["convs"]}},
@@ -117,7 +117,7 @@ def test_other_files_are_refused(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             load(file)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot open"):
         load(tmp_path)
 
 

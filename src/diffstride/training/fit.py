@@ -173,10 +173,8 @@ class FitCLI(LightningCLI):
         self.run_folder = Path(config.runs) / config.name
         if config.ckpt_path:
             config.ckpt_path = str(self._checkpoint(config))
-        elif (self.run_folder / "checkpoints" / "last.ckpt").exists() or (self.run_folder / "result.json").exists():
-            raise UserError(
-                f"{self.run_folder} holds a run already: give another --name, or resume it with --ckpt_path last"
-            )
+        else:
+            _check_new(self.run_folder)
 
     def _checkpoint(self, config: Any) -> Path:
         """The checkpoint to resume from, which has steps left to do."""
@@ -281,6 +279,13 @@ def _as_list(given: Any) -> list[Any]:
 
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
+
+
+@rank_zero_only
+def _check_new(folder: Path) -> None:
+    """No run is in the folder that is to hold another."""
+    if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
+        raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
 
 
 @rank_zero_only
