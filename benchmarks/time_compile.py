@@ -85,6 +85,11 @@ def train(data: PlantedBands, multiple: int, compiled: bool, device: torch.devic
     }  # fmt: skip
 
 
+def step(training: Training) -> None:
+    ds.refresh_sizes(training.network)  # after the strides were put back to near their start
+    training.step()
+
+
 def settled(device: torch.device, repeats: int) -> list[dict]:
     """Steps of the larger network, over those of its strided convolutions in eager mode."""
     torch.manual_seed(0)
@@ -95,7 +100,7 @@ def settled(device: torch.device, repeats: int) -> list[dict]:
         trainings[way, False] = Training(way, case, data, device)
         trainings[way, True] = Training(way, case, data, device)
         trainings[way, True].network.compile(fullgraph=True)
-    contestants = {name: training.contestant(training.step) for name, training in trainings.items()}
+    contestants = {name: training.contestant(partial(step, training)) for name, training in trainings.items()}
     torch._dynamo.utils.counters.clear()
     seconds = alternate(contestants, repeats, random.Random(0), synchronise=partial(synchronise, device))
     assert graphs() == len(SETTLED), "a graph was made while sizes stood"
