@@ -99,7 +99,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 _RESULT: dict[str, type | tuple[type, ...]] = {
     "accuracy": (int, float, type(None)), "macs": (int, float), "resampling_macs": (int, float), "strides": dict,
-    "steps": int, "epochs": int, "train_seconds": (int, float), "step_time_ms": (int, float, type(None)),
+    "step_time_ms": (int, float, type(None)),
 }  # fmt: skip
 _ANEW = "remove it; the run, resumed with --ckpt_path last, or its study writes it anew"
 
