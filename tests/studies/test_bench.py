@@ -315,7 +315,7 @@ def test_the_crossover_is_the_last_length_at_which_half_the_ratios_are_at_most_o
         (["--repeats", "many"], "argument --repeats: invalid int value: 'many'"),
         (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8'"),
         (["--fast"], "unrecognized arguments: --fast"),
-        (["--out", "no/such/folder/bench.json"], "--out: there is no folder no/such/folder"),
+        (["--out", "no/such/folder/bench.json"], "there is no folder no/such/folder"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
