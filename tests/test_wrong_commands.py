@@ -332,6 +332,18 @@ def test_every_command_has_been_tried(command):
     assert sum(line.split()[0] == command for line, *_ in CASES) >= 10
 
 
+def test_a_mistake_leaves_what_others_write_in_the_same_folder(here, capsys, monkeypatch):
+    def other(*_, **__):
+        Path("runs/other").mkdir()
+        Path("runs/other/result.json").write_text("{}")
+
+    monkeypatch.setattr("diffstride.training.classifier.Classifier.setup", other)
+    assert main(["fit", "--config", "demo.yaml", "--name", ".", "--model.network.num_classes", "7"]) == 2
+    assert "set model.network.num_classes to 4" in capsys.readouterr().err
+    assert Path("runs/other/result.json").exists()
+    assert {path.name for path in Path("runs").iterdir()} == {"other", "pictures", "tiny"}
+
+
 def test_the_command_itself(here, capsys):
     for name, near in ("fti", "fit"), ("reprot", "report"), ("--halp", "--help"):
         answer = refused(name, capsys)

@@ -279,6 +279,7 @@ def _as_list(given: Any) -> list[Any]:
 
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
+_RECORDS = ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv")
 
 
 @rank_zero_only
@@ -293,7 +294,7 @@ def _make_empty(folder: Path) -> None:
     """A folder for a new run. What a run left that never reached a checkpoint is cleared away."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv"):
+        for name in _RECORDS:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     except OSError as error:
@@ -316,7 +317,7 @@ class _AsItWas:
         self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._files: dict[Path, bytes | None] = {
             path: path.read_bytes() if path.suffix in (".yaml", ".csv") else None
-            for path in self.folder.rglob("*")
+            for path in self._own()
             if path.is_file()
         }
 
@@ -327,9 +328,14 @@ class _AsItWas:
         with suppress(OSError):  # the mistake is what must be told
             self._put_back()
 
+    def _own(self) -> list[Path]:
+        """What a training writes; other runs may lie in the same folder."""
+        places = [self.folder / name for name in (*_RECORDS, "tensorboard", "checkpoints")]
+        return [path for place in places if place.exists() for path in (place, *place.rglob("*"))]
+
     @rank_zero_only
     def _put_back(self) -> None:
-        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        for path in sorted(self._own(), reverse=True):  # what is in a folder comes before it
             if path.is_file() and path not in self._files:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
