@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo test test-long fuzz check format bench
+.PHONY: env demo test test-long fuzz check format bench dist smoke
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -39,3 +39,10 @@ format: env      ## rewrite the files as `make check` wants them
 bench: env       ## speed and memory against the alternatives, side by side on this machine
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
 		$(BIN)/diffstride bench --out results/bench-cpu.json
+
+dist: env        ## the wheel and the source archive, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+
+smoke: dist      ## what is in dist/, installed in empty environments, does its work
+	tests/smoke.sh $(PYTHON)

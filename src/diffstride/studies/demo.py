@@ -23,6 +23,7 @@ from diffstride.nn import DiffStride2d
 from diffstride.studies.parser import CommandParser
 from diffstride.training.fit import FitCLI, parse, train
 
+CONFIG = str(Path(__file__).with_name("demo.yaml"))
 METHODS = {"conv": "strided convolution", "spectral": "spectral pooling", "diffstride": "DiffStride"}
 # (4, 2) are the largest strides that keep the default bands whole, N / (2 b); (3, 3) suits neither axis.
 STARTS = {"good": (4, 2), "poor": (3, 3)}
@@ -59,15 +60,15 @@ def demo(arguments: Sequence[str]) -> None:
         "good and from a poor initial stride; print a table and draw pictures. About two minutes on two cores.",
     )
     parser.add_argument(
-        "config", nargs="?", default="configs/demo.yaml", help="YAML file of one run (default: configs/demo.yaml)"
+        "config", nargs="?", default=CONFIG, help="YAML file of one run (default: the one that comes with the package)"
     )
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
     options = parser.parse_args(arguments)
     if not Path(options.config).is_file():
-        raise UserError(f"there is no file {options.config}: give the path of configs/demo.yaml in the source tree")
+        raise UserError(f"there is no file {options.config}: leave it out, for the one that comes with the package")
     config = parse(["--config", options.config])
     if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
-        raise UserError("the demo is about PlantedBands and TinyCNN: give configs/demo.yaml, or use `diffstride fit`")
+        raise UserError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
     folder = Path(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = Console()
