@@ -222,7 +222,7 @@ def test_positional_and_keyword_arguments():
     model, x, shift = Two(), torch.randn(2, 3, 12), torch.randn(1)
     by_name = freeze(model, {"x": x, "shift": shift})
     assert relative(by_name(x, shift=shift)["y"], model(x, shift=shift)["y"]) < 1e-6
-    with pytest.raises(TypeError, match="shift"):
+    with pytest.raises(UserError, match="shift"):
         freeze(model, (x, 2.0))
 
 

@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Number = int | float  # numpy's scalars pass too
 
@@ -29,11 +29,35 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def shown(value: object) -> str:
+    """A value that was given, as messages show it: in one line, however large it is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, nn.Module):
+        return f"the module {type(value).__name__}"
+    if (shape := getattr(value, "shape", None)) is not None and shape != ():
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def first_words(error: Exception, most: int = 200) -> str:
+    """What another library says, in one line that can be read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def a_module(name: str, value: object) -> None:
+    """Check that `value` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {shown(value)}")
+
+
 def one_of(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         near = did_you_mean(value, choices)
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}{near}")
     return value
 
 
@@ -53,9 +77,9 @@ def per_axis(name: str, value: Number | Sequence[Number], ndim: int) -> tuple[Nu
     if _is_number(value):
         return (value,) * ndim  # type: ignore[return-value]
     if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence) or not all(map(_is_number, value)):
-        raise TypeError(f"{name} must be a number or a sequence of {ndim} numbers, got {value!r}")
+        raise TypeError(f"{name} must be a number or a sequence of {ndim} numbers, got {shown(value)}")
     if len(value) != ndim:
-        raise ValueError(f"{name} must have {ndim} entries (one per axis), got {len(value)}: {tuple(value)}")
+        raise ValueError(f"{name} must have {ndim} entries (one per axis), got {len(value)}: {shown(tuple(value))}")
     return tuple(value)
 
 
@@ -74,11 +98,32 @@ def positive(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
+def number(name: str, value: float) -> float:
+    """Check that `value` is a number."""
+    if not _is_number(value):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    return float(value)
+
+
+def above_zero(name: str, value: float) -> float:
+    """Check that `value` is a finite number > 0."""
+    if not 0 < number(name, value) < math.inf:
+        raise ValueError(f"{name} must be > 0 and finite, got {value}")
+    return float(value)
+
+
+def not_negative(name: str, value: float) -> float:
+    """Check that `value` is a finite number >= 0."""
+    if not math.isfinite(number(name, value)):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if value < 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+    return float(value)
+
+
 def positive_up_to(name: str, value: float, most: float) -> float:
     """Check that `value` lies in (0, most]."""
-    if not _is_number(value):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value <= most:
+    if not 0 < number(name, value) <= most:
         raise ValueError(f"{name} must be > 0 and <= {most:g}, got {value}")
     return float(value)
 
@@ -92,34 +137,39 @@ def finite_strides(name: str, values: Sequence[float], owner: object = None) -> 
 
 def positive_smoothness(smoothness: float) -> float:
     """Check that R > 0: a hard window has no gradient with respect to its stride."""
-    if not _is_number(smoothness):
-        raise TypeError(f"smoothness must be a number, got {smoothness!r}")
-    if not 0 < smoothness < math.inf:
+    if not 0 < number("smoothness", smoothness) < math.inf:
         cure = " (a hard window has no gradient: use SpectralPool)" if smoothness == 0 else ""
         raise ValueError(f"smoothness must be > 0 and finite{cure}, got {smoothness}")
     return float(smoothness)
 
 
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """Check that `value` is an int, `least` at least."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    return int(value)
+
+
 def positive_int(name: str, value: object) -> int:
     """Check that `value` is an int >= 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    return int(value)
+    return whole(name, value, 1)
 
 
 def boolean(name: str, value: bool) -> bool:
     """Check that `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
 def a_sequence(name: str, value: object) -> None:
     """Check that `value` has one entry per axis where a bare number would not say how many axes are meant."""
-    if not isinstance(value, (Sequence, Tensor)) or isinstance(value, str):
-        raise TypeError(f"{name} must be a sequence with one number per axis, got {value!r}")
+    if not isinstance(value, (Sequence, Tensor)) or isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0:
+        raise TypeError(f"{name} must be a sequence with one number per axis, got {shown(value)}")
+    if not len(value):
+        raise ValueError(f"{name} must have one entry per spatial axis, got none")
 
 
 def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -146,13 +196,30 @@ def channels(x: Tensor, ndim: int, expected: int) -> None:
 def stride_bounds(bounds: object) -> tuple[float, float | None]:
     """A pair (lower, upper) with 1 <= lower <= upper; upper None is no bound of the user's."""
     if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
-        raise TypeError(f"bounds must be a pair (lower, upper), got {bounds!r}")
+        raise TypeError(f"bounds must be a pair (lower, upper), got {shown(bounds)}")
     lower, upper = bounds
     if not _is_number(lower) or not (upper is None or _is_number(upper)):
         raise TypeError(f"bounds must be numbers (upper may be None), got {tuple(bounds)}")
     if not 1 <= lower < math.inf or (upper is not None and not upper >= lower):
         raise ValueError(f"bounds must satisfy 1 <= lower <= upper, got {tuple(bounds)}")
     return float(lower), None if upper is None else float(upper)
+
+
+def parameter_dtype(dtype: object) -> None:
+    """Check that parameters can be of this dtype; None: torch's default."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or None, got {shown(dtype)}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating point, got {dtype}")
+
+
+def a_device(device: object) -> None:
+    """Check that torch knows the device; None: torch's default."""
+    try:
+        torch.empty(0, device=device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError, AssertionError) as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"device must be one that torch has here, got {shown(device)}: {line}") from error
 
 
 def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:

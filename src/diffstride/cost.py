@@ -134,6 +134,7 @@ class CostModel:
             UserError: a model that cannot be traced (it looks at values, it raises).
             ValueError: an unknown measure.
         """
+        _check.a_module("model", model)
         _check.one_of("measure", measure, MEASURES)
         self.model, self.measure = model, measure
         self.example = ExampleInputs.of(example_inputs)
@@ -274,6 +275,12 @@ class Budget(nn.Module):
             near: the miss below which single sizes are moved in turn: the last percents are a question of whole sizes.
         """
         super().__init__()
+        if not isinstance(cost, CostModel):
+            raise TypeError(f"cost must be a CostModel, got {_check.shown(cost)}")
+        for name, value in ("target", target), ("rate", rate), ("limit", limit):
+            _check.above_zero(name, value)
+        for name, value in ("tolerance", tolerance), ("near", near):
+            _check.not_negative(name, value)
         self.cost, self.target = cost, target
         self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
         entries = sum(g.numel() for g in cost.gradient().grads)

@@ -42,6 +42,8 @@ def cutoff_frequencies(
         ValueError: a spacing not above 0 or with a wrong number of entries, a layer whose input is not the model's
             where no example inputs are given, an axis that is none of the input's (a spectrogram's made inside).
     """
+    _check.a_module("model", model)
+    _check.boolean("whole_bins", whole_bins)
     if example_inputs is None:
         if whole_bins:
             raise ValueError(
@@ -82,10 +84,7 @@ def _first(model: nn.Module) -> nn.Module:
 
 
 def _spacings(spacing: float | Sequence[float], ndim: int) -> tuple[float, ...]:
-    values = _check.per_axis("spacing", spacing, ndim)
-    if not all(0 < v < math.inf for v in values):
-        raise ValueError(f"spacing must be > 0 and finite, got {spacing}")
-    return values
+    return _check.positive("spacing", _check.per_axis("spacing", spacing, ndim))
 
 
 def _edges(layer: LearnableStrides, spacings: Sequence[float], sizes: Sequence[int] | None = None) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from diffstride import functional, geometry
+from diffstride import _check, functional, geometry
 from diffstride._check import UserError, WorkError
 from diffstride.backends.matmul import operator
 from diffstride.geometry import Axis, Taps
@@ -231,7 +231,16 @@ def _arguments(example_inputs: Any) -> Arguments:
 
 
 def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
-    uses, expected = _observe(_copy(model), arguments)
+    _check.a_module("model", model)
+    try:
+        uses, expected = _observe(_copy(model), arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model must run on the example inputs, {type(model).__name__} raised {type(error).__name__}: "
+            f"{_check.first_words(error)}"
+        ) from error
     frozen = _copy(model, and_those_that_work=True)
     fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
     for module in frozen.modules():

@@ -44,10 +44,9 @@ def stride_mask(
     _check.positive_int("size", size)
     _check.one_of("window", window, WINDOWS)
     _check.one_of("basis", basis, BASES)
-    if smoothness != 0:
-        _check.positive_smoothness(smoothness)
+    _check.not_negative("smoothness", smoothness)
     if not isinstance(stride, Tensor):
-        stride = torch.tensor(float(stride))
+        stride = torch.tensor(_check.number("stride", stride))
     stride = _check.axis_strides(stride.reshape(-1))
     if len(stride) != 1:
         raise ValueError(f"stride must be one number, got {len(stride)}")
@@ -101,6 +100,7 @@ def diffstride(
     bounds = _check.stride_bounds(bounds)
     _check.one_of("window", window, WINDOWS)
     _check_options(basis, norm, backend)
+    _check.positive_int("size_multiple", size_multiple)
     settings = Settings(smoothness, bounds, window, basis, norm, size_multiple, backend)
     # With the sizes given, strides on another device need not be read.
     known = tuple(strides.tolist()) if output_size is None or strides.is_cpu else None
@@ -240,12 +240,22 @@ def convolve(
     plain = mode == "zeros" and all(left == right for left, right in sides)
     channels_last = _channels_last(x)
     if not plain:
+        if mode in ("reflect", "circular"):
+            _check_mirror(sides, x.shape[-ndim:], mode)
         flat = [side for pair in reversed(sides) for side in pair]
         x = F.pad(x, flat, "constant" if mode == "zeros" else mode)
     conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
     y = conv(x, weight, bias, stride, [left for left, _ in sides] if plain else 0, dilation, groups)
     # In 3-D in float64 and float16 on a CPU, and after circular padding, PyTorch leaves the format.
     return y.contiguous(memory_format=_CHANNELS_LAST[y.ndim]) if channels_last else y
+
+
+def _check_mirror(sides: Sequence[tuple[int, int]], spatial: Sequence[int], mode: str) -> None:
+    """What lies outside is made of what lies inside, once: all samples, but for the border's own when mirrored."""
+    for size, side in zip(spatial, sides, strict=True):
+        most = size - 1 if mode == "reflect" else size
+        if max(side) > most:
+            raise ValueError(f"padding must be <= {most} for {size} samples with padding_mode={mode!r}, got {side}")
 
 
 # What resampling costs per element that it produces, in multiply-accumulates of a convolution: its own products, one
@@ -383,10 +393,10 @@ def spectral_resize(
         ValueError: a size below 1, a wrong rank.
     """
     _check_options(basis, norm, backend)
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         size = (size,) * max(1, getattr(x, "ndim", 0) - 2)
     _check.a_sequence("size", size)
-    ndim = len(size)
+    ndim = len(size)  # type: ignore[arg-type]
     _check.spatial_sizes(x, ndim)
     new_sizes = _check.sizes("size", size, ndim)
     axes = [Axis(n, new, basis, geometry.gain(n, new, norm)) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]

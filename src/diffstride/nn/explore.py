@@ -62,9 +62,9 @@ class Exploration(ABC):
         Raises:
             ValueError: a step below 0, no steps, a stride that is not finite.
         """
-        if not step >= 0:
-            raise ValueError(f"step must be >= 0, got {step}")
-        progress = step / (self.until * _check.positive_int("steps", steps))
+        _check.a_module("model", model)
+        _check.whole("seed", seed)
+        progress = _check.whole("step", step, 0) / (self.until * _check.positive_int("steps", steps))
         factors = {}
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.stride.requires_grad]

@@ -57,6 +57,8 @@ class LearnableStrides(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        _check.parameter_dtype(dtype)
+        _check.a_device(device)
         initial = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
         self.smoothness = _check.positive_smoothness(smoothness)
         self.bounds = lower, upper = _check.stride_bounds(bounds)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from diffstride import _check
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -25,6 +26,7 @@ def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]
 
 def all_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
     """The same with every layer, also those that share a stride with one before."""
+    _check.a_module("model", model)
     for name, module in model.named_modules():
         if isinstance(module, LearnableStrides):
             yield name, module
@@ -76,9 +78,12 @@ def param_groups(
     Raises:
         ValueError: a negative rate or decay, a model without trainable parameters.
     """
-    for name, value in (("lr", lr), ("stride_lr", stride_lr), ("weight_decay", weight_decay)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+    given: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if stride_lr is not None:
+        given["stride_lr"] = stride_lr
+    for name, value in given.items():
+        one = isinstance(value, Tensor) and value.numel() == 1  # torch's optimisers take such rates
+        _check.not_negative(name, value.item() if one else value)
     stride_ids = {id(layer.stride) for _, layer in learnable_layers(model)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
