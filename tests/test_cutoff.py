@@ -77,7 +77,7 @@ class Spectrogram(nn.Module):
 @pytest.mark.parametrize(
     ("spacing", "options", "message"),
     [
-        (0.0, {}, "spacing must be > 0 and finite, got 0.0"),
+        (0.0, {}, "spacing must be > 0 and finite, got 0"),
         ((1.0, math.nan), {}, "spacing must be > 0 and finite"),
         ((1.0, 1.0, 1.0), {}, r"spacing must have 2 entries \(one per axis\), got 3"),
         (1.0, {"whole_bins": True}, "example_inputs must be given for whole_bins=True"),

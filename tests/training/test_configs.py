@@ -125,7 +125,7 @@ def test_every_configuration_has_a_test():
     [
         ("fsdd", ["--data.seconds", "0"], "seconds must be above 0 and finite, not 0.0"),
         ("fsdd", ["--data.features.bands", "0"], "features.bands must be at least 1, not 0"),
-        ("fsdd", ["--data.features.bands", "x"], "Parser key \"bands\": Expected a <class 'int'>. Got value: x"),
+        ("fsdd", ["--data.features.bands", "x"], "data.features.bands must be a whole number, got x"),
         (
             "sounds",
             ["--data.pitches", "[300, 200]"],
