@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo test test-long fuzz check format bench dist smoke
+.PHONY: env demo test test-long fuzz versions check format bench dist smoke
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -26,6 +26,9 @@ test-long: env   ## all tests, the slow ones too
 
 fuzz: env        ## 20,000 random calls against the naive formulas, from a new seed (ten minutes)
 	$(BIN)/python tests/fuzz.py --out results/fuzz-cpu.json
+
+versions: env    ## the tests with the lowest and newest of each dependency, on several Pythons (hours, 20 GB)
+	$(BIN)/python tests/versions.py --out results/versions.json
 
 check: env       ## format, lint, types
 	$(BIN)/ruff format --check .
