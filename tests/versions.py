@@ -3,7 +3,8 @@
     python tests/versions.py --out results/versions.json [NAME ...]
 
 `lowest` takes the lower bound of every requirement in pyproject.toml, `newest` the newest release of everything,
-`pinned` what constraints.txt says. An environment takes 5 GB under .venv/versions, its tests half an hour on two cores.
+`pinned` what constraints.txt says. python3.11, python3.12 and python3.13 must be on PATH, as far as they are asked for.
+An environment takes 7 GB under .venv/versions, its tests half an hour on two cores.
 Warnings are errors in `make test`; here they are not: those of a version that nobody chose are not ours.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -62,7 +64,7 @@ def install(name):
     wanted = PLACE / f"{name}.txt"
     PLACE.mkdir(exist_ok=True)
     uv("pip", "compile", "--python-version", python, *RESOLUTION[which], *extras, "-o", str(wanted), "pyproject.toml")
-    uv("venv", "--clear", "--seed", "--python", python, str(place))
+    uv("venv", "--clear", "--seed", "--python", shutil.which(f"python{python}"), str(place))
     uv("pip", "install", "--python", str(place), "--requirements", str(wanted))
     uv("pip", "install", "--python", str(place), "--no-deps", "--editable", ".")
     found = json.loads(uv("pip", "list", "--python", str(place), "--format", "json"))
@@ -94,6 +96,9 @@ def main():
     options = parser.parse_args()
     if unknown := set(options.names) - set(ENVIRONMENTS):
         parser.error(f"NAME must be one of {', '.join(ENVIRONMENTS)}, got {', '.join(sorted(unknown))}")
+    pythons = {f"python{name.partition('-')[2]}" for name in options.names}
+    if missing := {python for python in pythons if shutil.which(python) is None}:
+        parser.error(f"{', '.join(sorted(missing))} must be on PATH")
     here = provenance(torch.device("cpu"))
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in options.names:
