@@ -158,7 +158,7 @@ class Session:
     """One pass, and what was found in it."""
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        self.hints: dict[Any, int] = {}
+        self.hints: dict[Any, Any] = {}
         """The symbols and their values."""
         self.relations: list[Relation] = []
         self.work: list[Work] = []
@@ -202,7 +202,7 @@ class Session:
                 positive=positive,
                 do_not_specialize_zero_one=True,
             )
-            self.hints[symbol] = hint
+            self.hints[symbol] = expression(hint)  # `xreplace` takes sympy's numbers alone
             self.keys[symbol] = key
             self._symbols[key] = self._environment.create_symintnode(symbol, hint=hint, source=source)
         return self._symbols[key]

@@ -98,7 +98,7 @@ class Finder:
         session = self._run()
         self._sort_out(session)
         self.naturals = {
-            key: session.hints[s] for s, key in session.keys.items() if key[0] in {*self.sites, *self.upsamplings}
+            key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in {*self.sites, *self.upsamplings}
         }
         while True:
             self._settle()
@@ -209,7 +209,7 @@ class Finder:
 
     def _learn(self, error: TraceError) -> None:
         session = error.session
-        natural = {s: self.naturals.get(key, session.hints[s]) for s, key in session.keys.items()}
+        natural = {s: sympy.Integer(self.naturals.get(key, session.hints[s])) for s, key in session.keys.items()}
         for relation in reversed(session.relations):
             expression = session.expanded(relation.expression)
             if sympy.sympify(expression.xreplace(natural)) != relation.truth:

@@ -70,7 +70,8 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
             "stride must be whole in every process, got a sharded one: "
             "fully_shard(model, ignored_params=ds.replicate_strides(model))"
         )
-    return tuple(stride.tolist())
+    # Entry by entry: before torch 2.10 `tolist` does not work inside `torch.func`'s transforms.
+    return tuple(entry.item() for entry in stride)
 
 
 def tracked(stride: nn.Parameter) -> StrideParameter:
