@@ -103,7 +103,7 @@ def diffstride(
     _check.positive_int("size_multiple", size_multiple)
     settings = Settings(smoothness, bounds, window, basis, norm, size_multiple, backend)
     # With the sizes given, strides on another device need not be read.
-    known = tuple(strides.tolist()) if output_size is None or strides.is_cpu else None
+    known = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
     if output_size is None:
         assert known is not None
         new_sizes = output_sizes(spatial, known, settings)
