@@ -53,6 +53,12 @@ def a_module(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.nn.Module, got {shown(value)}")
 
 
+def an_instance(name: str, value: object, kinds: type | tuple[type, ...], described: str) -> None:
+    """Check that `value` is one of `kinds`, which are `described` in words."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {described}, got {shown(value)}")
+
+
 def one_of(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:

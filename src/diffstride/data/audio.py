@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffstride.data.base import DataError
-from diffstride.data.sound import LogMel, SoundData
+from diffstride import _check
+from diffstride.data.base import DataError, above_zero
+from diffstride.data.sound import LogMel, SoundData, a_log_mel
 from diffstride.data.stored import Split, StoredData, first_line
 
 _DECODING = 1  # raise when decoding changes, so that older caches are not used
@@ -77,9 +77,13 @@ class AudioData(SoundData, StoredData):
             path, audio_column, label_column, train_split, test_split, batch_size, train_samples, test_samples,
             cache_gb, num_workers, seed, subset,
         )  # fmt: skip
-        for name, value in ("sample_rate", sample_rate), ("seconds", seconds), ("crop_seconds", crop_seconds):
-            if value is not None and not 0 < value < math.inf:
-                raise DataError(f"{name} must be above 0 and finite, not {value}")
+        _check.an_instance("audio_column", audio_column, (str, type(None)), "a text or None")
+        if sample_rate is not None:
+            above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
+        above_zero("seconds", seconds)
+        if crop_seconds is not None:
+            above_zero("crop_seconds", crop_seconds)
+        a_log_mel(features)
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, crop_seconds, features
 
     @property

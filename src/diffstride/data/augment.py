@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 from torch.nn import functional as F
 
-from diffstride.data.base import DataError
+from diffstride import _check
+from diffstride.data.base import DataError, at_least, not_negative
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.pad_crop < 0:
-            raise DataError(f"augment.pad_crop must be 0 or more, not {self.pad_crop}")
-        if self.mixup < 0:
-            raise DataError(f"augment.mixup must be 0 or more, not {self.mixup}")
-        if self.resized_crop is not None and self.resized_crop < 1:
-            raise DataError(f"augment.resized_crop must be at least 1, not {self.resized_crop}")
+        at_least("augment.pad_crop", self.pad_crop, 0)
+        _check.one_of("augment.pad_mode", self.pad_mode, ("zeros", "reflect"))
+        _check.boolean("augment.flip", self.flip)
+        not_negative("augment.mixup", self.mixup)
+        if self.resized_crop is not None:
+            at_least("augment.resized_crop", self.resized_crop, 1)
         if self.resized_crop is not None and self.pad_crop:
             raise DataError("augment.resized_crop and augment.pad_crop exclude each other: set one of them")
 
@@ -56,6 +57,11 @@ class Augment:
         Returns:
             The images, and the labels as they were or, with mixup, class probabilities `[B, K]`.
         """
+        _images(images)
+        _check.an_instance("labels", labels, Tensor, "a torch.Tensor")
+        if labels.shape != images.shape[:1]:
+            raise DataError(f"labels must have shape ({len(images)},), one for each image, not {tuple(labels.shape)}")
+        at_least("num_classes", num_classes, 1)
         spatial = _spatial(self, images.shape[-2], images.shape[-1])
         if spatial is not None:
             images = spatial(images)
@@ -68,6 +74,7 @@ class Augment:
 
     def center(self, images: Tensor) -> Tensor:
         """For evaluation: the middle square of `resized_crop` pixels, or the images as they are."""
+        _images(images)
         if self.resized_crop is None:
             return images
         height, width = images.shape[-2:]
@@ -78,6 +85,14 @@ class Augment:
                 f"set image_size to at least {self.resized_crop}"
             )
         return images[..., top : top + self.resized_crop, left : left + self.resized_crop]
+
+
+def _images(images: Tensor) -> None:
+    _check.an_instance("images", images, Tensor, "a torch.Tensor")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DataError(
+            f"images must be floating point of shape [B, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"
+        )
 
 
 @lru_cache(maxsize=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -14,6 +15,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from diffstride import _check
 from diffstride._check import UserError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -27,6 +29,27 @@ class DataError(UserError):
     def __init__(self, message: str) -> None:
         # A DataLoader worker re-raises with its whole traceback as the message: the last line is ours.
         super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+
+
+def at_least(name: str, value: int, least: int) -> int:
+    """Check a setting that counts something."""
+    if _check.whole(name, value) < least:
+        raise DataError(f"{name} must be {f'at least {least}' if least else '0 or more'}, not {value}")
+    return value
+
+
+def above_zero(name: str, value: float) -> float:
+    """Check a setting that measures something."""
+    if not 0 < _check.number(name, value) < math.inf:
+        raise DataError(f"{name} must be above 0 and finite, not {value}")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """Check a setting that may be 0: nothing of something."""
+    if not 0 <= _check.number(name, value) < math.inf:
+        raise DataError(f"{name} must be 0 or more and finite, not {value}")
+    return value
 
 
 class Axis(NamedTuple):
@@ -48,15 +71,20 @@ class BatchDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         """The number of samples."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have __len__, the number of samples")
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch at `indices`: raw inputs `[B, ...]` and int64 labels `[B]`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have __getitems__, the batch at some indices")
 
     def __getitem__(self, index: int) -> Batch:
         """One sample, without the batch axis."""
-        inputs, labels = self.__getitems__([index])
+        inputs, labels = a_batch(f"what {type(self).__name__}.__getitems__ gives", self.__getitems__([index]))
+        if len(inputs) != 1 or len(labels) != 1:
+            raise DataError(
+                f"{type(self).__name__}.__getitems__ must give an input and a label for each index, not {len(inputs)} "
+                f"and {len(labels)} for 1"
+            )
         return inputs[0], labels[0]
 
 
@@ -69,8 +97,11 @@ class InMemory(BatchDataset):
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        a_batch("inputs and labels", (inputs, labels))
         if len(inputs) != len(labels):
             raise ValueError(f"inputs and labels differ in length: {len(inputs)} and {len(labels)}")
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise DataError(f"labels must be int64 of shape [N], not {labels.dtype} of shape {tuple(labels.shape)}")
         self.inputs, self.labels = inputs, labels
 
     def __len__(self) -> int:
@@ -79,8 +110,11 @@ class InMemory(BatchDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch at `indices`."""
-        index = torch.as_tensor(indices)
-        return self.inputs[index], self.labels[index]
+        try:
+            index = torch.as_tensor(indices)
+            return self.inputs[index], self.labels[index]
+        except (IndexError, TypeError, ValueError) as error:
+            raise IndexError(f"indices must be whole numbers below {len(self)}, got {_check.shown(indices)}") from error
 
 
 class ClassificationData(LightningDataModule):
@@ -131,15 +165,17 @@ class ClassificationData(LightningDataModule):
 
     def __init__(self, batch_size: int = 128, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}")
-        if num_workers < 0:
-            raise DataError(f"num_workers must be 0 or more, not {num_workers}")
+        at_least("batch_size", batch_size, 1)
+        at_least("num_workers", num_workers, 0)
+        if not 0 <= _check.whole("seed", seed) < 2**32:  # as numpy has it
+            raise DataError(f"seed must be between 0 and {2**32 - 1}, not {seed}")
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def load(self) -> None:
         """Set `train_set`, `test_set` and `num_classes`; where known also the other attributes."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must have load, which sets train_set, test_set and num_classes"
+        )
 
     def read(self, file: Path) -> Tensor:
         """One raw sample from a file on disk, as those of the set.
@@ -166,12 +202,44 @@ class ClassificationData(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         self.load()
+        try:
+            self._check_loaded()
+        except Exception:
+            vars(self).pop("train_set", None)  # or a second call would take it for loaded
+            raise
         if not hasattr(self, "classes"):
             self.classes = tuple(map(str, range(self.num_classes)))
         if not hasattr(self, "sample_shape"):
             self.sample_shape = tuple(as_dataset(self.train_set)[0][0].shape)
         if not hasattr(self, "fingerprint"):
             self.fingerprint = digest(*_tensors(self.train_set), *_tensors(self.test_set), self.num_classes)
+
+    def _check_loaded(self) -> None:
+        """What `load` has set fits together."""
+        kind = type(self).__name__
+        for name in "train_set", "test_set", "num_classes":
+            if not hasattr(self, name):
+                raise DataError(f"{kind}.load must set {name}: it did not")
+        at_least("num_classes", self.num_classes, 1)
+        if len(getattr(self, "classes", range(self.num_classes))) != self.num_classes:
+            raise DataError(f"classes must be names of {self.num_classes} classes, not {_check.shown(self.classes)}")
+        for name in "train_set", "test_set":
+            dataset = as_dataset(getattr(self, name), name)
+            if not len(dataset):
+                raise DataError(f"{name} must have samples, not 0")
+            if isinstance(dataset, InMemory):
+                least, most = (int(label) for label in dataset.labels.aminmax())
+                if not 0 <= least <= most < self.num_classes:
+                    raise DataError(
+                        f"labels of {name} must be from 0 to num_classes - 1, {self.num_classes - 1}, not from {least} "
+                        f"to {most}"
+                    )
+        _check.an_instance("axes", self.axes, Sequence, "a sequence of Axis")
+        for axis in self.axes:
+            _check.an_instance("axes", axis, Axis, "a sequence of Axis")
+            above_zero(f"spacing of the axis {axis.name}", axis.spacing)
+        for name in "mean", "std":
+            _check.an_instance(name, getattr(self, name), (Tensor, type(None)), "a torch.Tensor or None")
 
     @property
     def outputs(self) -> int | dict[str, int]:
@@ -190,6 +258,7 @@ class ClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the train split in an order that is a function of the seed and the epoch."""
+        self._must_be_loaded()
         replicas, _ = self._place()
         each = len(as_dataset(self.train_set)) // replicas
         if each < self.batch_size:
@@ -200,11 +269,12 @@ class ClassificationData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split."""
+        self._must_be_loaded()
         return self._loader(self.test_set, train=False)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of the test split."""
-        return self._loader(self.test_set, train=False)
+        return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (in training) and normalise, on the device the batch has reached."""
@@ -229,7 +299,9 @@ class ClassificationData(LightningDataModule):
         Returns:
             Float inputs, and targets.
         """
-        inputs, targets = batch
+        inputs, targets = a_batch("batch", batch)
+        if step is not None:
+            at_least("step", step, 0)
         inputs = as_float(inputs)
         if step is None:
             inputs = self.prepare_evaluation(inputs)
@@ -241,6 +313,10 @@ class ClassificationData(LightningDataModule):
             mean, std = (stat.to(inputs, non_blocking=True).view(shape) for stat in (self.mean, self.std))
             inputs = (inputs - mean) / std
         return inputs, targets
+
+    def _must_be_loaded(self) -> None:
+        if not hasattr(self, "train_set"):
+            raise DataError(f"{type(self).__name__} has not loaded its samples: call setup() first")
 
     def _place(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
@@ -349,13 +425,23 @@ def mean_of_views(logits: Tensor, samples: int) -> Tensor:
     return logits.reshape(samples, -1, logits.shape[-1]).mean(1)
 
 
-def as_dataset(split: Batch | BatchDataset) -> BatchDataset:
-    """A split as a data set."""
-    return split if isinstance(split, BatchDataset) else InMemory(*split)
+def as_dataset(split: Batch | BatchDataset, name: str = "split") -> BatchDataset:
+    """A split as a data set; `name` is what messages call it."""
+    return split if isinstance(split, BatchDataset) else InMemory(*a_batch(name, split))
+
+
+def a_batch(name: str, batch: object) -> Batch:
+    """Check that there are two tensors: inputs and labels."""
+    if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise TypeError(f"{name} must be two tensors, (inputs, labels), got {_check.shown(batch)}")
+    inputs, labels = batch
+    if not inputs.ndim or not labels.ndim:
+        raise ValueError(f"{name} must have a batch axis, got shapes {tuple(inputs.shape)} and {tuple(labels.shape)}")
+    return inputs, labels
 
 
 def _tensors(split: Batch | BatchDataset) -> tuple[Any, ...]:
-    return split if isinstance(split, tuple) else (len(split),)
+    return (len(split),) if isinstance(split, BatchDataset) else tuple(split)
 
 
 def as_is(batch: Any) -> Any:

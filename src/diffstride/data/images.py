@@ -16,8 +16,9 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from diffstride import _check
 from diffstride.data.augment import Augment
-from diffstride.data.base import Batch, DataError
+from diffstride.data.base import Batch, DataError, at_least
 from diffstride.data.stored import Split, StoredData, first_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -79,8 +80,10 @@ class ImageData(StoredData):
             path, image_column, label_column, train_split, test_split, batch_size, train_samples, test_samples,
             cache_gb, num_workers, seed, subset,
         )  # fmt: skip
-        if image_size is not None and image_size < 1:
-            raise DataError(f"image_size must be at least 1, not {image_size}")
+        _check.an_instance("image_column", image_column, (str, type(None)), "a text or None")
+        if image_size is not None:
+            at_least("image_size", image_size, 1)
+        _check.an_instance("augment", augment, (Augment, type(None)), "an Augment or None")
         self.decoder = ImageDecoder(image_size)
         self.settings = augment or Augment()
 
@@ -101,7 +104,7 @@ class ImageData(StoredData):
             )
         crop = self.settings.resized_crop
         self.sample_shape = train.shape if crop is None else (3, crop, crop)
-        self.settings.center(torch.empty(train.shape))  # a crop that does not fit is known before training
+        self.settings.center(torch.empty(1, *train.shape))  # a crop that does not fit is known before training
 
     def statistics(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Of the channels."""

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from diffstride import _check
 from diffstride.data.base import (
     Axis,
     Batch,
@@ -44,6 +45,10 @@ class MultiTask(ClassificationData):
 
     def __init__(self, tasks: dict[str, ClassificationData], batch_size: int = 128, seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
+        _check.an_instance("tasks", tasks, Mapping, "a mapping from names to data sets")
+        for task, data in tasks.items():
+            _check.an_instance("the name of a task", task, str, "a text")
+            _check.an_instance(f"tasks[{task!r}]", data, ClassificationData, "a ClassificationData")
         if len(tasks) < 2:
             raise DataError(f"tasks must be two or more, not {len(tasks)}")
         if batch_size < len(tasks):
@@ -107,12 +112,9 @@ class MultiTask(ClassificationData):
 
     def val_dataloader(self) -> Any:
         """For each task, batches of its test split."""
+        self._must_be_loaded()
         self._hand_trainer_on()
         return [data.val_dataloader() for data in self.tasks.values()]
-
-    def test_dataloader(self) -> Any:
-        """For each task, batches of its test split."""
-        return self.val_dataloader()
 
     def _hand_trainer_on(self) -> None:
         for data in self.tasks.values():

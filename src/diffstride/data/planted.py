@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffstride.data.base import Batch, ClassificationData, DataError
+from diffstride import _check
+from diffstride.data.base import Batch, ClassificationData, DataError, at_least, not_negative
 
 
 class PlantedBands(ClassificationData):
@@ -54,11 +55,14 @@ class PlantedBands(ClassificationData):
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
         for name, pair in ("size", size), ("band", band), ("nuisance", nuisance):
-            if len(pair) != 2 or min(pair) < 1:
+            _check.a_sequence(name, pair)
+            if len(pair) != 2 or min(_check.whole(name, n) for n in pair) < 1:
                 raise DataError(f"{name} must be two positive numbers (height, width), not {tuple(pair)}")
-        for option, value in ("train_samples", train_samples), ("test_samples", test_samples):
-            if value < 1:
-                raise DataError(f"{option} must be at least 1, not {value}")
+        at_least("train_samples", train_samples, 1)
+        at_least("test_samples", test_samples, 1)
+        at_least("nuisance_waves", nuisance_waves, 0)
+        not_negative("nuisance_amplitude", nuisance_amplitude)
+        not_negative("noise", noise)
         for n, b, lowest in zip(size, band, nuisance, strict=True):
             if b % 2 or not b < lowest <= n / 2:
                 raise DataError(f"band must be even and band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")
@@ -68,6 +72,7 @@ class PlantedBands(ClassificationData):
 
     def stride_limits(self, smoothness: float) -> dict[str, tuple[float, float]]:
         """By axis, the strides that put the band `b` at a window's edge, `N/(2b)`, and its end, `N / (2 (b - R))`."""
+        not_negative("smoothness", smoothness)
         return {
             axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
             for axis, n, b in zip(("height", "width"), self.size, self.band, strict=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.data.base import Axis, Batch, ClassificationData, DataError, as_float, digest
+from diffstride import _check
+from diffstride.data.base import Axis, Batch, ClassificationData, DataError, above_zero, as_float, at_least, digest
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,22 @@ class LogMel:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.bands < 1:
-            raise DataError(f"features.bands must be at least 1, not {self.bands}")
+        at_least("features.bands", self.bands, 1)
         for name in ("window", "hop", "floor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise DataError(f"features.{name} must be above 0 and finite, not {getattr(self, name)}")
+            above_zero(f"features.{name}", getattr(self, name))
+        _check.number("features.lowest", self.lowest)
+        if self.highest is not None:
+            _check.number("features.highest", self.highest)
 
     def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
         """Spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
         window, hop, n_fft = self.samples(sample_rate)
+        _check.an_instance("waves", waves, Tensor, "a torch.Tensor")
+        if waves.ndim != 2 or not waves.is_floating_point() or waves.shape[1] < hop:
+            raise DataError(
+                f"waves must be floating point of shape [B, T], T at least a hop of {hop} samples, not {waves.dtype} "
+                f"of shape {tuple(waves.shape)}"
+            )
         before = (n_fft - hop) // 2
         padded = F.pad(waves, (before, n_fft - hop - before))
         hann = torch.hann_window(window, device=waves.device)
@@ -63,6 +71,7 @@ class LogMel:
 
     def samples(self, sample_rate: int) -> tuple[int, int, int]:
         """Samples of the window, of the hop and of the Fourier transform, the next power of two."""
+        above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
         window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
         if not 1 <= hop <= window:
             raise DataError(
@@ -70,6 +79,11 @@ class LogMel:
                 f"at {sample_rate} Hz"
             )
         return window, hop, 1 << (window - 1).bit_length()
+
+
+def a_log_mel(features: object) -> None:
+    """Check the features of a set of sounds."""
+    _check.an_instance("features", features, (LogMel, type(None)), "a LogMel or None")
 
 
 @lru_cache(maxsize=16)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, digest
+from diffstride import _check
+from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, at_least, digest, not_negative
 
 if TYPE_CHECKING:
     import datasets
@@ -78,10 +79,18 @@ class StoredData(ClassificationData):
         subset: str | None,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
+        _check.an_instance("path", path, (str, os.PathLike), "a path or a name on the hub")
+        if not os.fspath(path):
+            raise DataError("path must not be empty: give a local path, or a name on the hub")
+        for name, text in ("train_split", train_split), ("test_split", test_split):
+            _check.an_instance(name, text, str, "a text")
+        for name, given in ("label_column", label_column), ("subset", subset):
+            _check.an_instance(name, given, (str, type(None)), "a text or None")
         for name, value in ("train_samples", train_samples), ("test_samples", test_samples):
-            if value is not None and value < 1:
-                raise DataError(f"{name} must be at least 1, not {value}")
-        self.path, self.subset, self.cache_gb = path, subset, cache_gb
+            if value is not None:
+                at_least(name, value, 1)
+        not_negative("cache_gb", cache_gb)
+        self.path, self.subset, self.cache_gb = os.fspath(path), subset, cache_gb
         self.column, self.label_column = column, label_column
         self.train_split, self.test_split = train_split, test_split
         self.train_samples, self.test_samples = train_samples, test_samples
@@ -100,8 +109,9 @@ class StoredData(ClassificationData):
 
     def read(self, file: Path) -> Tensor:
         """One raw sample from a file on disk."""
+        _check.an_instance("file", file, (str, os.PathLike), "a path")
         try:
-            content = file.read_bytes()
+            content = Path(file).read_bytes()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
         try:

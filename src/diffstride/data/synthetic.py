@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffstride.data.base import Batch, DataError, seed_of
-from diffstride.data.sound import LogMel, SoundData
+from diffstride import _check
+from diffstride.data.base import Batch, DataError, above_zero, at_least, not_negative, seed_of
+from diffstride.data.sound import LogMel, SoundData, a_log_mel
 
 # Amplitudes of the harmonics 1, 2, 3, ..
 TIMBRES = {
@@ -64,21 +65,23 @@ class SyntheticSounds(SoundData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        for name, value in ("sample_rate", sample_rate), ("seconds", seconds):
-            if not 0 < value < math.inf:
-                raise DataError(f"{name} must be above 0 and finite, not {value}")
+        above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
+        above_zero("seconds", seconds)
         if task not in TASKS:
-            raise DataError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
+            near = _check.did_you_mean(task, TASKS)
+            raise DataError(f"task must be one of {', '.join(TASKS)}, not {_check.shown(task)}{near}")
+        _check.an_instance("pitches", pitches, Sequence, "a sequence of numbers")
+        for pitch in pitches:
+            _check.number("pitches", pitch)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
             raise DataError(
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
-        for name, value in ("train_samples", train_samples), ("test_samples", test_samples):
-            if value < 1:
-                raise DataError(f"{name} must be at least 1, not {value}")
-        if not 0 <= noise < math.inf:
-            raise DataError(f"noise must be 0 or more and finite, not {noise}")
+        at_least("train_samples", train_samples, 1)
+        at_least("test_samples", test_samples, 1)
+        not_negative("noise", noise)
+        a_log_mel(features)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples
@@ -89,6 +92,7 @@ class SyntheticSounds(SoundData):
         On `N` samples it has `b = max(pitches) * seconds` cycles: the edge is there for `N / (2 b)`, the end of a ramp
         of `smoothness` bins for `N / (2 (b - smoothness))`.
         """
+        not_negative("smoothness", smoothness)
         n, b = round(self.seconds * self.inputs.sample_rate), self.pitches[-1] * self.seconds
         return n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf
 
