@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import platform
 import resource
 import statistics
@@ -21,8 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
-from diffstride import __version__, plotting, tracking
-from diffstride._check import WorkError
+from diffstride import __version__, _check, plotting, tracking
+from diffstride._check import UserError, WorkError
 from diffstride._files import write_whole
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
@@ -93,12 +94,22 @@ class ClampStrides(Callback):
         if hasattr(self, "_inputs"):
             self._inputs.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching: Lightning tears down only what went well."""
+        self.teardown(trainer, pl_module, "fit")
+
     def _stop(self, trainer: Trainer, said: str) -> None:
         raise WorkError(
             f"epoch {trainer.current_epoch}, step {trainer.global_step}: {said}: lower learning_rates or stride_lr "
             "(--model.stride_lr), clip its gradient (--model.stride_clip 1) or give the layer bounds; "
             f"{checkpoint_from_before(trainer)}"
         )
+
+
+def _must_be_a_folder(said: str, folder: Path) -> None:
+    """Tell before a training what would stop it, or lose what came of it."""
+    if not folder.is_dir():
+        raise UserError(f"{said}, got {folder}: make it, or give another")
 
 
 def _model(pl_module: LightningModule) -> nn.Module:
@@ -121,14 +132,19 @@ class StrideHistory(Callback):
     """
 
     def __init__(self, path: Path, every_n_steps: int = 10) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
+        _check.an_instance("path", path, (str, os.PathLike), "a path")
+        self.path, self.every_n_steps = Path(path), _check.positive_int("every_n_steps", every_n_steps)
         self._written = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start watching the sizes that reach the layers; go on behind the rows that a resumed run has."""
-        self._inputs = tracking.InputSizes(_model(pl_module))
+        if trainer.is_global_zero:
+            _must_be_a_folder("path must lie in a folder that is there", self.path.parent)
+        if self.path.is_dir():
+            raise UserError(f"path must be a CSV file, got the folder {self.path}")
         if self.path.exists():
             self._written = max((row.step for row in tracking.read_rows(self.path)), default=-1)
+        self._inputs = tracking.InputSizes(_model(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write every n-th step."""
@@ -143,6 +159,10 @@ class StrideHistory(Callback):
         """Stop watching."""
         if hasattr(self, "_inputs"):
             self._inputs.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching: Lightning tears down only what went well."""
+        self.teardown(trainer, pl_module, "fit")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -200,7 +220,8 @@ class WriteResult(Callback):
     validated_step = -1
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        _check.an_instance("folder", folder, (str, os.PathLike), "a path")
+        self.folder = Path(folder)
         self._ends: list[float] = []
         self._seconds = 0.0
         self._initial: dict[str, tuple[float, ...]] = {}
@@ -208,6 +229,8 @@ class WriteResult(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time, and the strides of a run that is not resumed."""
+        if trainer.is_global_zero:
+            _must_be_a_folder("folder must be one that is there", self.folder)
         self._start = time.perf_counter() - self._seconds
         self._initial = self._initial or strides(_model(pl_module))
         _reset_peak_memory(trainer.strategy.root_device)
@@ -244,6 +267,10 @@ class WriteResult(Callback):
 
     def write(self, trainer: Trainer, module: Classifier) -> None:
         """Write the result of a run that has ended."""
+        _check.an_instance("trainer", trainer, Trainer, "a Trainer")
+        _check.an_instance("module", module, Classifier, "a Classifier")
+        if trainer.lightning_module is not module or trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise UserError("trainer must have trained this module, with trainer.fit(module, datamodule=data)")
         result = self._result(trainer, module)
         if trainer.is_global_zero:
             write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")

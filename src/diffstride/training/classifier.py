@@ -15,9 +15,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffstride import _check
 from diffstride._check import UserError
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
-from diffstride.data.base import Batch, mean_of_views
+from diffstride.data.base import Batch, a_batch, mean_of_views
 from diffstride.models import Network
 from diffstride.nn import Exploration, learnable_layers, param_groups
 from diffstride.training.explore import ExploreStrides
@@ -69,6 +70,13 @@ class Classifier(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        _check.a_module("network", network)
+        for name, values in ("learning_rates", learning_rates), ("milestones", milestones):
+            _check.an_instance(name, values, Sequence, "a sequence of numbers")
+        for rate in learning_rates:
+            _check.number("learning_rates", rate)
+        for step in milestones:
+            _check.whole("milestones", step)
         if len(learning_rates) != len(milestones) + 1:
             raise ValueError(
                 f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
@@ -84,13 +92,18 @@ class Classifier(LightningModule):
             ("momentum", momentum, 1),
             ("label_smoothing", label_smoothing, 1),
         ):
-            if not 0 <= value < most:
+            if not 0 <= _check.number(name, value) < most:
                 raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
-        if stride_clip is not None and not stride_clip > 0:
+        if stride_clip is not None and not _check.number("stride_clip", stride_clip) > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
+        _check.an_instance(
+            "task_weights", task_weights, (Mapping, type(None)), "a mapping from tasks to weights or None"
+        )
         for task, weight in (task_weights or {}).items():
-            if not 0 <= weight < float("inf"):
+            if not 0 <= _check.number("task_weights", weight) < math.inf:
                 raise ValueError(f"task_weights must be >= 0 and finite, got {weight} for {task}")
+        _check.an_instance("exploration", exploration, (Exploration, type(None)), "a Sweep, a Jitter or None")
+        _check.boolean("channels_last", channels_last)
         self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
@@ -101,7 +114,7 @@ class Classifier(LightningModule):
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
         self.has_strides = any(True for _ in learnable_layers(network))
-        if budget is not None and not budget > 0:
+        if budget is not None and not _check.number("budget", budget) > 0:
             raise ValueError(f"budget must be > 0, got {budget}")
         if budget is not None and not self.has_strides:
             raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
@@ -134,6 +147,9 @@ class Classifier(LightningModule):
                 f"in_channels for example): {' '.join(str(error).split())}"
             ) from error
         several = isinstance(logits, Mapping)
+        for own in logits.values() if several else [logits]:
+            if not isinstance(own, Tensor):
+                raise UserError(f"network must give logits, one tensor (for each task), got {_check.shown(own)}")
         outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
         expected = getattr(data, "outputs", data.num_classes)
         if outputs != expected:
@@ -245,7 +261,8 @@ class Classifier(LightningModule):
 
 def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
     """A batch of one task is that of a task without a name."""
-    return dict(batch) if isinstance(batch, Mapping) else {"": (batch[0], batch[1])}
+    parts = batch if isinstance(batch, Mapping) else {"": batch}
+    return {task: a_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
 
 
 def _counted(count: int | Mapping[str, int], noun: str) -> str:
