@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,14 @@ def number(name: str, value: float) -> float:
     if not _is_number(value):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     return float(value)
+
+
+def a_list(name: str, values: object, one: Callable[[str, Any], Any] = number) -> None:
+    """Check that `values` is a sequence of numbers, each of which `one` takes."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of numbers, got {shown(values)}")
+    for value in values:
+        one(name, value)
 
 
 def above_zero(name: str, value: float) -> float:

@@ -67,12 +67,10 @@ class SyntheticSounds(SoundData):
         super().__init__(batch_size=batch_size, seed=seed)
         above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
         above_zero("seconds", seconds)
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             near = _check.did_you_mean(task, TASKS)
             raise DataError(f"task must be one of {', '.join(TASKS)}, not {_check.shown(task)}{near}")
-        _check.an_instance("pitches", pitches, Sequence, "a sequence of numbers")
-        for pitch in pitches:
-            _check.number("pitches", pitch)
+        _check.a_list("pitches", pitches)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
             raise DataError(
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "

@@ -71,12 +71,8 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         _check.a_module("network", network)
-        for name, values in ("learning_rates", learning_rates), ("milestones", milestones):
-            _check.an_instance(name, values, Sequence, "a sequence of numbers")
-        for rate in learning_rates:
-            _check.number("learning_rates", rate)
-        for step in milestones:
-            _check.whole("milestones", step)
+        _check.a_list("learning_rates", learning_rates)
+        _check.a_list("milestones", milestones, _check.whole)
         if len(learning_rates) != len(milestones) + 1:
             raise ValueError(
                 f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
