@@ -60,6 +60,12 @@ def an_instance(name: str, value: object, kinds: type | tuple[type, ...], descri
         raise TypeError(f"{name} must be {described}, got {shown(value)}")
 
 
+def a_mapping(name: str, value: object, of: str) -> None:
+    """Check that `value` has things by their names; `of` says which."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must be a mapping from {of}, got {shown(value)}")
+
+
 def one_of(name: str, value: str, choices: Collection[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
@@ -170,6 +176,14 @@ def whole(name: str, value: object, least: int | None = None) -> int:
 def positive_int(name: str, value: object) -> int:
     """Check that `value` is an int >= 1."""
     return whole(name, value, 1)
+
+
+def whole_numbers(name: str, values: object) -> None:
+    """Check that `values` is a sequence of ints >= 1."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of ints, got {shown(values)}")
+    for value in values:
+        positive_int(name, value)
 
 
 def boolean(name: str, value: bool) -> bool:

@@ -176,15 +176,15 @@ def test_a_waveform_network_takes_every_way_that_one_axis_knows(method):
     ("make", "match"),
     [
         (lambda: AudioCNN(strides=[2, 2]), "strides must have 6 entries, got 2"),
-        (lambda: AudioCNN(width=0), "width must be > 0, got 0"),
+        (lambda: AudioCNN(width=0), "width must be > 0 and finite, got 0"),
         (lambda: AudioCNN(downsample="pool"), "downsample must be one of"),
         (lambda: AudioCNN(downsample="conv", strides=[1.5] * 6), "stride must be an integer"),
         (lambda: AudioCNN(downsample_options={"smoothnes": 1}), "options must be among"),
         (lambda: WaveformCNN(strides=[2, 2]), "strides must have 4 entries, got 2"),
         (lambda: WaveformCNN(strides=[(2, 2)] * 4), "stride must have 1 entries"),
-        (lambda: WaveformCNN(ramp=0), "ramp must be > 0, got 0"),
+        (lambda: WaveformCNN(ramp=0), "ramp must be > 0 and finite, got 0"),
         (lambda: WaveformCNN(length=0), "length must be >= 1, got 0"),
-        (lambda: WaveformCNN(width=-1), "width must be > 0, got -1"),
+        (lambda: WaveformCNN(width=-1), "width must be > 0 and finite, got -1"),
         (lambda: WaveformCNN(downsample="blur"), "another method than 'blur'"),
     ],
 )

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions, make_classifier, widened
+from diffstride import _check
+from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
+from diffstride.models.network import Network, check_batch, check_ends, draw_convolutions, make_classifier, widened
 from diffstride.nn.learnable import LearnableStrides
 
 _CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
@@ -41,7 +42,10 @@ class SpectrogramBlock(nn.Sequential):
         downsample: str | DownsampleFactory = "diffstride",
         downsample_options: Mapping[str, Any] | None = None,
     ) -> None:
-        whole, down = make_downsample(downsample, stride, **(downsample_options or {}))
+        _check.positive_int("in_channels", in_channels)
+        _check.positive_int("channels", channels)
+        options = check_downsample(downsample, [stride], downsample_options)
+        whole, down = make_downsample(downsample, stride, **options)
         time, frequency = (whole, whole) if isinstance(whole, int) else whole
         super().__init__(
             OrderedDict(
@@ -75,7 +79,8 @@ class AudioCNN(Network):
         ``[B, in_channels, T, F]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
 
     Raises:
-        ValueError: Not six strides, one that ``make_downsample`` refuses, a width not above 0.
+        TypeError: An argument of the wrong type.
+        ValueError: Not six strides, one that ``make_downsample`` refuses, a width not above 0, no channels or classes.
     """
 
     def __init__(
@@ -89,8 +94,11 @@ class AudioCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        channels = _widened(_CHANNELS, width)
-        _check_strides(strides, len(channels))
+        check_ends(in_channels, num_classes)
+        channels = widened(_CHANNELS, width)
+        check_strides(strides, len(channels), len(channels))
+        check_downsample(downsample, strides, downsample_options)
+        self.in_channels = in_channels
         self.blocks = nn.Sequential()
         for before, after, stride in zip((in_channels, *channels), channels, strides, strict=False):
             self.blocks.append(SpectrogramBlock(before, after, stride, downsample, downsample_options))
@@ -99,6 +107,7 @@ class AudioCNN(Network):
 
     def forward(self, x: Tensor) -> Any:
         """Logits of spectrograms."""
+        check_batch(x, 2, self.in_channels)
         return self.classifier(self.blocks(x).amax((-2, -1)))
 
 
@@ -128,8 +137,9 @@ class WaveformCNN(Network):
         ``[B, in_channels, T]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
 
     Raises:
+        TypeError: An argument of the wrong type.
         ValueError: Not four strides, one that ``make_downsample`` refuses, ``length`` below 1, ``width`` or ``ramp``
-            not above 0.
+            not above 0, no channels or classes.
     """
 
     def __init__(
@@ -145,17 +155,18 @@ class WaveformCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not ramp > 0:
-            raise ValueError(f"ramp must be > 0, got {ramp}")
-        if length < 1:
-            raise ValueError(f"length must be >= 1, got {length}")
-        channels = _widened(_WAVEFORM_CHANNELS, width)
-        _check_strides(strides, len(channels))
+        check_ends(in_channels, num_classes)
+        _check.above_zero("ramp", ramp)
+        _check.positive_int("length", length)
+        channels = widened(_WAVEFORM_CHANNELS, width)
+        check_strides(strides, len(channels), len(channels))
+        given = check_downsample(downsample, strides, downsample_options, ndim=1)
+        self.in_channels = in_channels
         self.blocks = nn.Sequential()
         for before, after, kernel, stride in zip(
             (in_channels, *channels), channels, _WAVEFORM_KERNELS, strides, strict=False
         ):
-            options = {"smoothness": ramp * length} | (downsample_options or {})
+            options = {"smoothness": ramp * length} | given
             conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
             block = OrderedDict(
                 conv=nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
@@ -171,15 +182,5 @@ class WaveformCNN(Network):
 
     def forward(self, x: Tensor) -> Any:
         """Logits of waveforms."""
+        check_batch(x, 1, self.in_channels)
         return self.classifier(self.blocks(x).amax(-1))
-
-
-def _widened(channels: Sequence[int], width: float) -> list[int]:
-    if not width > 0:
-        raise ValueError(f"width must be > 0, got {width}")
-    return [widened(c, width) for c in channels]
-
-
-def _check_strides(strides: Sequence[Stride], count: int) -> None:
-    if len(strides) != count:
-        raise ValueError(f"strides must have {count} entries, got {len(strides)}: {list(strides)!r}")

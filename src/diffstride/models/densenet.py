@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions, make_classifier
+from diffstride import _check
+from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
+from diffstride.models.network import Network, check_batch, check_ends, draw_convolutions, make_classifier
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -25,6 +26,8 @@ class DenseLayer(nn.Module):
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
+        _check.positive_int("in_channels", in_channels)
+        _check.positive_int("growth", growth)
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(4 * growth)
@@ -74,8 +77,9 @@ class DenseNet(Network):
         downsample_options: See :class:`~diffstride.models.ResNet`.
 
     Raises:
+        TypeError: An argument of the wrong type.
         ValueError: A depth that is not ``6 n + 4``; no strides or more than three; a growth below 1; a compression out
-            of range; a stride or method that :func:`make_downsample` refuses.
+            of range; no channels or classes; a stride or method that :func:`make_downsample` refuses.
 
     Shape:
         ``[B, in_channels, H, W]`` to ``[B, num_classes]``, for any ``H`` and ``W``.
@@ -94,27 +98,24 @@ class DenseNet(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
+        check_ends(in_channels, num_classes)
+        if _check.whole("depth", depth) < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6 n + 4 with n >= 1, as 40 and 100 are, got {depth}")
-        if growth < 1:
-            raise ValueError(f"growth must be >= 1, got {growth}")
-        if not 0 < compression <= 1:
+        _check.positive_int("growth", growth)
+        if not 0 < _check.number("compression", compression) <= 1:
             raise ValueError(f"compression must be above 0 and at most 1, got {compression}")
-        if not 1 <= len(strides) <= 3:
-            raise ValueError(
-                f"strides must have 1 to 3 entries (the stem and 2 transitions, counted from the last), got "
-                f"{len(strides)}: {strides!r}"
-            )
+        check_strides(strides, 1, 3, " (the stem and 2 transitions, counted from the last)")
+        options = check_downsample(downsample, strides, downsample_options)
         stem_stride, *transition_strides = [None] * (3 - len(strides)) + list(strides)
 
         def convolve(in_channels: int, out_channels: int, kernel: int, stride: Stride | None) -> dict[str, nn.Module]:
-            options = downsample_options or {}
             conv_stride, down = (1, nn.Identity()) if stride is None else make_downsample(downsample, stride, **options)
             conv = nn.Conv2d(in_channels, out_channels, kernel, conv_stride, padding=kernel // 2, bias=False)
             if isinstance(down, DiffStride2d):
                 return {"conv": DiffStrideConv2d.fuse(conv, down), "down": nn.Identity()}
             return {"conv": conv, "down": down}
 
+        self.in_channels = in_channels
         channels = 2 * growth
         self.stem = nn.Sequential(OrderedDict(convolve(in_channels, channels, 3, stem_stride)))
         parts: list[nn.Module] = []
@@ -141,6 +142,7 @@ class DenseNet(Network):
 
     def forward(self, x: Tensor) -> Any:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
+        check_batch(x, 2, self.in_channels)
         y = self.norm(self.blocks(self.stem(x)))
         logits: Any = self.classifier(y.mean((-2, -1)))
         return logits

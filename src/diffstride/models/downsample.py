@@ -1,7 +1,7 @@
 """How a convolution is made to downsample: the one thing in which the baselines of a study differ."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -52,14 +52,26 @@ def make_downsample(
     Raises:
         ValueError: An unknown method, a stride below 1 or not finite or of more than ``ndim`` entries, a fractional
             stride with a method of integer strides, ``"blur"`` on waveforms.
-        TypeError: An option that ``DiffStride2d`` does not have, a stride that is neither a number nor a pair.
+        TypeError: An option that ``DiffStride2d`` does not have, a stride that is neither a number nor a pair, a
+            function that gives something else than a layer.
         ModuleNotFoundError: ``"blur"`` without kornia.
     """
+    if _check.whole("ndim", ndim) not in _LAYERS:
+        raise ValueError(f"ndim must be 1 or 2, got {ndim}")
     strides = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, ndim))
     if unknown := sorted(options.keys() - _OPTIONS):
-        raise TypeError(f"options must be among those of DiffStride2d ({', '.join(sorted(_OPTIONS))}), got {unknown}")
+        near = _check.did_you_mean(unknown[0], _OPTIONS)
+        raise TypeError(
+            f"options must be among those of DiffStride2d ({', '.join(sorted(_OPTIONS))}), got {unknown}{near}"
+        )
+    if isinstance(method, nn.Module):
+        raise TypeError(
+            f"downsample must be a method's name or a function from a stride to a layer, got {_check.shown(method)}"
+        )
     if callable(method):
-        return 1, method(stride if isinstance(stride, int | float) else (strides[0], strides[1]))
+        layer = method(stride if isinstance(stride, int | float) else (strides[0], strides[1]))
+        _check.a_module(f"downsample({_check.shown(stride)})", layer)
+        return 1, layer
     _check.one_of("downsample", method, METHODS)
     layers = _LAYERS[ndim]
     if method == "diffstride":
@@ -81,6 +93,34 @@ def make_downsample(
             raise ValueError("downsample must be another method than 'blur' for waveforms, which it is not made for")
         return 1, _blur(whole)
     return 1, layers[method](tuple(whole), ceil_mode=True)
+
+
+def check_downsample(
+    method: str | DownsampleFactory,
+    strides: Sequence[Stride],
+    options: Mapping[str, Any] | None,
+    *,
+    ndim: int = 2,
+    name: str = "downsample_options",
+) -> dict[str, Any]:
+    """Check what a network's layers will be made of before the first is made; the options, `name` to the user."""
+    if options is not None:
+        _check.a_mapping(name, options, "options to values")
+    options = dict(options or {})
+    for stride in strides:
+        # What a function gives cannot be known without a call, which may draw random numbers.
+        any_layer = callable(method) and not isinstance(method, nn.Module)
+        make_downsample(nn.Identity if any_layer else method, stride, ndim, **options)
+    return options
+
+
+def check_strides(strides: Any, least: int, most: int, places: str = "") -> None:
+    """Check the number of a network's strides; `places` says what they are of."""
+    if not isinstance(strides, Sequence) or isinstance(strides, str):
+        raise TypeError(f"strides must be a sequence, got {_check.shown(strides)}")
+    if not least <= len(strides) <= most:
+        entries = "1 entry" if most == 1 else f"{most} entries" if least == most else f"{least} to {most} entries"
+        raise ValueError(f"strides must have {entries}{places}, got {len(strides)}: {_check.shown(list(strides))}")
 
 
 def _blur(stride: Sequence[int]) -> nn.Module:

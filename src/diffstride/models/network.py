@@ -1,9 +1,11 @@
 """What the command line knows networks by, and what they have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from diffstride import _check
 from diffstride.nn import DiffStrideConv2d
 
 
@@ -14,6 +16,12 @@ class Network(nn.Module):
     give a network of your own to `fit`: `--model.network my_package.MyNetwork`.
     """
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs to logits."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must have a forward, from inputs to logits, got none: define it"
+        )
+
 
 class Heads(nn.ModuleDict):
     """A linear layer for each task: features `[B, in_features]` to a mapping from task to logits `[B, classes]`.
@@ -23,15 +31,13 @@ class Heads(nn.ModuleDict):
         num_classes: Number of classes by the name of the task.
 
     Raises:
-        ValueError: No task, or a name with a dot.
+        TypeError: Something else than a mapping from names to ints.
+        ValueError: No task, or a name with a dot; a task without classes.
     """
 
     def __init__(self, in_features: int, num_classes: Mapping[str, int]) -> None:
-        if not num_classes or any("." in task or hasattr(nn.ModuleDict(), task) for task in num_classes):
-            raise ValueError(
-                "num_classes must have names without dots, one at least, and none of nn.ModuleDict's own, got "
-                f"{dict(num_classes)}"
-            )
+        _check.positive_int("in_features", in_features)
+        check_tasks(num_classes)
         super().__init__({task: nn.Linear(in_features, classes) for task, classes in num_classes.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -39,14 +45,48 @@ class Heads(nn.ModuleDict):
         return {task: head(x) for task, head in self.items()}
 
 
+def check_ends(in_channels: int, num_classes: int | Mapping[str, int]) -> None:
+    """Check what every network has at its two ends, before any weight is drawn."""
+    _check.positive_int("in_channels", in_channels)
+    if isinstance(num_classes, Mapping):
+        check_tasks(num_classes)
+    else:
+        _check.positive_int("num_classes", num_classes)
+
+
+def check_tasks(num_classes: Mapping[str, int]) -> None:
+    """Check the numbers of classes of several tasks."""
+    _check.a_mapping("num_classes", num_classes, "tasks to numbers of classes")
+    if not num_classes or any("." in task or hasattr(nn.ModuleDict(), task) for task in num_classes):
+        raise ValueError(
+            "num_classes must have names without dots, one at least, and none of nn.ModuleDict's own, got "
+            f"{_check.shown(dict(num_classes))}"
+        )
+    for task, classes in num_classes.items():
+        _check.positive_int(f"num_classes of {task}", classes)
+
+
+def check_batch(x: Any, ndim: int, in_channels: int) -> None:
+    """Check that a network is given `[B, in_channels, *spatial]`."""
+    if isinstance(x, fx.Proxy):  # a symbolic trace, as for quantisation
+        return
+    if isinstance(x, Tensor) and x.ndim != ndim + 2:
+        raise ValueError(f"input must have {ndim + 2} dimensions [B, C, *spatial], got shape {tuple(x.shape)}")
+    _check.spatial_sizes(x, ndim)
+    _check.channels(x, ndim, in_channels)
+
+
 def make_classifier(in_features: int, num_classes: int | Mapping[str, int]) -> nn.Module:
     """The last layer: one linear layer, or one for each task."""
-    return nn.Linear(in_features, num_classes) if isinstance(num_classes, int) else Heads(in_features, num_classes)
+    if isinstance(num_classes, Mapping):
+        return Heads(in_features, num_classes)
+    return nn.Linear(in_features, num_classes)
 
 
-def widened(channels: int, width: float) -> int:
-    """A number of channels times the width: rounded, one at least."""
-    return max(1, round(width * channels))
+def widened(channels: Sequence[int], width: float) -> list[int]:
+    """Numbers of channels times the width: rounded, one at least."""
+    _check.above_zero("width", width)
+    return [max(1, round(width * c)) for c in channels]
 
 
 def draw_convolutions(network: nn.Module) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, draw_convolutions, make_classifier, widened
+from diffstride import _check
+from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
+from diffstride.models.network import Network, check_batch, check_ends, draw_convolutions, make_classifier, widened
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
@@ -19,6 +20,7 @@ class _Architecture(NamedTuple):
     expansion: int  # channels that leave a block over those of its 3x3 convolutions
 
 
+_STEMS = "cifar", "imagenet"
 # He et al. 2016, "Deep residual learning for image recognition", Table 1 and Section 4.2.
 _ARCHITECTURES = {
     18: _Architecture((2, 2, 2, 2), (64, 128, 256, 512), (3, 3), 1),
@@ -49,6 +51,11 @@ class ResidualBlock(nn.Module):
         preactivation: Which of the two forms.
         downsample: See :func:`make_downsample`.
         options: See :func:`make_downsample`.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: Numbers of channels or kernel sizes that make no block; a stride or method that
+            :func:`make_downsample` refuses.
     """
 
     def __init__(
@@ -63,7 +70,15 @@ class ResidualBlock(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.preactivation = preactivation
+        _check.positive_int("in_channels", in_channels)
+        _check.whole_numbers("channels", channels)
+        _check.whole_numbers("kernels", kernels)
+        if len(kernels) != len(channels):
+            raise ValueError(f"kernels must have an entry for each of channels, {len(channels)}, got {len(kernels)}")
+        if 3 not in kernels or not all(kernel % 2 for kernel in kernels):
+            raise ValueError(f"kernels must be odd, with a 3 that downsamples, got {tuple(kernels)}")
+        self.preactivation = _check.boolean("preactivation", preactivation)
+        check_downsample(downsample, [1.0 if stride is None else stride], options, name="options")
         self.downsample_at = kernels.index(3)
         conv_stride, self.down = _downsample(downsample, stride, options)
         widths = [in_channels, *channels]
@@ -130,8 +145,9 @@ class ResNet(Network):
             downsampling layer. Methods that have no such option leave it aside.
 
     Raises:
-        ValueError: More strides than there are places, or none; an unknown depth or stem; a width not above 0; a
-            stride or method that :func:`make_downsample` refuses.
+        TypeError: An argument of the wrong type.
+        ValueError: More strides than there are places, or none; an unknown depth or stem; a width not above 0; no
+            channels or classes; a stride or method that :func:`make_downsample` refuses.
 
     Shape:
         ``[B, in_channels, H, W]`` to ``[B, num_classes]``, for any ``H`` and ``W``.
@@ -151,27 +167,29 @@ class ResNet(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if depth not in _ARCHITECTURES:
+        check_ends(in_channels, num_classes)
+        _check.boolean("preactivation", preactivation)
+        if _check.whole("depth", depth) not in _ARCHITECTURES:
             raise ValueError(f"depth must be one of {', '.join(map(str, _ARCHITECTURES))}, got {depth!r}")
-        if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"stem must be cifar or imagenet, got {stem!r}")
-        if not width > 0:
-            raise ValueError(f"width must be above 0, got {width!r}")
+        if stem not in _STEMS:
+            near = _check.did_you_mean(stem, _STEMS)
+            raise ValueError(f"stem must be {' or '.join(_STEMS)}, got {_check.shown(stem)}{near}")
         arch = _ARCHITECTURES[depth]
         places = 1 + len(arch.blocks)
-        entries = [2.0] * (places - 2) if strides is None else list(strides)
-        if not 1 <= len(entries) <= places:
-            raise ValueError(
-                f"strides must have 1 to {places} entries for depth={depth} (the stem and {places - 1} stages, "
-                f"counted from the last), got {len(entries)}: {strides!r}"
-            )
-        stem_stride, *stage_strides = [None] * (places - len(entries)) + entries
+        strides = [2.0] * (places - 2) if strides is None else strides
+        check_strides(
+            strides, 1, places, f" for depth={depth} (the stem and {places - 1} stages, counted from the last)"
+        )
+        check_downsample(downsample, strides, downsample_options)
+        stem_stride, *stage_strides = [None] * (places - len(strides)) + list(strides)
 
-        channels = widened(arch.channels[0], width)
+        of_stages = widened(arch.channels, width)
+        channels = of_stages[0]
+        self.in_channels = in_channels
         self.stem = _stem(stem, in_channels, channels, stem_stride, preactivation, downsample, downsample_options)
         stages = []
-        for blocks, base, stage_stride in zip(arch.blocks, arch.channels, stage_strides, strict=True):
-            widths = [widened(base, width)] * (len(arch.kernels) - 1) + [widened(base, width) * arch.expansion]
+        for blocks, base, stage_stride in zip(arch.blocks, of_stages, stage_strides, strict=True):
+            widths = [base] * (len(arch.kernels) - 1) + [base * arch.expansion]
             stage = []
             for i in range(blocks):
                 stage.append(
@@ -198,6 +216,7 @@ class ResNet(Network):
 
     def forward(self, x: Tensor) -> Any:
         """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
+        check_batch(x, 2, self.in_channels)
         y = self.norm(self.stages(self.stem(x)))
         logits: Any = self.classifier(y.mean((-2, -1)))
         return logits

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.models.network import Network, make_classifier
+from diffstride import _check
+from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
+from diffstride.models.network import Network, check_batch, check_ends, make_classifier
 
 
 class TinyCNN(Network):
@@ -27,7 +28,9 @@ class TinyCNN(Network):
         `[B, in_channels, H, W]` to `[B, num_classes]`.
 
     Raises:
-        ValueError: More or fewer than one stride, or one that `make_downsample` refuses.
+        TypeError: An argument of the wrong type.
+        ValueError: More or fewer than one stride, or one that `make_downsample` refuses; a number of channels or
+            classes below 1.
     """
 
     def __init__(
@@ -41,9 +44,12 @@ class TinyCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if len(strides) != 1:
-            raise ValueError(f"strides must have 1 entry, got {len(strides)}: {strides!r}")
-        conv_stride, down = make_downsample(downsample, strides[0], **(downsample_options or {}))
+        check_ends(in_channels, num_classes)
+        _check.positive_int("width", width)
+        check_strides(strides, 1, 1)
+        options = check_downsample(downsample, strides, downsample_options)
+        conv_stride, down = make_downsample(downsample, strides[0], **options)
+        self.in_channels = in_channels
         self.conv = _conv(in_channels, width, conv_stride)
         self.down = down
         self.norm = nn.BatchNorm2d(width)
@@ -53,6 +59,7 @@ class TinyCNN(Network):
 
     def forward(self, x: Tensor) -> Any:
         """Logits of images."""
+        check_batch(x, 2, self.in_channels)
         y = self.norm(self.down(self.conv(x))).relu()
         y = self.norm2(self.conv2(y)).relu()
         logits: Any = self.classifier(y.mean((-2, -1)))

@@ -1,0 +1,272 @@
+"""Wrong input to the public functions around the core: networks, pictures, files, histories, costs.
+
+What is asked of an answer is that of test_wrong_input.py; nor are random numbers drawn before it is given.
+"""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+from wrong import public, refuses
+
+import test_wrong_input as core
+from diffstride import models
+
+ROOMS = ("diffstride.models",)
+NAN, INF = math.nan, math.inf
+X = torch.randn(2, 3, 8, 8)
+TINY = models.TinyCNN(in_channels=3)
+MODELS = {"a network": TINY}
+
+
+def of_ends(make):
+    """Cases of what every network has at its two ends."""
+    return [
+        (lambda: make(in_channels=0), ValueError, r"in_channels must be >= 1, got 0"),
+        (lambda: make(in_channels="rgb"), TypeError, r"in_channels must be an int, got 'rgb'"),
+        (lambda: make(num_classes=0), ValueError, r"num_classes must be >= 1, got 0"),
+        (lambda: make(num_classes=10.0), TypeError, r"num_classes must be an int, got 10\.0"),
+        (lambda: make(num_classes="10"), TypeError, r"num_classes must be an int, got '10'"),
+        (lambda: make(num_classes=["cat", "dog"]), TypeError, r"num_classes must be an int, got \['cat', 'dog'\]"),
+        (lambda: make(num_classes={"a": -2}), ValueError, r"num_classes of a must be >= 1, got -2"),
+        (lambda: make(num_classes={"a": 2.5}), TypeError, r"num_classes of a must be an int, got 2\.5"),
+        (lambda: make(num_classes={1: 2}), TypeError, r"num_classes must be a mapping from tasks .*, got \{1: 2\}"),
+        (lambda: make(num_classes={}), ValueError, r"num_classes must have names .*, one at least.*, got \{\}"),
+    ]
+
+
+def of_batch(network, ndim):
+    """Cases of a network's forward."""
+    x = torch.zeros(2, network.in_channels, *[64] * ndim)
+    rank = rf"input must have {ndim + 2} dimensions \[B, C, \*spatial\], got shape"
+    return [
+        (lambda: network(x[0]), ValueError, rf"{rank} \({network.in_channels}, 64"),
+        (lambda: network(x[None]), ValueError, rf"{rank} \(1, 2, "),
+        (lambda: network(x.flatten()), ValueError, rank),
+        (lambda: network(x.byte()), TypeError, r"input must be floating point .*, got torch\.uint8"),
+        (lambda: network(x.tolist()), TypeError, r"input must be a torch\.Tensor, got list"),
+        (lambda: network(x.numpy()), TypeError, r"input must be a torch\.Tensor, got ndarray"),
+        (
+            lambda: network(x.repeat_interleave(2, 1)),
+            ValueError,
+            rf"input must have {network.in_channels} channels, got",
+        ),
+        (lambda: network(x[..., :0]), ValueError, r"input's spatial sizes must be >= 1, got shape \(2, .*0\)"),
+    ]
+
+
+def of_downsample(make, name="downsample_options"):
+    """Cases of the way of downsampling and its options."""
+    return [
+        (
+            lambda: make(downsample="bluur"),
+            ValueError,
+            r"downsample must be one of .*, got 'bluur': did you mean blur\?",
+        ),
+        (lambda: make(downsample=None), ValueError, r"downsample must be one of 'conv', .*, got None"),
+        (
+            lambda: make(downsample=nn.ReLU()),
+            TypeError,
+            r"downsample must be a method's name or .* got the module ReLU",
+        ),
+        (
+            lambda: make(**{name: {"smothness": 1}}),
+            TypeError,
+            r"options must be among .*'smothness'.* mean smoothness\?",
+        ),
+        (lambda: make(**{name: ["smoothness"]}), TypeError, rf"{name} must be a mapping from .*, got \['smoothness'\]"),
+        (lambda: make(**{name: {1: 2}}), TypeError, rf"{name} must be a mapping from .*, got \{{1: 2\}}"),
+        (lambda: make(**{name: {"smoothness": -1}}), ValueError, r"smoothness must be > 0 and finite, got -1"),
+        (lambda: make(**{name: {"window": "iner"}}), ValueError, r"window must be one of .*: did you mean inner\?"),
+    ]
+
+
+def of_strides(make, entries):
+    """Cases of the strides of networks whose downsamplings have this number; make takes them."""
+    return [
+        (lambda: make(2.0), TypeError, r"strides must be a sequence, got 2\.0"),
+        (lambda: make("2"), TypeError, r"strides must be a sequence, got '2'"),
+        (lambda: make([2] * (entries + 2)), ValueError, r"strides must have .* entr.*, got \d: \[2, 2"),
+        (lambda: make([]), ValueError, r"strides must have .* entr.*, got 0: \[\]"),
+        (lambda: make([2] * (entries - 1) + [0]), ValueError, r"stride must be >= 1, got 0"),
+        (lambda: make([2] * (entries - 1) + [NAN]), ValueError, r"stride must be finite, got nan"),
+        (lambda: make([2] * (entries - 1) + ["2"]), TypeError, r"stride must be a number or a sequence .*, got '2'"),
+        (
+            lambda: make([2] * (entries - 1) + [(2, 2, 2)]),
+            ValueError,
+            r"stride must have \d entries \(one per axis\), got 3",
+        ),
+    ]
+
+
+def of_network(kind, entries, ndim=2, **small):
+    def make(**options):
+        return kind(**{"downsample": "diffstride", **small, **options})
+
+    def fractional():
+        return make(downsample="avg", strides=[2] * (entries - 1) + [2.5])
+
+    return [
+        *of_ends(make), *of_downsample(make), *of_batch(make(), ndim),
+        *of_strides(lambda strides: make(strides=strides), entries),
+        (fractional, ValueError, r"stride must be an integer for downsample='avg', got 2\.5; 'spectral' and 'diffstr"),
+    ]  # fmt: skip
+
+
+def of_width(make):
+    return [
+        (lambda: make(width=0), ValueError, r"width must be > 0 and finite, got 0"),
+        (lambda: make(width=NAN), ValueError, r"width must be > 0 and finite, got nan"),
+        (lambda: make(width=INF), ValueError, r"width must be > 0 and finite, got inf"),
+        (lambda: make(width="wide"), TypeError, r"width must be a number, got 'wide'"),
+    ]
+
+
+def residual(*args, **options):
+    given = dict(zip(("in_channels", "channels", "kernels"), args, strict=False))
+    return models.ResidualBlock(
+        **{"in_channels": 4, "channels": (4, 4), "kernels": (3, 3), "downsample": "diffstride", "stride": 2}
+        | given
+        | options
+    )
+
+
+def spectrogram(*args, **options):
+    given = dict(zip(("in_channels", "channels", "stride"), args, strict=False))
+    return models.SpectrogramBlock(**{"in_channels": 4, "channels": 4, "stride": 2} | given | options)
+
+
+class Own(models.Network):
+    """A network of a user's own without a forward."""
+
+
+CASES = {
+    "models.TinyCNN": [
+        *of_network(models.TinyCNN, 1),
+        (lambda: models.TinyCNN(width=0), ValueError, r"width must be >= 1, got 0"),
+        (lambda: models.TinyCNN(width=2.5), TypeError, r"width must be an int, got 2\.5"),
+        (lambda: models.TinyCNN(width="16"), TypeError, r"width must be an int, got '16'"),
+    ],
+    "models.ResNet": [
+        *of_network(models.ResNet, 4, width=0.05),
+        *of_width(models.ResNet),
+        (lambda: models.ResNet(depth=34), ValueError, r"depth must be one of 18, 50, 56, got 34"),
+        (lambda: models.ResNet(depth="18"), TypeError, r"depth must be an int, got '18'"),
+        (lambda: models.ResNet(depth=18.0), TypeError, r"depth must be an int, got 18\.0"),
+        (lambda: models.ResNet(depth=[18]), TypeError, r"depth must be an int, got \[18\]"),
+        (lambda: models.ResNet(stem="cifar10"), ValueError, r"stem must be .*, got 'cifar10': did you mean cifar\?"),
+        (lambda: models.ResNet(stem=None), ValueError, r"stem must be cifar or imagenet, got None"),
+        (lambda: models.ResNet(preactivation="no"), TypeError, r"preactivation must be True or False, got 'no'"),
+    ],
+    "models.DenseNet": [
+        *of_network(models.DenseNet, 2, depth=10, growth=2),
+        (lambda: models.DenseNet(depth=41), ValueError, r"depth must be 6 n \+ 4 .*, got 41"),
+        (lambda: models.DenseNet(depth="40"), TypeError, r"depth must be an int, got '40'"),
+        (lambda: models.DenseNet(growth=0), ValueError, r"growth must be >= 1, got 0"),
+        (lambda: models.DenseNet(growth=1.5), TypeError, r"growth must be an int, got 1\.5"),
+        (lambda: models.DenseNet(compression=0), ValueError, r"compression must be above 0 and at most 1, got 0"),
+        (lambda: models.DenseNet(compression=NAN), ValueError, r"compression must be above 0 and at most 1, got nan"),
+        (lambda: models.DenseNet(compression="half"), TypeError, r"compression must be a number, got 'half'"),
+    ],
+    "models.AudioCNN": [*of_network(models.AudioCNN, 6, width=0.02), *of_width(models.AudioCNN)],
+    "models.WaveformCNN": [
+        *of_network(models.WaveformCNN, 4, 1, width=0.02, length=64),
+        *of_width(models.WaveformCNN),
+        (lambda: models.WaveformCNN(ramp=0), ValueError, r"ramp must be > 0 and finite, got 0"),
+        (lambda: models.WaveformCNN(ramp=INF, downsample="avg"), ValueError, r"ramp must be > 0 and finite, got inf"),
+        (lambda: models.WaveformCNN(ramp="1/64"), TypeError, r"ramp must be a number, got '1/64'"),
+        (lambda: models.WaveformCNN(length=0), ValueError, r"length must be >= 1, got 0"),
+        (lambda: models.WaveformCNN(length=1.5), TypeError, r"length must be an int, got 1\.5"),
+        (lambda: models.WaveformCNN(length="1 s"), TypeError, r"length must be an int, got '1 s'"),
+        (lambda: models.WaveformCNN(downsample="blur"), ValueError, r"downsample must be another method than 'blur' for"),
+    ],
+    "models.Network": [
+        *of_batch(TINY, 2),
+        (lambda: Own()(X), NotImplementedError, r"Own must have a forward, from inputs to logits, got none: define it"),
+    ],
+    "models.ResidualBlock": [
+        *of_downsample(residual, "options"),
+        (lambda: residual(0), ValueError, r"in_channels must be >= 1, got 0"),
+        (lambda: residual(4, 4), TypeError, r"channels must be a sequence of ints, got 4"),
+        (lambda: residual(4, (4, 0)), ValueError, r"channels must be >= 1, got 0"),
+        (lambda: residual(4, (4, 4.0)), TypeError, r"channels must be an int, got 4\.0"),
+        (lambda: residual(4, (4,)), ValueError, r"kernels must have an entry for each of channels, 1, got 2"),
+        (lambda: residual(4, (4, 4), 3), TypeError, r"kernels must be a sequence of ints, got 3"),
+        (lambda: residual(4, (4, 4), "33"), TypeError, r"kernels must be a sequence of ints, got '33'"),
+        (lambda: residual(4, (4, 4), (1, 1)), ValueError, r"kernels must be odd, with a 3 that .*, got \(1, 1\)"),
+        (lambda: residual(4, (4, 4), (3, 2)), ValueError, r"kernels must be odd, with a 3 that .*, got \(3, 2\)"),
+        (lambda: residual(preactivation=1), TypeError, r"preactivation must be True or False, got 1"),
+        (lambda: residual(stride=0.5), ValueError, r"stride must be >= 1, got 0\.5"),
+        (lambda: residual(stride=None, downsample="pool"), ValueError, r"downsample must be one of .*, got 'pool'"),
+    ],
+    "models.SpectrogramBlock": [
+        *of_downsample(spectrogram),
+        (lambda: spectrogram(0), ValueError, r"in_channels must be >= 1, got 0"),
+        (lambda: spectrogram(4, "4"), TypeError, r"channels must be an int, got '4'"),
+        (lambda: spectrogram(4, 4, 0), ValueError, r"stride must be >= 1, got 0"),
+        (lambda: spectrogram(4, 4, (2, 2, 2)), ValueError, r"stride must have 2 entries .*, got 3: \(2, 2, 2\)"),
+        (lambda: spectrogram(4, 4, None), TypeError, r"stride must be a number or a sequence of 2 numbers, got None"),
+    ],
+    "models.DenseLayer": [
+        (lambda: models.DenseLayer(0, 12), ValueError, r"in_channels must be >= 1, got 0"),
+        (lambda: models.DenseLayer("24", 12), TypeError, r"in_channels must be an int, got '24'"),
+        (lambda: models.DenseLayer(24, -1), ValueError, r"growth must be >= 1, got -1"),
+        (lambda: models.DenseLayer(24, 1.5), TypeError, r"growth must be an int, got 1\.5"),
+        (lambda: models.DenseLayer(24, NAN), TypeError, r"growth must be an int, got nan"),
+    ],
+    "models.Heads": [
+        (lambda: models.Heads(0, {"a": 2}), ValueError, r"in_features must be >= 1, got 0"),
+        (lambda: models.Heads("4", {"a": 2}), TypeError, r"in_features must be an int, got '4'"),
+        (lambda: models.Heads(4, 2), TypeError, r"num_classes must be a mapping from tasks to numbers of .*, got 2"),
+        (lambda: models.Heads(4, ["a"]), TypeError, r"num_classes must be a mapping from tasks .*, got \['a'\]"),
+        (lambda: models.Heads(4, {}), ValueError, r"num_classes must have names without dots, one at least, .*\{\}"),
+        (lambda: models.Heads(4, {"a.b": 2}), ValueError, r"num_classes must have names without dots, .*'a\.b'"),
+        (lambda: models.Heads(4, {"keys": 2}), ValueError, r"num_classes must have names .*none of nn\.ModuleDict's"),
+        (lambda: models.Heads(4, {"a": 0}), ValueError, r"num_classes of a must be >= 1, got 0"),
+    ],
+    "models.make_downsample": [
+        *of_downsample(lambda downsample="diffstride", options=None: models.make_downsample(downsample, 2, **options or {}), "options")[:4],
+        (lambda: models.make_downsample("conv", 0), ValueError, r"stride must be >= 1, got 0"),
+        (lambda: models.make_downsample("conv", "2"), TypeError, r"stride must be a number or .*, got '2'"),
+        (lambda: models.make_downsample("conv", (2, 2, 2)), ValueError, r"stride must have 2 entries .*, got 3"),
+        (lambda: models.make_downsample("max", 2.5), ValueError, r"stride must be an integer .*'max', got 2\.5"),
+        (lambda: models.make_downsample(2, "conv"), TypeError, r"stride must be a number or .*, got 'conv'"),
+        (lambda: models.make_downsample("conv", 2, 3), ValueError, r"ndim must be 1 or 2, got 3"),
+        (lambda: models.make_downsample("conv", 2, "2"), TypeError, r"ndim must be an int, got '2'"),
+        (lambda: models.make_downsample("blur", 2, 1), ValueError, r"downsample must be another method than 'blur'"),
+        (lambda: models.make_downsample(lambda stride: None, 2), TypeError, r"downsample\(2\) must be a torch.* got None"),
+    ],
+}  # fmt: skip
+
+
+def offered():
+    """What the rooms offer and test_wrong_input.py has not; where nothing is taken, nothing can be wrong."""
+    found = public((*core.ROOMS, *ROOMS))
+    return {name: value for name, value in found.items() if name not in core.CASES and takes_something(value)}
+
+
+def takes_something(value):
+    return bool(inspect.signature(value).parameters)
+
+
+@pytest.mark.parametrize("name", offered())
+def test_every_public_function_has_cases(name):
+    assert len({message for _, _, message in CASES.get(name, [])}) >= 5, (
+        f"{name} needs five kinds of wrong input in CASES"
+    )
+
+
+def test_cases_are_of_public_functions():
+    assert CASES.keys() <= offered().keys()
+
+
+ALL = [(name, *case) for name, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [case[1:] for case in ALL], ids=[f"{c[0]}: {c[3]}" for c in ALL])
+def test_one_line_that_names_the_cure_before_random_numbers_are_drawn(call, error, message, tmp_path):
+    before = torch.get_rng_state()
+    refuses(call, error, message, tmp_path, MODELS)
+    assert torch.equal(torch.get_rng_state(), before)
