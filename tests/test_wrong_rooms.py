@@ -12,13 +12,18 @@ from torch import nn
 from wrong import public, refuses
 
 import test_wrong_input as core
-from diffstride import models
+from diffstride import export, models, tracking
+from diffstride._check import UserError
+from diffstride.cost import count_macs, evaluation
+from diffstride.tracking import StrideRow
+from test_wrong_input import LEARNED, not_a_model
 
-ROOMS = ("diffstride.models",)
+ROOMS = "diffstride.models", "diffstride.export", "diffstride.tracking", "diffstride.cost"
 NAN, INF = math.nan, math.inf
 X = torch.randn(2, 3, 8, 8)
 TINY = models.TinyCNN(in_channels=3)
-MODELS = {"a network": TINY}
+MODELS = {"a network": TINY, "a model": LEARNED}
+ROW = StrideRow(0, "down", "height", 2.0, 9)
 
 
 def of_ends(make):
@@ -138,6 +143,87 @@ def spectrogram(*args, **options):
     return models.SpectrogramBlock(**{"in_channels": 4, "channels": 4, "stride": 2} | given | options)
 
 
+def rows_of(model, step, input_sizes, axes=()):
+    return list(tracking.stride_rows(model, step, input_sizes, axes))
+
+
+def entered(context):
+    with context:
+        pass
+
+
+def not_rows(call, name="rows"):
+    """Cases of a function that writes a history, or a picture of it."""
+    return [
+        (lambda folder: call(None, folder / "it"), TypeError, rf"{name} must be a sequence of StrideRow, got None"),
+        (
+            lambda folder: call("strides.csv", folder / "it"),
+            TypeError,
+            rf"{name} must be a sequence of StrideRow, got 'strides\.csv'",
+        ),
+        (
+            lambda folder: call(ROW, folder / "it"),
+            TypeError,
+            rf"{name} must be a sequence of StrideRow, got StrideRow\(",
+        ),
+        (
+            lambda folder: call([ROW._asdict()], folder / "it"),
+            TypeError,
+            rf"{name} must be a sequence of StrideRow, got \{{'step': 0.* in it",
+        ),
+        (
+            lambda folder: call([tuple(ROW)], folder / "it"),
+            TypeError,
+            rf"{name} must be a sequence of StrideRow, got \(0, 'down', .* in it",
+        ),
+        (
+            lambda folder: call([ROW, ROW._replace(stride="2")], folder / "it"),
+            TypeError,
+            rf"stride in {name} must be a number, got '2'",
+        ),
+        (
+            lambda folder: call([ROW, ROW._replace(step=None)], folder / "it"),
+            TypeError,
+            rf"step in {name} must be an int, got None",
+        ),
+    ]
+
+
+def not_a_path(call):
+    """Cases of a function that writes a file, or two of this name."""
+    return [
+        (lambda: call(None), TypeError, r"path must be a path, got None"),
+        (lambda: call(3), TypeError, r"path must be a path, got 3"),
+        (lambda: call(""), ValueError, r"path must be the name of a file, got ''"),
+        (
+            lambda folder: call(folder / "none" / "it"),
+            UserError,
+            r"there is no folder .*none: make it, or give another",
+        ),
+        (
+            lambda folder: call(folder / "file" / "it"),
+            UserError,
+            r"there is no folder .*file: make it, or give another",
+        ),
+    ]
+
+
+def of_file(write):
+    """Cases of a function that writes a model to a file."""
+    return [
+        *not_a_model(lambda model: write(model, "it")),
+        *not_a_path(lambda path: write(LEARNED, path)),
+        (lambda folder: write(LEARNED, folder / "full"), UserError, r"cannot write .*full"),
+        (lambda folder: write(LEARNED, folder / "it", "text"), TypeError, r"metadata must be a mapping .*, got 'text'"),
+        (
+            lambda folder: write(LEARNED, folder / "it", {1: "a"}),
+            TypeError,
+            r"metadata must be a mapping .*, got \{1: 'a'",
+        ),
+        (lambda folder: write(LEARNED, folder / "it", {"a": 1}), TypeError, r"metadata must have texts, got 1 for a"),
+    ]
+
+
 class Own(models.Network):
     """A network of a user's own without a forward."""
 
@@ -237,6 +323,79 @@ CASES = {
         (lambda: models.make_downsample("conv", 2, "2"), TypeError, r"ndim must be an int, got '2'"),
         (lambda: models.make_downsample("blur", 2, 1), ValueError, r"downsample must be another method than 'blur'"),
         (lambda: models.make_downsample(lambda stride: None, 2), TypeError, r"downsample\(2\) must be a torch.* got None"),
+    ],
+    "export.to_onnx": [
+        *of_file(lambda model, path, metadata=None: export.to_onnx(model, X, path, metadata)),
+        (lambda folder: export.to_onnx(LEARNED, None, folder / "it"), UserError, r"example_inputs must have a floating-"),
+        (lambda folder: export.to_onnx(LEARNED, X[:, :2], folder / "it"), UserError, r"model must run on the example inp"),
+        (lambda folder: export.to_onnx(LEARNED, X.double(), folder / "it"), UserError, r"example_inputs must be float32"),
+        (lambda folder: export.to_onnx(LEARNED, X.int(), folder / "it"), UserError, r"must have a floating-point tensor"),
+    ],
+    "export.to_safetensors": of_file(export.to_safetensors),
+    "export.onnx_session": [
+        (lambda: export.onnx_session(None), TypeError, r"path must be a path, got None"),
+        (lambda: export.onnx_session(LEARNED), TypeError, r"path must be a path, got the module Sequential"),
+        (lambda: export.onnx_session(""), ValueError, r"path must be the name of a file, got ''"),
+        (lambda folder: export.onnx_session(folder / "none"), UserError, r"path must be an ONNX file, got .*none: there is no such file"),
+        (lambda folder: export.onnx_session(folder / "file"), UserError, r"path must be an ONNX file, got .*file: "),
+        (lambda folder: export.onnx_session(folder), UserError, r"path must be an ONNX file, got .*folder: there is no such file"),
+    ],
+    "tracking.axis_names": [
+        (lambda: tracking.axis_names(4), ValueError, r"ndim must be 1, 2 or 3, got 4"),
+        (lambda: tracking.axis_names(0), ValueError, r"ndim must be 1, 2 or 3, got 0"),
+        (lambda: tracking.axis_names(2.0), TypeError, r"ndim must be an int, got 2\.0"),
+        (lambda: tracking.axis_names((8, 8)), TypeError, r"ndim must be an int, got \(8, 8\)"),
+        (lambda: tracking.axis_names(2, "xy"), TypeError, r"names of axes must be a sequence of texts, got 'xy'"),
+        (lambda: tracking.axis_names(2, (0, 1)), TypeError, r"names of axes must be a sequence of texts, got \(0, 1\)"),
+        (lambda: tracking.axis_names(2, None), TypeError, r"names of axes must be a sequence of texts, got None"),
+    ],
+    "tracking.InputSizes": not_a_model(tracking.InputSizes),
+    "tracking.stride_rows": [
+        *not_a_model(lambda model: rows_of(model, 0, {})),
+        (lambda: rows_of(LEARNED, -1, {}), ValueError, r"step must be >= 0, got -1"),
+        (lambda: rows_of(LEARNED, "1", {}), TypeError, r"step must be an int, got '1'"),
+        (lambda: rows_of(LEARNED, 0, (8, 8)), TypeError, r"input_sizes must be a mapping from layers .*, got \(8, 8\)"),
+        (lambda: rows_of(LEARNED, 0, None), TypeError, r"input_sizes must be .*, as InputSizes\.sizes is, got None"),
+        (lambda: rows_of(LEARNED, 0, {"1": (8, 0)}), ValueError, r"size must be >= 1, got 0"),
+        (lambda: rows_of(LEARNED, 0, {"1": (8, 8, 8)}), ValueError, r"size must have 2 entries .*, got 3: \(8, 8, 8\)"),
+        (lambda: rows_of(LEARNED, 0, {"1": (8, 8)}, "hw"), TypeError, r"names of axes must be a sequence .*, got 'hw'"),
+    ],
+    "tracking.append_rows": [
+        *not_a_path(lambda path: tracking.append_rows(path, [ROW])),
+        (lambda folder: tracking.append_rows(folder / "full", [ROW]), UserError, r"cannot open .*full \(Is a directory\)"),
+        *not_rows(lambda rows, path: tracking.append_rows(path, rows)),
+    ],
+    "tracking.read_rows": [
+        (lambda: tracking.read_rows(None), TypeError, r"path must be a path, got None"),
+        (lambda: tracking.read_rows([ROW]), TypeError, r"path must be a path, got \[StrideRow\("),
+        (lambda: tracking.read_rows(""), ValueError, r"path must be the name of a file, got ''"),
+        (lambda folder: tracking.read_rows(folder), UserError, r"cannot open .*folder \(Is a directory\): check the path"),
+        (lambda: tracking.read_rows(__file__), UserError, r"py is damaged, it has rows that are no strides: remove it"),
+        (lambda: tracking.read_rows(torch._C.__file__), UserError, r" is damaged, no table can be read from it: remove"),
+    ],
+    "tracking.read_dicts": [
+        (lambda: tracking.read_dicts(None), TypeError, r"path must be a path, got None"),
+        (lambda: tracking.read_dicts([ROW]), TypeError, r"path must be a path, got \[StrideRow\("),
+        (lambda: tracking.read_dicts(""), ValueError, r"path must be the name of a file, got ''"),
+        (lambda folder: tracking.read_dicts(folder / "full"), UserError, r"cannot open .*full \(Is a directory\): check"),
+        (lambda: tracking.read_dicts(torch._C.__file__), UserError, r" is damaged, no table can be read from it: remove"),
+    ],
+    "tracking.drop_rows_from": [
+        (lambda: tracking.drop_rows_from(None, 0), TypeError, r"path must be a path, got None"),
+        (lambda folder: tracking.drop_rows_from(folder, 0), UserError, r"cannot open .*folder \(Is a directory\): check"),
+        (lambda: tracking.drop_rows_from(__file__, 0), UserError, r"py is damaged, its rows have no step: remove it"),
+        (lambda: tracking.drop_rows_from("it", -1), ValueError, r"step must be >= 0, got -1"),
+        (lambda: tracking.drop_rows_from("it", "3"), TypeError, r"step must be an int, got '3'"),
+        (lambda: tracking.drop_rows_from(3, "it"), TypeError, r"step must be an int, got 'it'"),
+    ],
+    "cost.evaluation": not_a_model(lambda model: entered(evaluation(model))),
+    "cost.count_macs": [
+        *not_a_model(lambda model: count_macs(model, X)),
+        (lambda: count_macs(LEARNED), UserError, r"model must run on the example inputs, Sequential raised TypeError: "),
+        (lambda: count_macs(LEARNED, (2, 3, 8, 8)), UserError, r"model must run on the example inputs, .* TypeError: "),
+        (lambda: count_macs(LEARNED, X[:, :2]), UserError, r"model must run .*to have 3 channels, but got 2 channels"),
+        (lambda: count_macs(LEARNED, X, X), UserError, r"model must run on the example inputs, .* but 3 were given"),
+        (lambda: count_macs(TINY, X[:, :2]), UserError, r"model must run on .*: input must have 3 channels, got shape"),
     ],
 }  # fmt: skip
 

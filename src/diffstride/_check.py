@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +66,23 @@ def a_mapping(name: str, value: object, of: str) -> None:
     """Check that `value` has things by their names; `of` says which."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be a mapping from {of}, got {shown(value)}")
+
+
+def a_path(path: object) -> Path:
+    """Check that `path` is the name of a file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {shown(path)}")
+    if not Path(path).name:
+        raise ValueError(f"path must be the name of a file, got {str(path)!r}")
+    return Path(path)
+
+
+def target(path: object) -> Path:
+    """Check that there is a folder for such a file."""
+    path = a_path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: make it, or give another path")
+    return path
 
 
 def one_of(name: str, value: str, choices: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.nn.strides import learnable_layers
 from diffstride.program import MEASURES, Gradient, Measure, Neighbour, OnHost, Program, Strides, in_use, of_strided_twin
-from diffstride.trace import ExampleInputs
+from diffstride.trace import ExampleInputs, on_examples
 
 
 def stride_cost(model: nn.Module) -> Tensor:
@@ -51,6 +51,7 @@ def _in_bounds(layer: LearnableStrides) -> Tensor:
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, after which every module is in the mode it was in."""
+    _check.a_module("model", model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -74,6 +75,10 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     """Count the multiply-accumulates of `model(*inputs)` at the strides now in use, with torch's `FlopCounterMode`.
 
     The model runs in evaluation mode and is left in the mode it was in.
+
+    Raises:
+        TypeError: what is no module.
+        UserError: inputs that the model does not run on.
     """
     convolutions = 0  # of layers that resample and convolve
 
@@ -83,7 +88,7 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
         batch = x.shape[0] if x.ndim == layer.ndim + 2 else 1
         convolutions += batch * layer.convolution_macs(x.shape[-layer.ndim :])
 
-    with evaluation(model):
+    with evaluation(model), on_examples(model):
         model(*inputs)  # builds the operators, whose own products are not those of a forward pass
         handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, DiffStrideConvNd)]
         try:

@@ -30,7 +30,7 @@ from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
-from diffstride.trace import ExampleInputs
+from diffstride.trace import ExampleInputs, on_examples
 from diffstride.tracking import AXES
 
 if TYPE_CHECKING:
@@ -100,13 +100,16 @@ def to_onnx(
             `session.get_modelmeta().custom_metadata_map`.
 
     Raises:
+        TypeError: an argument of the wrong type.
         UserError: a missing package, no folder to write to, inputs without a batch axis; all that `freeze` raises.
         WorkError: a model that PyTorch cannot export, or a file that gives other numbers than the model (1e-4).
     """
     require_onnx()
     import onnx
 
-    path = _target(path)
+    _check.a_module("model", model)
+    path = _check.target(path)
+    texts = _texts(metadata)
     given = _arguments(example_inputs)
     batch = _batch(given)
     if dtypes := {str(t.dtype) for t in _tensors(given) if t.is_floating_point()} - {"torch.float32"}:
@@ -115,7 +118,7 @@ def to_onnx(
     frozen = _freeze(model, given)
     eager = _copy(model)
     program = _onnx_program(frozen, given, batch, several)
-    onnx.helper.set_model_props(program, dict(metadata or {}))
+    onnx.helper.set_model_props(program, texts)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         onnx.save(program, unfinished)
@@ -154,13 +157,16 @@ def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, st
         The path.
 
     Raises:
+        TypeError: an argument of the wrong type.
         UserError: a missing package, no folder to write to, a state that is not made of dense tensors of common types.
     """
     require_safetensors()
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = _target(path)
+    _check.a_module("model", model)
+    path = _check.target(path)
+    texts = _texts(metadata)
     state: dict[str, Any] = getattr(model, "_orig_mod", model).state_dict()  # which torch.compile wraps
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -169,7 +175,7 @@ def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, st
     own = {name: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, value in state.items()}
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(own, unfinished, dict(metadata or {}))
+        save_file(own, unfinished, texts)
         unfinished.replace(path)
     except (OSError, SafetensorError) as cause:
         raise UserError(f"cannot write {path} ({cause}): give another path") from cause
@@ -196,21 +202,35 @@ def _require(kind: str, *packages: str) -> None:
             raise UserError(f"{kind} files need the package {name}: pip install 'diffstride[export]'")
 
 
-def _target(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}: make it, or give another path")
-    return path
+def _texts(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    _check.a_mapping("metadata", metadata, "names to texts")
+    for name, text in metadata.items():
+        if not isinstance(text, str):
+            raise TypeError(f"metadata must have texts, got {_check.shown(text)} for {name}")
+    return dict(metadata)
 
 
-def onnx_session(path: Path) -> onnxruntime.InferenceSession:
-    """The file, ready to run on the CPU with as many threads as torch has."""
+def onnx_session(path: str | Path) -> onnxruntime.InferenceSession:
+    """The file, ready to run on the CPU with as many threads as torch has.
+
+    Raises:
+        UserError: a missing package, a file that is not there, or is something else.
+    """
+    _require("ONNX", "onnxruntime")
     import onnxruntime
 
+    path = _check.a_path(path)
+    if not path.is_file():
+        raise UserError(f"path must be an ONNX file, got {path}: there is no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds have no common one
+        raise UserError(f"path must be an ONNX file, got {path}: {_check.first_words(error)}") from error
 
 
 # Freezing
@@ -232,15 +252,8 @@ def _arguments(example_inputs: Any) -> Arguments:
 
 def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
     _check.a_module("model", model)
-    try:
+    with on_examples(model):
         uses, expected = _observe(_copy(model), arguments)
-    except UserError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"model must run on the example inputs, {type(model).__name__} raised {type(error).__name__}: "
-            f"{_check.first_words(error)}"
-        ) from error
     frozen = _copy(model, and_those_that_work=True)
     fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
     for module in frozen.modules():
@@ -636,7 +649,7 @@ def _onnx_error(path: Path, model: nn.Module, arguments: Arguments) -> float:
         session = onnx_session(path)
         found = session.run(None, {to.name: value for to, value in zip(session.get_inputs(), given, strict=True)})
     except Exception as error:  # onnxruntime's own kinds have no common one
-        message = next(iter(str(error).splitlines()), type(error).__name__)
+        message = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise WorkError(f"onnxruntime cannot run this model: {message}") from error
     outputs, expected = [torch.from_numpy(output) for output in found], _tensors(_run(model, arguments))
     if not _same_shapes(outputs, expected):

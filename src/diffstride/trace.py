@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffstride._check import UserError
+from diffstride._check import UserError, WorkError, first_words
 
 if TYPE_CHECKING:
     import sympy
@@ -87,6 +87,20 @@ class TraceError(UserError):
     def __init__(self, message: str, session: Session) -> None:
         super().__init__(message)
         self.session = session
+
+
+@contextmanager
+def on_examples(model: nn.Module) -> Iterator[None]:
+    """What the model raises inside, in one line of the one who gave the inputs."""
+    try:
+        yield
+    except (UserError, WorkError):
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model must run on the example inputs, {type(model).__name__} raised {type(error).__name__}: "
+            f"{first_words(error)}"
+        ) from error
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from diffstride import _check
 from diffstride._check import UserError
-from diffstride._files import whole
+from diffstride._files import PATH_ERRORS, trouble, whole
 from diffstride.nn.strides import learnable_layers
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -18,6 +20,10 @@ AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 def axis_names(ndim: int, given: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of `ndim` spatial axes: those given, where they are as many, else those of an image."""
+    if _check.whole("ndim", ndim) not in AXES:
+        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"names of axes must be a sequence of texts, got {_check.shown(given)}")
     return tuple(given) if len(given) == ndim else AXES[ndim]
 
 
@@ -71,9 +77,11 @@ class InputSizes:
 
 
 def stride_rows(
-    model: nn.Module, step: int, input_sizes: dict[str, tuple[int, ...]], axes: Sequence[str] = ()
+    model: nn.Module, step: int, input_sizes: Mapping[str, tuple[int, ...]], axes: Sequence[str] = ()
 ) -> Iterator[StrideRow]:
     """A row per learnable layer and axis (named as in `axis_names`), for the layers whose input size is known."""
+    _check.whole("step", step, 0)
+    _check.a_mapping("input_sizes", input_sizes, "layers to sizes, as InputSizes.sizes is")
     for name, layer in learnable_layers(model):
         if name in input_sizes:
             new_sizes = layer.output_size(input_sizes[name])
@@ -81,17 +89,48 @@ def stride_rows(
                 yield StrideRow(step, name, axis, stride, size)
 
 
-def append_rows(path: Path, rows: Iterable[StrideRow]) -> None:
-    """Append to a CSV file, with a header if it is new."""
+def _rows(name: str, rows: Any) -> list[StrideRow]:
+    """Check that what is given are rows, with steps and strides that are numbers."""
+    if not isinstance(rows, Iterable) or isinstance(rows, (str, StrideRow)):
+        raise TypeError(f"{name} must be a sequence of StrideRow, got {_check.shown(rows)}")
+    found = list(rows)
+    for row in found:
+        if not isinstance(row, StrideRow):
+            raise TypeError(f"{name} must be a sequence of StrideRow, got {_check.shown(row)} in it")
+        _check.whole(f"step in {name}", row.step)
+        _check.number(f"stride in {name}", row.stride)
+    return found
+
+
+def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
+    """Append to a CSV file, with a header if it is new.
+
+    Raises:
+        TypeError: what are no rows; nothing is written.
+        UserError: no folder to write to, or a folder in place of the file.
+    """
+    path = _check.target(path)
+    rows = _rows("rows", rows)
     new = not path.exists()
-    with path.open("a", newline="") as file:
+    with _opened(path, "a") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(StrideRow._fields)
         writer.writerows((r.step, r.layer, r.axis, f"{r.stride:.6g}", r.size) for r in rows)
 
 
-def read_rows(path: Path) -> list[StrideRow]:
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
+    try:
+        with path.open(mode, newline="") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in PATH_ERRORS:
+            raise
+        raise UserError(trouble(error, path)) from error
+
+
+def read_rows(path: str | Path) -> list[StrideRow]:
     """Read what `append_rows` wrote.
 
     Raises:
@@ -104,23 +143,26 @@ def read_rows(path: Path) -> list[StrideRow]:
         raise UserError(f"{path} is damaged, it has rows that are no strides: remove it ({error})") from error
 
 
-def read_dicts(path: Path) -> list[dict[str, str]]:
+def read_dicts(path: str | Path) -> list[dict[str, str]]:
     """The rows of any CSV file with a header; none where there is no file.
 
     Raises:
         UserError: a file that is no table.
     """
+    path = _check.a_path(path)
     if not path.exists():
         return []
     try:
-        with path.open(newline="") as file:
+        with _opened(path, "r") as file:
             return list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is damaged, no table can be read from it: remove it ({error})") from error
 
 
-def drop_rows_from(path: Path, step: int) -> None:
+def drop_rows_from(path: str | Path, step: int) -> None:
     """Forget the rows of a CSV file of `step` and later: a resumed run writes them again. A torn last row goes too."""
+    _check.whole("step", step, 0)
+    path = _check.a_path(path)
     rows = read_dicts(path)
     if rows and "step" not in rows[0]:
         raise UserError(f"{path} is damaged, its rows have no step: remove it")
