@@ -62,7 +62,7 @@ def install(name):
     place = PLACE / name
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     wanted = PLACE / f"{name}.txt"
-    PLACE.mkdir(exist_ok=True)
+    PLACE.mkdir(parents=True, exist_ok=True)
     uv("pip", "compile", "--python-version", python, *RESOLUTION[which], *extras, "-o", str(wanted), "pyproject.toml")
     uv("venv", "--clear", "--seed", "--python", shutil.which(f"python{python}"), str(place))
     uv("pip", "install", "--python", str(place), "--requirements", str(wanted))
