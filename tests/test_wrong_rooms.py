@@ -12,18 +12,21 @@ from torch import nn
 from wrong import public, refuses
 
 import test_wrong_input as core
-from diffstride import export, models, tracking
+from diffstride import export, models, plotting, tracking
 from diffstride._check import UserError
 from diffstride.cost import count_macs, evaluation
 from diffstride.tracking import StrideRow
 from test_wrong_input import LEARNED, not_a_model
 
-ROOMS = "diffstride.models", "diffstride.export", "diffstride.tracking", "diffstride.cost"
+ROOMS = "diffstride.models", "diffstride.plotting", "diffstride.export", "diffstride.tracking", "diffstride.cost"
 NAN, INF = math.nan, math.inf
 X = torch.randn(2, 3, 8, 8)
 TINY = models.TinyCNN(in_channels=3)
 MODELS = {"a network": TINY, "a model": LEARNED}
 ROW = StrideRow(0, "down", "height", 2.0, 9)
+CURVE, PICTURE = torch.linspace(0, 1, 4), torch.eye(4)
+EXPLORED = plotting.Explored([([0], [2.0])], ([0], [2.0]))
+POINT, SPREAD = plotting.Point("label", 1.0, 1.0, 1.0, 0.5, 0.0), plotting.Spread(0.5, 0.1)
 
 
 def of_ends(make):
@@ -152,39 +155,39 @@ def entered(context):
         pass
 
 
-def not_rows(call, name="rows"):
-    """Cases of a function that writes a history, or a picture of it."""
+def not_rows(call):
+    """Cases of a function that writes a history."""
     return [
-        (lambda folder: call(None, folder / "it"), TypeError, rf"{name} must be a sequence of StrideRow, got None"),
+        (lambda folder: call(None, folder / "it"), TypeError, r"rows must be a sequence of StrideRow, got None"),
         (
             lambda folder: call("strides.csv", folder / "it"),
             TypeError,
-            rf"{name} must be a sequence of StrideRow, got 'strides\.csv'",
+            r"rows must be a sequence of StrideRow, got 'strides\.csv'",
         ),
         (
             lambda folder: call(ROW, folder / "it"),
             TypeError,
-            rf"{name} must be a sequence of StrideRow, got StrideRow\(",
+            r"rows must be a sequence of StrideRow, got StrideRow\(",
         ),
         (
             lambda folder: call([ROW._asdict()], folder / "it"),
             TypeError,
-            rf"{name} must be a sequence of StrideRow, got \{{'step': 0.* in it",
+            r"rows must be a sequence of StrideRow, got \{'step': 0.* in it",
         ),
         (
             lambda folder: call([tuple(ROW)], folder / "it"),
             TypeError,
-            rf"{name} must be a sequence of StrideRow, got \(0, 'down', .* in it",
+            r"rows must be a sequence of StrideRow, got \(0, 'down', .* in it",
         ),
         (
             lambda folder: call([ROW, ROW._replace(stride="2")], folder / "it"),
             TypeError,
-            rf"stride in {name} must be a number, got '2'",
+            r"stride in rows must be a number, got '2'",
         ),
         (
             lambda folder: call([ROW, ROW._replace(step=None)], folder / "it"),
             TypeError,
-            rf"step in {name} must be an int, got None",
+            r"step in rows must be an int, got None",
         ),
     ]
 
@@ -221,6 +224,35 @@ def of_file(write):
             r"metadata must be a mapping .*, got \{1: 'a'",
         ),
         (lambda folder: write(LEARNED, folder / "it", {"a": 1}), TypeError, r"metadata must have texts, got 1 for a"),
+    ]
+
+
+def of_picture(draw, given, *misfits):
+    """Cases of a function that draws: of its path, and of each thing that is given in place of what belongs there.
+
+    Misfits are the function's own: by the argument, what is given and what is said.
+    """
+
+    def instead(name, wrong):
+        return lambda: draw(**given | {name: wrong}, path="it")
+
+    def kinds(name, right):
+        yield instead(name, None), TypeError, rf"{name} must be .*, got None"
+        yield instead(name, object), TypeError, rf"{name} must be .*, got the class object"
+        if isinstance(right, (str, float)):
+            yield instead(name, [right]), TypeError, rf"{name} must be .*, got \["
+        else:
+            yield instead(name, "it"), TypeError, rf"{name} must be .*, got 'it'"
+        if isinstance(right, (dict, list)):
+            yield instead(name, type(right)()), ValueError, rf"{name} must have an entry, got "
+        if isinstance(right, torch.Tensor):
+            yield instead(name, right.tolist()), TypeError, rf"{name} must be a torch\.Tensor, got \["
+            yield instead(name, right[:0]), ValueError, rf"{name} must have an entry, got shape \(0, "
+
+    return [
+        *not_a_path(lambda path: draw(path=path, **given)),
+        *(case for name, right in given.items() for case in kinds(name, right)),
+        *((instead(name, wrong), ValueError, message) for name, wrong, message in misfits),
     ]
 
 
@@ -324,6 +356,112 @@ CASES = {
         (lambda: models.make_downsample("blur", 2, 1), ValueError, r"downsample must be another method than 'blur'"),
         (lambda: models.make_downsample(lambda stride: None, 2), TypeError, r"downsample\(2\) must be a torch.* got None"),
     ],
+    "plotting.stride_trajectories": [
+        *of_picture(plotting.stride_trajectories, {"rows": [ROW], "title": "T"}),
+        (lambda: plotting.stride_trajectories([ROW._asdict()], "it"), TypeError, r"rows\[0\] must be a StrideRow, got \{"),
+        (lambda: plotting.stride_trajectories([ROW._replace(step=None)], "it"), TypeError, r"rows\[0\]\.step must be an int"),
+    ],
+    "plotting.trajectories_to_bands": of_picture(
+        plotting.trajectories_to_bands,
+        {"runs": {"a": [ROW]}, "limits": {"height": (2.0, INF)}},
+        ("limits", {"width": (2.0, 4.0)}, r"down in runs\['a'\] must have 'width', got 'height'"),
+        ("limits", {"height": (2.0,)}, r"limits\['height'\] must have 2 entries, got 1: \(2\.0,\)"),
+        ("runs", {"a": []}, r"runs\['a'\] must have an entry, got \[\]"),
+    ),
+    "plotting.explored_strides": of_picture(
+        plotting.explored_strides,
+        {"panels": {"a": EXPLORED}, "seen": 2.5, "axis": "width"},
+        ("panels", {"a": EXPLORED._replace(used=([0, 1], [2.0]))}, r"steps and strides must be equally many, got 2, 1"),
+        ("panels", {"a": EXPLORED._replace(used=([], []))}, r"strides must have an entry, got \[\]"),
+    ),
+    "plotting.windows_over_spectrum": of_picture(
+        plotting.windows_over_spectrum,
+        {"spectra": {"width": CURVE}, "windows": {"width": {"a": CURVE}}, "bands": {"width": 1}},
+        ("windows", {"height": {"a": CURVE}}, r"windows must have 'width', got 'height'"),
+        ("bands", {"height": 1}, r"bands must have 'width', got 'height'"),
+        ("spectra", {"width": PICTURE}, r"spectra along the width must have the shape \[N\], got \(4, 4\)"),
+        ("windows", {"width": {"a": PICTURE}}, r"a along the width must have the shape \[N\], got \(4, 4\)"),
+    ),
+    "plotting.before_and_after": of_picture(
+        plotting.before_and_after,
+        {"pictures": {"in": PICTURE}},
+        ("pictures", {"in": PICTURE[None]}, r"in must have the shape \[H, W\], got \(1, 4, 4\)"),
+    ),
+    "plotting.layer_steps": of_picture(
+        plotting.layer_steps,
+        {**dict.fromkeys(("image", "spectrum", "window", "kept", "output"), PICTURE), "title": "T"},
+        ("image", CURVE, r"image must have the shape \[H, W\], got \(4,\)"),
+        ("output", PICTURE[None, None], r"output must have the shape \[H, W\], got \(1, 1, 4, 4\)"),
+        ("kept", CURVE, r"kept must have the shape \[H, W\], got \(4,\)"),
+        ("window", PICTURE[:2], r"window must have the shape \(4, 4\) of spectrum, got \(2, 4\)"),
+    ),
+    "plotting.layer_windows": of_picture(
+        plotting.layer_windows,
+        {"windows": [("a", "width", [1.0], [1.0], [1.0])], "title": "T"},
+        ("windows", [("a", "width", [1.0], [1.0], [1.0, 0])], r"windows of a along width must be equally many, got 1, 1"),
+        ("windows", [("a", "width", [1.0], [1.0])], r"windows\[0\] must have 5 entries, got 4"),
+        ("windows", [("a", "width", [], [], [])], r"spectrum of a along width must have an entry, got \[\]"),
+    ),
+    "plotting.resolution_staircases": of_picture(
+        plotting.resolution_staircases,
+        {"runs": {"a": [("in", [8], [8])]}, "axes_names": ["time"], "title": "T"},
+        ("runs", {"a": []}, r"runs\['a'\] must have an entry, got \[\]"),
+        ("runs", {"a": [("in", [8], [8, 8])]}, r"axes_names and sizes of in in runs\['a'\] must be equally many, got 1, 1, 2"),
+        ("axes_names", ["height", "width"], r"axes_names and sizes of in in runs\['a'\] must be equally many, got 2, 1, 1"),
+    ),
+    "plotting.trajectories_of_runs": of_picture(
+        plotting.trajectories_of_runs,
+        {"runs": {"a": [[ROW]]}, "title": "T", "legend": "L"},
+        ("runs", {"a": [[]]}, r"rows of runs must have an entry, got \[\]"),
+    ),
+    "plotting.learned_strides": of_picture(
+        plotting.learned_strides,
+        {"strides": {"a": [({"down": [2.0]}, {"down": [3.0]})]}, "axes_names": ["time"], "title": "T", "legend": "L"},
+        ("strides", {"a": [({}, {"down": [3.0]})]}, r"initial strides in strides\['a'\] must have 'down', got none"),
+        ("strides", {"a": [({}, {})]}, r"layers of strides must have an entry, got \[\]"),
+        ("axes_names", ["height", "width"], r"axes_names and strides of down .* must be equally many, got 2, 1, 1"),
+    ),
+    "plotting.striding_factors": of_picture(
+        plotting.striding_factors,
+        {"factors": {"a": (8.0, [4.0])}, "title": "T", "legend": "L"},
+        ("factors", {"a": (8.0, [])}, r"learned in factors\['a'\] must have an entry, got \[\]"),
+        ("factors", {"a": (8.0, [0.0])}, r"factors\['a'\] must be > 0 and finite, got 8, 0"),
+        ("factors", {"a": (NAN, [1.0])}, r"factors\['a'\] must be > 0 and finite, got nan, 1"),
+    ),
+    "plotting.pareto": of_picture(
+        plotting.pareto,
+        {"panels": {"MACs": {"a": [POINT]}}, "title": "T"},
+        ("panels", {"MACs": {}}, r"panels\['MACs'\] must have an entry, got \{\}"),
+        ("panels", {"MACs": {"a": []}}, r"panels\['MACs'\]\['a'\] must have an entry, got \[\]"),
+        ("panels", {"MACs": {"a": [POINT._replace(low=2.0)]}}, r"points must have 0 < low <= cost <= high .* Point\("),
+        ("panels", {"MACs": {"a": [POINT._replace(deviation=NAN)]}}, r"points must .* a deviation >= 0, got Point\("),
+    ),
+    "plotting.frontier": [
+        (lambda: plotting.frontier(None), TypeError, r"points must be a sequence, got None"),
+        (lambda: plotting.frontier("points"), TypeError, r"points must be a sequence, got 'points'"),
+        (lambda: plotting.frontier([]), ValueError, r"points must have an entry, got \[\]"),
+        (lambda: plotting.frontier([tuple(POINT)]), TypeError, r"points\[0\] must be a Point, got \('label', "),
+        (lambda: plotting.frontier([POINT._replace(cost="1")]), TypeError, r"points\[0\]\.cost must be a number, got '1'"),
+    ],
+    "plotting.accuracy_bars": of_picture(
+        plotting.accuracy_bars,
+        {"panels": {"multi": {"conv": {"digit": SPREAD}}}, "title": "T"},
+        ("panels", {"multi": {}}, r"panels\['multi'\] must have an entry, got \{\}"),
+        ("panels", {"multi": {"conv": {}}}, r"panels\['multi'\]\['conv'\] must have an entry, got \{\}"),
+    ),
+    "plotting.cutoff_points": of_picture(
+        plotting.cutoff_points,
+        {"panels": {"Hz": {"exact": {"digit": SPREAD}}}, "title": "T"},
+        ("panels", {"Hz": {}}, r"panels\['Hz'\] must have an entry, got \{\}"),
+        ("panels", {"Hz": {"exact": {}}}, r"panels\['Hz'\]\['exact'\] must have an entry, got \{\}"),
+    ),
+    "plotting.spectrograms": of_picture(
+        plotting.spectrograms,
+        {"pictures": {"before": PICTURE, "after": PICTURE}, "extent": (1.0, 64.0), "title": "T"},
+        ("pictures", {"before": PICTURE}, r"pictures must be pairs of before and after, got 1"),
+        ("pictures", {"before": PICTURE, "after": CURVE}, r"after must have the shape \[T, F\], got \(4,\)"),
+        ("extent", (1.0, 2.0, 3.0), r"extent must have 2 entries, got 3: \(1\.0, 2\.0, 3\.0\)"),
+    ),
     "export.to_onnx": [
         *of_file(lambda model, path, metadata=None: export.to_onnx(model, X, path, metadata)),
         (lambda folder: export.to_onnx(LEARNED, None, folder / "it"), UserError, r"example_inputs must have a floating-"),

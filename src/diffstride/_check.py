@@ -8,7 +8,7 @@ import numbers
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,43 @@ def a_mapping(name: str, value: object, of: str) -> None:
     """Check that `value` has things by their names; `of` says which."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise TypeError(f"{name} must be a mapping from {of}, got {shown(value)}")
+
+
+def annotated(name: str, value: Any, kind: Any) -> None:
+    """Check that `value`, and all within it, is what the annotation `kind` says."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Mapping:
+        a_mapping(name, value, "names")
+        entries = [(f"{name}[{key!r}]", entry, inner[1]) for key, entry in value.items()]
+    elif origin in (Sequence, tuple):
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            raise TypeError(f"{name} must be a sequence, got {shown(value)}")
+        if origin is tuple and len(value) != len(inner):
+            raise ValueError(f"{name} must have {len(inner)} entries, got {len(value)}: {shown(value)}")
+        kinds = inner if origin is tuple else inner * len(value)
+        entries = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(value, kinds, strict=True))]
+    elif issubclass(origin, tuple):
+        an_instance(name, value, origin, f"{'an' if origin.__name__[0] in 'AEIO' else 'a'} {origin.__name__}")
+        entries = [(f"{name}.{field}", getattr(value, field), of) for field, of in get_type_hints(origin).items()]
+    elif origin is float:
+        number(name, value)
+        return
+    elif origin is int:
+        whole(name, value)
+        return
+    else:
+        an_instance(name, value, origin, {str: "a text", Tensor: "a torch.Tensor"}[origin])
+        if origin is Tensor and not value.numel():
+            raise ValueError(f"{name} must have an entry, got shape {tuple(value.shape)}")
+        return
+    for entry in entries:
+        annotated(*entry)
+
+
+def some(name: str, value: Any) -> None:
+    """Check that a container is not empty."""
+    if not len(value):
+        raise ValueError(f"{name} must have an entry, got {shown(value)}")
 
 
 def a_path(path: object) -> Path:

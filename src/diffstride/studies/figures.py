@@ -85,8 +85,9 @@ def _trajectories(folder: Path, rows: Sequence[Row]) -> str | None:
     runs, legend = _by_start(rows)
     if not runs:
         return NO_RUNS
-    histories = {name: [read_rows(folder / row.name / "strides.csv") for row in group] for name, group in runs.items()}
-    if not any(rows for group in histories.values() for rows in group):
+    found = {name: [read_rows(folder / row.name / "strides.csv") for row in group] for name, group in runs.items()}
+    histories = {name: kept for name, group in found.items() if (kept := [rows for rows in group if rows])}
+    if not histories:
         return "no run has its strides.csv any more"
     title = f"Strides while training, {_runs(runs)}"
     plotting.trajectories_of_runs(histories, folder / "trajectories", title=title, legend=legend)

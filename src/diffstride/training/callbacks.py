@@ -274,9 +274,8 @@ class WriteResult(Callback):
         result = self._result(trainer, module)
         if trainer.is_global_zero:
             write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
-            history = self.folder / "strides.csv"
-            if history.exists():
-                plotting.stride_trajectories(tracking.read_rows(history), self.folder / "strides")
+            if rows := tracking.read_rows(self.folder / "strides.csv"):
+                plotting.stride_trajectories(rows, self.folder / "strides")
 
     def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
         network = module.network
