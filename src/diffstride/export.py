@@ -624,7 +624,8 @@ def _quiet() -> Iterator[None]:
     """Without what the exporters say to their makers."""
     loggers = [logging.getLogger(name) for name in _CHATTER]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    unheard = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         for logger in loggers:
             logger.setLevel(logging.ERROR)

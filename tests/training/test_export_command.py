@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_both_formats_say_what_is_in_them(run, tmp_path):
     assert facts["network"]["init_args"]["width"] == 4
     assert facts["strides"] == {"down": pytest.approx(result["strides"]["down"], abs=1e-4)}
     assert (facts["sample_shape"], facts["accuracy"]) == ([1, 32, 32], result["accuracy"])
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["torch"] == version("torch")
     # Of other steps than the result is, the accuracy is not known.
     (run / "result.json").write_text(json.dumps(result | {"steps": 2}))
     assert export(run, tmp_path / "other.safetensors") == 0
