@@ -3,14 +3,13 @@
 python benchmarks/convert_models.py --out results/convert.json
 """
 
-import argparse
 import json
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 import transformers
+from command_line import Parser, output
 
 import diffstride as ds
 from diffstride.training.callbacks import provenance
@@ -56,8 +55,8 @@ def table(report) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=output, required=True, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases = [(name, given, {"pixel_values": torch.zeros(1, 3, 224, 224)}) for name, given in IMAGES.items()]

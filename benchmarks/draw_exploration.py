@@ -3,20 +3,22 @@
 python benchmarks/draw_exploration.py runs/exploration docs/images/exploration
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from command_line import Parser, output, planted_bands
 
 from diffstride import plotting, tracking
+from diffstride._check import UserError
 from diffstride.data import PlantedBands
-from diffstride.studies.results import Row, read_study
+from diffstride.studies.results import Row
 from diffstride.training.saved import build_classifier
 
 # From a start that sees the band of neither axis; the band along the width is the one further away.
 WAYS, BAND, START, AXIS = ("none", "Jitter 0.15", "Jitter 0.5", "Sweep"), "8x10", [[6, 6]], "width"
+AXES = "exploration", "band", "strides"
 
 
 def used(config: dict[str, Any], learned: tuple[list[int], list[float]], axis: int) -> list[float]:
@@ -42,14 +44,17 @@ def line(folder: Path, row: Row) -> tuple[list[int], list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("study", type=Path, help="folder of the study")
-    parser.add_argument("out", type=Path, help="pictures to write, without suffix")
+    parser.add_argument("out", type=output, help="pictures to write, without suffix")
     options = parser.parse_args()
-    _, rows = read_study(options.study)
+    with parser.mistakes():
+        rows, _ = planted_bands(options.study, *AXES)
+        groups = {way: [row for row in rows if [row.axes[axis] for axis in AXES] == [way, BAND, START]] for way in WAYS}
+        if missing := [way for way, group in groups.items() if not group]:
+            raise UserError(f"{options.study} must have runs with the exploration {missing[0]}, got none that is done")
     panels = {}
-    for way in WAYS:
-        group = [r for r in rows if (r.axes["exploration"], r.axes["band"], r.axes["strides"]) == (way, BAND, START)]
+    for way, group in groups.items():
         config = yaml.safe_load((options.study / group[0].name / "config.yaml").read_text())
         learned = [line(options.study, row) for row in group]
         of_first = used(config, learned[0], tracking.AXES[2].index(AXIS))

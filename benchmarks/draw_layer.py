@@ -3,10 +3,10 @@
 python benchmarks/draw_layer.py ../shared/data/cifar10 docs/images/layer --index 15
 """
 
-import argparse
 from pathlib import Path
 
 import torch
+from command_line import Parser, at_least, output
 from matplotlib.image import imread
 
 from diffstride.data import ImageData
@@ -15,15 +15,17 @@ from diffstride.studies.figures import draw_layer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("image", type=Path, help="image file, or folder of an image set")
-    parser.add_argument("out", type=Path, help="pictures to write, without suffix")
-    parser.add_argument("--index", type=int, default=0, help="which test image of a set (default: 0)")
+    parser.add_argument("out", type=output, help="pictures to write, without suffix")
+    parser.add_argument("--index", type=at_least(0), default=0, help="which test image of a set (default: 0)")
     parser.add_argument("--strides", type=float, nargs=2, default=(2.6, 1.7), help="along height and width")
     parser.add_argument("--smoothness", type=float, default=4.0, help="R, in cycles (default: 4)")
     options = parser.parse_args()
-    layer = DiffStride2d(tuple(options.strides), options.smoothness)
-    draw_layer(layer, read_image(options.image, options.index), options.out)
+    with parser.mistakes():
+        layer = DiffStride2d(tuple(options.strides), options.smoothness)
+        image = read_image(options.image, options.index)
+    draw_layer(layer, image, options.out)
 
 
 def read_image(path: Path, index: int) -> torch.Tensor:
@@ -31,8 +33,10 @@ def read_image(path: Path, index: int) -> torch.Tensor:
     if path.is_dir():
         data = ImageData(str(path), train_samples=1)
         data.setup()
-        pixels = data.test_set[0][index]
-        return pixels / 255
+        images = data.test_set[0]
+        if index >= len(images):
+            raise ValueError(f"--index must be < {len(images)}, the test images of {path}, got {index}")
+        return images[index] / 255
     pixels = torch.from_numpy(imread(path).copy())  # [H, W] or [H, W, channels]; floats, or bytes
     image = pixels / 255 if pixels.dtype == torch.uint8 else pixels
     return image[None] if image.ndim == 2 else image.movedim(-1, 0)[:3]

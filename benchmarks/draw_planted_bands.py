@@ -3,23 +3,22 @@
 python benchmarks/draw_planted_bands.py runs/planted-bands docs/images/planted-bands
 """
 
-import argparse
 from pathlib import Path
 
-import yaml
+from command_line import Parser, output, planted_bands
 
 from diffstride import plotting, tracking
 from diffstride.data import PlantedBands
-from diffstride.studies.results import groups, read_study, statistic
+from diffstride.studies.results import groups, statistic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("study", type=Path, help="folder of the study")
-    parser.add_argument("out", type=Path, help="pictures to write, without suffix")
+    parser.add_argument("out", type=output, help="pictures to write, without suffix")
     options = parser.parse_args()
-    _, rows = read_study(options.study)
-    config = yaml.safe_load((options.study / rows[0].name / "config.yaml").read_text())
+    with parser.mistakes():
+        rows, config = planted_bands(options.study, "strides")
     smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
     limits = PlantedBands(**config["data"]["init_args"]).stride_limits(smoothness)
     histories = {}

@@ -7,15 +7,14 @@ a graph is made for each new size. Then single steps of the network of configs/c
 settled, in turns; strides still move within their sizes.
 """
 
-import argparse
 import json
 import random
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from command_line import Parser, at_least, output, torch_device
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
@@ -118,10 +117,10 @@ def settled(device: torch.device, repeats: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="default: cpu")
-    parser.add_argument("--repeats", type=int, default=20, help="rounds of settled steps (default: 20)")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=output, required=True, help="JSON file to write")
+    parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
+    parser.add_argument("--repeats", type=at_least(1), default=20, help="rounds of settled steps (default: 20)")
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
     data = PlantedBands(seed=0)

@@ -3,13 +3,12 @@
 python benchmarks/time_exploration.py --out results/exploration-time.json
 """
 
-import argparse
 import json
 import random
 import statistics
-from pathlib import Path
 
 import torch
+from command_line import Parser, at_least, output
 from torch import nn
 
 import diffstride as ds
@@ -52,9 +51,9 @@ def training(exploration: ds.Exploration | None, strides: list[int], rounds: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=60, help="moments of the schedule (default: 60)")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=output, required=True, help="JSON file to write")
+    parser.add_argument("--rounds", type=at_least(1), default=60, help="moments of the schedule (default: 60)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

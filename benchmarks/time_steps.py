@@ -7,7 +7,6 @@ Networks that differ in their downsampling alone take turns, step by step. Parts
 after each, so that their sum is more than a whole step, in which the host works ahead of the device.
 """
 
-import argparse
 import copy
 import io
 import json
@@ -17,10 +16,10 @@ import time
 from collections import defaultdict
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import Parser, at_least, output, torch_device
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -217,20 +216,21 @@ def measure(name: str, case: dict, device: torch.device, repeats: int) -> list[d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=output, required=True, help="JSON file to write")
+    parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: cifar10-small on a CPU, all on a GPU")
-    parser.add_argument("--repeats", type=int, default=20, help="rounds (default: 20)")
+    parser.add_argument("--repeats", type=at_least(1), default=20, help="rounds (default: 20)")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    chosen = options.cases or (["cifar10-small"] if device.type == "cpu" else list(CASES))
-    rows = [row for name in chosen for row in measure(name, CASES[name], device, options.repeats)]
+    chosen = options.cases or (["cifar10-small"] if options.device.type == "cpu" else list(CASES))
+    rows = [row for name in chosen for row in measure(name, CASES[name], options.device, options.repeats)]
     facts = {
         "command": f"python benchmarks/time_steps.py --device {options.device}", "repeats": options.repeats,
         "threads": torch.get_num_threads(), "cases": {name: CASES[name] for name in chosen},
     }  # fmt: skip
-    options.out.write_text(json.dumps({**provenance(device), **facts, "decoding": decoding(5), "rows": rows}, indent=1))
+    options.out.write_text(
+        json.dumps({**provenance(options.device), **facts, "decoding": decoding(5), "rows": rows}, indent=1)
+    )
 
 
 if __name__ == "__main__":

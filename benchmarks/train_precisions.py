@@ -7,14 +7,13 @@ The training is that of configs/demo.yaml from strides (2, 2), as a loop in plai
 accuracy stays below 1: a worse precision would show. Seeds are of the images, their order and the initial weights.
 """
 
-import argparse
 import contextlib
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from command_line import Parser, at_least, output, torch_device
 from torch.nn import functional as F
 
 import diffstride as ds
@@ -95,10 +94,10 @@ def summary(rows):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="where to train (default: cpu)")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind, at least 2 (default: 5)")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=output, required=True, help="JSON file to write")
+    parser.add_argument("--device", type=torch_device, default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--seeds", type=at_least(2), default=5, help="trainings of each kind, at least 2 (default: 5)")
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     rows = []

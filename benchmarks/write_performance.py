@@ -5,16 +5,30 @@
 In the page, what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` is replaced; NAME is a suite or `facts`.
 """
 
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from command_line import Parser
 
 from diffstride.studies.bench import Sheet, sheets
 
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", flags=re.S)
+
+
+FACTS = {"command", "commit", "versions", "hardware", "threads", "allocator", "repeats", "seed"}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What `diffstride bench --out` has written."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        if missing := {"rows", *FACTS} - report.keys():
+            raise KeyError(missing.pop())
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is not what `diffstride bench --out` writes: {error}") from error
+    return report
 
 
 def tables(report: dict[str, Any]) -> dict[str, str]:
@@ -60,14 +74,12 @@ def fill(page: str, report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("results", type=Path, help="JSON file of `diffstride bench --out`")
     parser.add_argument("page", type=Path, help="Markdown file to change")
     options = parser.parse_args()
-    try:
-        options.page.write_text(fill(options.page.read_text(), json.loads(options.results.read_text())))
-    except (OSError, ValueError) as error:
-        sys.exit(f"write_performance: error: {error}")
+    with parser.mistakes():
+        options.page.write_text(fill(options.page.read_text(), read_report(options.results)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""What all scripts have in common: arguments that are looked at before any work, a mistake that is told in one line."""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from diffstride import _check
+from diffstride.studies.results import Row, read_study
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the arguments of a script, whose docstring is given."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line, and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {_check.first_words(Exception(message), 400)}\n")
+
+    @contextlib.contextmanager
+    def mistakes(self) -> Iterator[None]:
+        """Answer what is wrong with files and values that are given in the same way."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.error(str(error))
+
+
+def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type of arguments; argparse drops what a ValueError says."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(text)
+        except (ValueError, RuntimeError) as error:
+            raise argparse.ArgumentTypeError(_check.first_words(error)) from error
+
+    return convert
+
+
+@_argument
+def output(text: str) -> Path:
+    """A file that can be written."""
+    path = _check.target(text)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file")
+    return path
+
+
+@_argument
+def torch_device(text: str) -> torch.device:
+    """A device that torch has here."""
+    _check.a_device(text)
+    return torch.device(text)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Whole numbers from `least` on."""
+
+    @_argument
+    def convert(text: str) -> int:
+        if not text.lstrip("+-").isdigit() or int(text) < least:
+            raise ValueError(f"must be a whole number >= {least}, got {text}")
+        return int(text)
+
+    return convert
+
+
+def planted_bands(folder: Path, *axes: str) -> tuple[list[Row], dict[str, Any]]:
+    """The runs that are done of a study of planted bands with these axes, and the configuration of the first.
+
+    Raises:
+        UserError: another folder.
+    """
+    rows = [row for row in read_study(folder)[1] if row.result is not None]
+    if not rows:
+        raise _check.UserError(f"{folder} must be a study with runs that are done, got none")
+    if missing := set(axes) - rows[0].axes.keys():
+        raise _check.UserError(f"{folder} must be a study that varies {', '.join(axes)}, got none for {missing.pop()}")
+    config = yaml.safe_load((folder / rows[0].name / "config.yaml").read_text())
+    if not (kind := config["data"]["class_path"]).endswith("PlantedBands"):
+        raise _check.UserError(f"{folder} must be a study of PlantedBands, got {kind}")
+    return rows, config
