@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 import os
@@ -73,17 +74,17 @@ def annotated(name: str, value: Any, kind: Any) -> None:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin is Mapping:
         a_mapping(name, value, "names")
-        entries = [(f"{name}[{key!r}]", entry, inner[1]) for key, entry in value.items()]
+        entries = [(f"[{key!r}]", entry, inner[1]) for key, entry in value.items()]
     elif origin in (Sequence, tuple):
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise TypeError(f"{name} must be a sequence, got {shown(value)}")
         if origin is tuple and len(value) != len(inner):
             raise ValueError(f"{name} must have {len(inner)} entries, got {len(value)}: {shown(value)}")
         kinds = inner if origin is tuple else inner * len(value)
-        entries = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(value, kinds, strict=True))]
+        entries = [(f"[{i}]", *both) for i, both in enumerate(zip(value, kinds, strict=True))]
     elif issubclass(origin, tuple):
         an_instance(name, value, origin, f"{'an' if origin.__name__[0] in 'AEIO' else 'a'} {origin.__name__}")
-        entries = [(f"{name}.{field}", getattr(value, field), of) for field, of in get_type_hints(origin).items()]
+        entries = [(f".{field}", entry, of) for (field, of), entry in zip(_fields(origin), value, strict=True)]
     elif origin is float:
         number(name, value)
         return
@@ -95,8 +96,15 @@ def annotated(name: str, value: Any, kind: Any) -> None:
         if origin is Tensor and not value.numel():
             raise ValueError(f"{name} must have an entry, got shape {tuple(value.shape)}")
         return
-    for entry in entries:
-        annotated(*entry)
+    for where, entry, of in entries:
+        if type(entry) is not of or of not in (int, float, str):  # histories are long, and mostly plain
+            annotated(name + where, entry, of)
+
+
+@functools.cache
+def _fields(kind: type) -> list[tuple[str, Any]]:
+    """Names and kinds of the fields of a named tuple."""
+    return list(get_type_hints(kind).items())
 
 
 def some(name: str, value: Any) -> None:
