@@ -191,21 +191,25 @@ def frequencies(basis: Basis, count: int, like: Tensor, first: int = 0) -> Tenso
     return k if basis == "dft" else k / 2
 
 
+def clip(x: Tensor, lower: float, upper: float) -> Tensor:
+    """`torch.clamp` whose gradient counts at both ends; that of clamp itself stops there from torch 2.15 on."""
+    return torch.where(x < lower, lower, torch.where(x > upper, upper, x))
+
+
 def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
     """The window at the frequencies `f`, differentiable in a 0-d `stride`.
 
     Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`; inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)` with
-    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. At the ends of the ramp the gradient counts,
-    as `torch.clamp` has it.
+    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. At the ends of the ramp the gradient counts.
     """
     edge = size / (2 * stride)
     if smoothness == 0:
         return (f <= edge + _SIZE_SLACK).to(f.dtype)
     if window == "inner":
-        width = (edge / 2).clamp(max=smoothness) if isinstance(edge, Tensor) else min(edge / 2, smoothness)
-        return ((edge - f) / width).clamp(0, 1)
+        width = clip(edge / 2, 0, smoothness) if isinstance(edge, Tensor) else min(edge / 2, smoothness)
+        return clip((edge - f) / width, 0, 1)
     # Written so that a frequency exactly at an end of the ramp gives exactly 1 or 0 in floating point.
-    return (1 + (edge - f) / smoothness).clamp(0, 1)
+    return clip(1 + (edge - f) / smoothness, 0, 1)
 
 
 def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
