@@ -37,7 +37,7 @@ RESOLUTION = {
     "pinned": ["--constraint", "constraints.txt"],
 }
 ENVIRONMENTS = [f"{which}-{python}" for python in ("3.11", "3.12", "3.13") for which in RESOLUTION]
-USUAL = ["lowest-3.11", "pinned-3.12", "newest-3.13"]
+USUAL = ["lowest-3.11", "pinned-3.12", "pinned-3.13", "newest-3.13"]
 EXTRAS = ("train", "export", "cluster", "dev")
 
 
@@ -88,6 +88,19 @@ def run_tests(name, selection):
     return {**outcomes, "failures": failed}
 
 
+def table(results):
+    """Markdown for docs/versions.md."""
+    names = sorted(results, key=ENVIRONMENTS.index)
+    names.sort(key=lambda name: list(RESOLUTION).index(name.partition("-")[0]))
+    columns = [[name.partition("-")[0], *(results[name][key] for key in ("python", "date"))] for name in names]
+    for column, name in zip(columns, names, strict=True):
+        column += [f"{results[name]['passed']:,}", *(results[name].get(key, 0) for key in ("failed", "skipped"))]
+        column += results[name]["versions"].values()
+    heads = ["", "Python", "run on", "tests passed", "failed", "skipped", *results[names[0]]["versions"]]
+    lines = [f"| {' | '.join(map(str, line))} |" for line in zip(heads, *columns, strict=True)]
+    return "\n".join([lines[0], "|---" * (len(names) + 1) + "|", *lines[1:]])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", default=USUAL, metavar="NAME", help=", ".join(ENVIRONMENTS))
@@ -117,6 +130,7 @@ def main():
             "resolved_by": f"uv {version('uv')}",
         }  # fmt: skip
         write_whole(options.out, json.dumps(results, indent=2, sort_keys=True) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":
