@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".venv" / "versions"
 RESOLUTION = {
     "lowest": ["--resolution", "lowest-direct"],
-    "newest": [],
     "pinned": ["--constraint", "constraints.txt"],
+    "newest": [],
 }
 ENVIRONMENTS = [f"{which}-{python}" for python in ("3.11", "3.12", "3.13") for which in RESOLUTION]
 USUAL = ["lowest-3.11", "pinned-3.12", "pinned-3.13", "newest-3.13"]
@@ -90,8 +90,7 @@ def run_tests(name, selection):
 
 def table(results):
     """Markdown for docs/versions.md."""
-    names = sorted(results, key=ENVIRONMENTS.index)
-    names.sort(key=lambda name: list(RESOLUTION).index(name.partition("-")[0]))
+    names = sorted(results, key=lambda name: (list(RESOLUTION).index(name.partition("-")[0]), name))
     columns = [[name.partition("-")[0], *(results[name][key] for key in ("python", "date"))] for name in names]
     for column, name in zip(columns, names, strict=True):
         column += [f"{results[name]['passed']:,}", *(results[name].get(key, 0) for key in ("failed", "skipped"))]
