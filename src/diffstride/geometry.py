@@ -192,7 +192,7 @@ def frequencies(basis: Basis, count: int, like: Tensor, first: int = 0) -> Tenso
 
 
 def clip(x: Tensor, lower: float, upper: float) -> Tensor:
-    """`torch.clamp` whose gradient counts at both ends; that of clamp itself stops there from torch 2.15 on."""
+    """`torch.clamp` whose gradient counts at both ends; that of clamp itself stops there from torch 2.14 on."""
     return torch.where(x < lower, lower, torch.where(x > upper, upper, x))
 
 
