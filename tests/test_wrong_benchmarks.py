@@ -144,7 +144,8 @@ def test_one_line_names_the_cure_and_nothing_is_written(line, answer, here, monk
     assert exit.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert said.err.startswith(f"{script}.py: error: ")
-    assert re.search(answer, said.err), said.err
+    error = said.err.lstrip("\n")  # rich before 14.3 ends a progress bar that nobody sees with an empty line there
+    assert error.count("\n") == 1
+    assert error.startswith(f"{script}.py: error: ")
+    assert re.search(answer, error), error
     assert {path: path.is_file() and path.read_bytes() for path in here.rglob("*")} == before
