@@ -91,13 +91,13 @@ def run_tests(name, selection):
 def table(results):
     """Markdown for docs/versions.md."""
     names = sorted(results, key=lambda name: (list(RESOLUTION).index(name.partition("-")[0]), name))
-    columns = [[name.partition("-")[0], *(results[name][key] for key in ("python", "date"))] for name in names]
-    for column, name in zip(columns, names, strict=True):
-        column += [f"{results[name]['passed']:,}", *(results[name].get(key, 0) for key in ("failed", "skipped"))]
-        column += results[name]["versions"].values()
-    heads = ["", "Python", "run on", "tests passed", "failed", "skipped", *results[names[0]]["versions"]]
-    lines = [f"| {' | '.join(map(str, line))} |" for line in zip(heads, *columns, strict=True)]
-    return "\n".join([lines[0], "|---" * (len(names) + 1) + "|", *lines[1:]])
+    lines = [["", *(name.partition("-")[0] for name in names)], ["---"] * (len(names) + 1)]
+    for head, key in (("Python", "python"), ("run on", "date"), ("tests passed", "passed"), ("failed", "failed"),
+                      ("skipped", "skipped")):  # fmt: skip
+        lines.append([head, *(str(results[name].get(key, 0)) for name in names)])
+    for package in sorted(results[names[0]]["versions"], key=lambda package: (package != "torch", package)):
+        lines.append([package, *(results[name]["versions"][package] for name in names)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main():
