@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from diffstride import _check
+from diffstride.data import PlantedBands
 from diffstride.studies.results import Row, read_study
 
 
@@ -60,6 +61,16 @@ def torch_device(text: str) -> torch.device:
     return torch.device(text)
 
 
+@_argument
+def pictures(text: str) -> Path:
+    """Pictures that can be written: a path without suffix."""
+    path = _check.target(text)
+    for suffix in (".png", ".svg"):
+        if path.with_suffix(suffix).is_dir():
+            raise ValueError(f"{path.with_suffix(suffix)} is a folder: give another path")
+    return path
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Whole numbers from `least` on."""
 
@@ -72,8 +83,8 @@ def at_least(least: int) -> Callable[[str], int]:
     return convert
 
 
-def planted_bands(folder: Path, *axes: str) -> tuple[list[Row], dict[str, Any]]:
-    """The runs that are done of a study of planted bands with these axes, and the configuration of the first.
+def runs_of(folder: Path, *axes: str) -> list[Row]:
+    """The runs that are done of a study that varies these axes.
 
     Raises:
         UserError: another folder.
@@ -81,9 +92,24 @@ def planted_bands(folder: Path, *axes: str) -> tuple[list[Row], dict[str, Any]]:
     rows = [row for row in read_study(folder)[1] if row.result is not None]
     if not rows:
         raise _check.UserError(f"{folder} must be a study with runs that are done, got none")
-    if missing := set(axes) - rows[0].axes.keys():
-        raise _check.UserError(f"{folder} must be a study that varies {', '.join(axes)}, got none for {missing.pop()}")
-    config = yaml.safe_load((folder / rows[0].name / "config.yaml").read_text())
-    if not (kind := config["data"]["class_path"]).endswith("PlantedBands"):
-        raise _check.UserError(f"{folder} must be a study of PlantedBands, got {kind}")
-    return rows, config
+    if missing := [axis for axis in axes if any(axis not in row.axes for row in rows)]:
+        raise _check.UserError(f"{folder} must be a study that varies {', '.join(axes)}, got none for {missing[0]}")
+    return rows
+
+
+def planted_bands(run: Path) -> tuple[dict[str, Any], Mapping[str, tuple[float, float]]]:
+    """The configuration of a run on planted bands, and the limits of the strides there (see `stride_limits`).
+
+    Raises:
+        UserError: another run, or none.
+    """
+    file = run / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text())
+        kind, data = config["data"]["class_path"], config["data"]["init_args"]
+        smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
+        if not kind.endswith("PlantedBands"):
+            raise ValueError(f"its data are {kind}")
+        return config, PlantedBands(**data).stride_limits(smoothness)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise _check.UserError(f"{file} must describe a run on PlantedBands: {_check.first_words(error)}") from error

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from command_line import Parser, output, planted_bands
+from command_line import Parser, pictures, planted_bands, runs_of
 
 from diffstride import plotting, tracking
 from diffstride._check import UserError
-from diffstride.data import PlantedBands
 from diffstride.studies.results import Row
 from diffstride.training.saved import build_classifier
 
@@ -46,23 +44,20 @@ def line(folder: Path, row: Row) -> tuple[list[int], list[float]]:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("study", type=Path, help="folder of the study")
-    parser.add_argument("out", type=output, help="pictures to write, without suffix")
+    parser.add_argument("out", type=pictures, help="pictures to write, without suffix")
     options = parser.parse_args()
     with parser.mistakes():
-        rows, _ = planted_bands(options.study, *AXES)
+        rows, panels = runs_of(options.study, *AXES), {}
         groups = {way: [row for row in rows if [row.axes[axis] for axis in AXES] == [way, BAND, START]] for way in WAYS}
         if missing := [way for way, group in groups.items() if not group]:
             raise UserError(f"{options.study} must have runs with the exploration {missing[0]}, got none that is done")
-    panels = {}
-    for way, group in groups.items():
-        config = yaml.safe_load((options.study / group[0].name / "config.yaml").read_text())
-        learned = [line(options.study, row) for row in group]
-        of_first = used(config, learned[0], tracking.AXES[2].index(AXIS))
-        accuracy = sum(row.result["accuracy"] for row in group) / len(group)
-        panels[f"{way}: accuracy {accuracy:.2f}"] = plotting.Explored(learned, (learned[0][0], of_first))
-    smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
-    _, seen = PlantedBands(**config["data"]["init_args"]).stride_limits(smoothness)[AXIS]
-    plotting.explored_strides(panels, seen, options.out, axis=AXIS)
+        for way, group in groups.items():
+            config, limits = planted_bands(options.study / group[0].name)
+            learned = [line(options.study, row) for row in group]
+            of_first = used(config, learned[0], tracking.AXES[2].index(AXIS))
+            accuracy = sum(row.result["accuracy"] for row in group) / len(group)
+            panels[f"{way}: accuracy {accuracy:.2f}"] = plotting.Explored(learned, (learned[0][0], of_first))
+        plotting.explored_strides(panels, limits[AXIS][1], options.out, axis=AXIS)
 
 
 if __name__ == "__main__":

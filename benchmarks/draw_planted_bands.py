@@ -5,29 +5,30 @@ python benchmarks/draw_planted_bands.py runs/planted-bands docs/images/planted-b
 
 from pathlib import Path
 
-from command_line import Parser, output, planted_bands
+from command_line import Parser, pictures, planted_bands, runs_of
 
 from diffstride import plotting, tracking
-from diffstride.data import PlantedBands
+from diffstride._check import UserError
 from diffstride.studies.results import groups, statistic
 
 
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("study", type=Path, help="folder of the study")
-    parser.add_argument("out", type=output, help="pictures to write, without suffix")
+    parser.add_argument("out", type=pictures, help="pictures to write, without suffix")
     options = parser.parse_args()
     with parser.mistakes():
-        rows, config = planted_bands(options.study, "strides")
-    smoothness = config["model"]["network"]["init_args"]["downsample_options"]["smoothness"]
-    limits = PlantedBands(**config["data"]["init_args"]).stride_limits(smoothness)
-    histories = {}
-    for group in groups(rows).values():
-        ((height, width),) = group[0].axes["strides"]
-        accuracy = statistic(group, lambda result: result["accuracy"])
-        name = f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"
-        histories[name] = tracking.read_rows(options.study / group[0].name / "strides.csv")
-    plotting.trajectories_to_bands(histories, limits, options.out)
+        rows = runs_of(options.study, "strides")
+        _, limits = planted_bands(options.study / rows[0].name)
+        histories = {}
+        for group in groups(rows).values():
+            ((height, width),) = group[0].axes["strides"]
+            accuracy = statistic(group, lambda result: result["accuracy"])
+            if history := tracking.read_rows(options.study / group[0].name / "strides.csv"):
+                histories[f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"] = history
+        if not histories:
+            raise UserError(f"{options.study} must have runs with a strides.csv, got none")
+        plotting.trajectories_to_bands(histories, limits, options.out)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=output, required=True, help="JSON file to write")
     parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
-    parser.add_argument("--repeats", type=at_least(1), default=20, help="rounds of settled steps (default: 20)")
+    parser.add_argument("--repeats", type=at_least(2), default=20, help="rounds of settled steps (default: 20)")
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
     data = PlantedBands(seed=0)

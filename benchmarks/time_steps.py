@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=output, required=True, help="JSON file to write")
     parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: cifar10-small on a CPU, all on a GPU")
-    parser.add_argument("--repeats", type=at_least(1), default=20, help="rounds (default: 20)")
+    parser.add_argument("--repeats", type=at_least(2), default=20, help="rounds (default: 20)")
     options = parser.parse_args()
     chosen = options.cases or (["cifar10-small"] if options.device.type == "cpu" else list(CASES))
     rows = [row for name in chosen for row in measure(name, CASES[name], options.device, options.repeats)]

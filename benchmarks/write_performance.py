@@ -17,16 +17,19 @@ from diffstride.studies.bench import Sheet, sheets
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", flags=re.S)
 
 
-FACTS = {"command", "commit", "versions", "hardware", "threads", "allocator", "repeats", "seed"}
+KEYS = "rows", "command", "commit", "versions", "hardware", "threads", "allocator", "repeats", "seed"
 
 
 def read_report(path: Path) -> dict[str, Any]:
     """What `diffstride bench --out` has written."""
     try:
-        report: dict[str, Any] = json.loads(path.read_text())
-        if missing := {"rows", *FACTS} - report.keys():
-            raise KeyError(missing.pop())
-    except (ValueError, AttributeError, KeyError) as error:
+        report = json.loads(path.read_text())
+        found = report.keys() if isinstance(report, dict) else ()
+        missing = [key for key in KEYS if key not in found]
+        missing = missing or [key for row in report["rows"] for key in ("suite", "case", "name") if key not in row]
+        if missing:
+            raise ValueError(f"it has no {missing[0]}")
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not what `diffstride bench --out` writes: {error}") from error
     return report
 

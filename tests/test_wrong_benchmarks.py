@@ -20,7 +20,12 @@ def study(name, axes, data="diffstride.data.PlantedBands", result=RESULT):
     run = Path(name, "run")
     run.mkdir(parents=True)
     Path(name, "study.yaml").write_text(yaml.safe_dump({"runs": {"run": axes}}))
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"class_path": data}}))
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({
+            "data": {"class_path": data, "init_args": {}},
+            "model": {"network": {"init_args": {"downsample_options": {"smoothness": 4.0}}}},
+        })
+    )  # fmt: skip
     if result:
         (run / "result.json").write_text(json.dumps(result))
 
@@ -34,8 +39,15 @@ def here(tmp_path, monkeypatch):
     study("open", {"strides": [[2, 2]]}, result=None)
     study("seeds", {"seed": 0})
     study("explored", {"strides": [[6, 6]], "band": "8x10", "exploration": "none"})
+    for name, config in {"broken": ": [", "nothing": ""}.items():
+        study(name, {"strides": [[2, 2]]})
+        Path(name, "run", "config.yaml").write_text(config)
+    study("damaged", {"strides": [[2, 2]]})
+    Path("damaged/run/strides.csv").write_text("step,x\n1,2\n")
     study("torn", {"strides": [[2, 2]]}, result={"accuracy": 1.0})
-    Image.new("RGB", (8, 8)).save("image.png")
+    Image.new("RGB", (8, 8)).save("black.png")
+    Image.new("RGB", (8, 8), "red").save("image.png")
+    Path("taken.png").mkdir()
     for folder in "train/a", "train/b", "test/a", "test/b":
         Path("set", folder).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(f"set/{folder}/0.png")
@@ -43,6 +55,7 @@ def here(tmp_path, monkeypatch):
     Path("text").write_text("hello")
     Path("page.md").write_text("<!-- bench:layers -->\n<!-- /bench -->\n")
     Path("other.json").write_text("{}")
+    Path("list.json").write_text("[]")
     return tmp_path
 
 
@@ -90,24 +103,30 @@ def of_study(script, of):
         (f"{script} torn it", r"torn/run/result\.json is not the result of a run, which has "),
         (f"{script} {of} none/it", r"argument out: there is no folder none: make it, or give another path"),
         (f"{script} {of} it it", r"unrecognized arguments: it"),
+        (f"{script} {of} taken", r"argument out: taken\.png is a folder: give another path"),
     ]
 
 
 CASES = [
     *of_report("convert_models"),
-    *of_report("time_compile"), *of_device("time_compile"), *of_count("time_compile", "--repeats", 1),
+    *of_report("time_compile"), *of_device("time_compile"), *of_count("time_compile", "--repeats", 2),
     *of_report("time_exploration"), *of_count("time_exploration", "--rounds", 1),
-    *of_report("time_steps"), *of_device("time_steps"), *of_count("time_steps", "--repeats", 1),
+    *of_report("time_steps"), *of_device("time_steps"), *of_count("time_steps", "--repeats", 2),
     ("time_steps --out x.json --cases cifar", r"argument --cases: invalid choice: 'cifar' \(choose from .*imagenet"),
     *of_report("train_precisions"), *of_device("train_precisions"), *of_count("train_precisions", "--seeds", 2),
     *of_study("draw_planted_bands", "bands"),
-    ("draw_planted_bands images it", r"images must be a study of PlantedBands, got diffstride\.data\.ImageData"),
+    ("draw_planted_bands images it", r"images/run/config\.yaml must .* on PlantedBands: its data are .*ImageData"),
+    ("draw_planted_bands bands it", r"bands must have runs with a strides\.csv, got none"),
+    ("draw_planted_bands broken it", r"broken/run/config\.yaml must describe a run on PlantedBands: while parsing"),
+    ("draw_planted_bands nothing it", r"nothing/run/config\.yaml must describe a run on PlantedBands: 'NoneType'"),
+    ("draw_planted_bands damaged it", r"damaged/run/strides\.csv is damaged"),
     *of_study("draw_exploration", "explored"),
     ("draw_exploration bands it", r"bands must be a study that varies exploration, band, strides, got none for "),
     ("draw_exploration explored it", r"explored must have runs with the exploration Jitter 0\.15, got none that is done"),
     ("draw_layer", r"the following arguments are required: image, out"),
     ("draw_layer none.png it", r"No such file or directory: 'none\.png'"),
     ("draw_layer text it", r"cannot identify image file"),
+    ("draw_layer black.png it", r"spectrum must have amplitudes above 0"),
     ("draw_layer image.png none/it", r"argument out: there is no folder none: make it"),
     ("draw_layer image.png it --strides 0.5 2", r"stride must be >= 1, got 0\.5, 2"),
     ("draw_layer image.png it --strides 2", r"argument --strides: expected 2 arguments"),
@@ -120,7 +139,8 @@ CASES = [
     ("write_performance none.json page.md", r"No such file or directory: 'none\.json'"),
     ("write_performance other.json none.md", r"No such file or directory: 'none\.md'"),
     ("write_performance text page.md", r"text is not what `diffstride bench --out` writes: Expecting value"),
-    ("write_performance other.json page.md", r"other\.json is not what `diffstride bench --out` writes"),
+    ("write_performance other.json page.md", r"other\.json is not what `diffstride bench --out` writes: it has no rows"),
+    ("write_performance list.json page.md", r"list\.json is not what `diffstride bench --out` writes: it has no rows"),
     ("write_performance folder page.md", r"Is a directory: 'folder'"),
 ]  # fmt: skip
 

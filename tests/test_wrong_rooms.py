@@ -380,6 +380,7 @@ CASES = {
         ("windows", {"height": {"a": CURVE}}, r"windows must have 'width', got 'height'"),
         ("bands", {"height": 1}, r"bands must have 'width', got 'height'"),
         ("spectra", {"width": PICTURE}, r"spectra along the width must have the shape \[N\], got \(4, 4\)"),
+        ("windows", {"width": {"a": CURVE[1:]}}, r"frequencies of spectra and of a along the width .*many, got 4, 3"),
         ("windows", {"width": {"a": PICTURE}}, r"a along the width must have the shape \[N\], got \(4, 4\)"),
     ),
     "plotting.before_and_after": of_picture(
@@ -392,6 +393,8 @@ CASES = {
         {**dict.fromkeys(("image", "spectrum", "window", "kept", "output"), PICTURE), "title": "T"},
         ("image", CURVE, r"image must have the shape \[H, W\], got \(4,\)"),
         ("output", PICTURE[None, None], r"output must have the shape \[H, W\], got \(1, 1, 4, 4\)"),
+        ("image", PICTURE.expand(2, 4, 4), r"image must have the shape \[3, H, W\], got \(2, 4, 4\)"),
+        ("spectrum", 0 * PICTURE, r"spectrum must have amplitudes above 0, all finite, got a largest one of 0"),
         ("kept", CURVE, r"kept must have the shape \[H, W\], got \(4,\)"),
         ("window", PICTURE[:2], r"window must have the shape \(4, 4\) of spectrum, got \(2, 4\)"),
     ),

@@ -158,8 +158,10 @@ def windows_over_spectrum(
     _has("windows", windows, spectra)
     _has("bands", bands, spectra)
     for axis in spectra:
-        for name, values in {"spectra": spectra[axis], **windows[axis]}.items():
+        _shaped(f"spectra along the {axis}", spectra[axis], "N")
+        for name, values in windows[axis].items():
             _shaped(f"{name} along the {axis}", values, "N")
+            _as_long(f"frequencies of spectra and of {name} along the {axis}", spectra[axis], values)
     figure, axes = _figure(1, len(spectra), width=4.2, sharey=True)
     for panel, (axis, spectrum) in zip(axes, spectra.items(), strict=True):
         panel.bar(
@@ -216,6 +218,8 @@ def layer_steps(
         _shaped(name, values, "HW")
     if window.shape != spectrum.shape:
         raise ValueError(f"window must have the shape {tuple(spectrum.shape)} of spectrum, got {tuple(window.shape)}")
+    if not 0 < spectrum.max() < math.inf:
+        raise ValueError(f"spectrum must have amplitudes above 0, all finite, got a largest one of {spectrum.max():g}")
     figure, axes = _figure(2, 3, width=2.8, height=2.9)
     height, width = spectrum.shape
     for panel, picture, name in ((axes[0], image, "1. image"), (axes[5], output, "6. output")):
@@ -776,13 +780,13 @@ def _each_has_some(panels: Mapping[str, Mapping[str, Collection[Any]]]) -> None:
             _check.some(f"panels[{name!r}][{key!r}]", found)
 
 
-def _as_long(name: str, *values: Sequence[Any]) -> None:
+def _as_long(name: str, *values: Sequence[Any] | Tensor) -> None:
     if len(set(lengths := [len(each) for each in values])) > 1:
         raise ValueError(f"{name} must be equally many, got {', '.join(map(str, lengths))}")
 
 
 def _shaped(name: str, values: Tensor, dims: str) -> None:
-    if values.ndim != len(dims):
+    if values.ndim != len(dims) or (dims[0] == "3" != str(len(values))):
         raise ValueError(f"{name} must have the shape [{', '.join(dims)}], got {tuple(values.shape)}")
 
 

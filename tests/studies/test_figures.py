@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -116,6 +117,31 @@ def test_pareto(study, sketches):
     assert up[0][:, 1].tolist() == pytest.approx([50.5 - deviation, 50.5 + deviation])
     assert up[1][:, 1].tolist() == pytest.approx([52, 52])  # of one run there is none
     assert [text.get_text() for text in axes.texts] == ["2-2", "3-1"] * 2
+
+
+def rewrite(folder, **changes):
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | changes))
+
+
+def test_pareto_where_the_mean_of_equal_costs_is_rounded(study, sketches):
+    """The mean of three floats that are all 417.319433 is smaller than they are."""
+    runs = yaml.safe_load((study / "study.yaml").read_text())
+    runs["runs"] = {f"seed{seed}": {"seed": seed} for seed in range(3)}
+    (study / "study.yaml").write_text(yaml.safe_dump(runs))
+    for seed in range(3):
+        shutil.copytree(study / "conv-2-2-seed0", study / f"seed{seed}")
+        rewrite(study / f"seed{seed}", macs=417319433, resampling_macs=0)
+    assert statistics.fmean([417.319433] * 3) < 417.319433
+    assert draw(study, ["pareto"]) == {}
+    (series,) = sketches["pareto"].axes[0].containers
+    assert series.lines[0].get_xdata().tolist() == [417.319433]
+
+
+def test_strides_along_different_numbers_of_axes_are_not_drawn_together(study, sketches):
+    rewrite(study / "diffstride-2-2-seed0", strides={"a": [2.0]}, strides_initial={"a": [2.0]})
+    reason = "the runs have strides along different numbers of axes"
+    assert draw(study, ["strides", "factor"]) == {"strides": reason}
 
 
 def test_pareto_has_latency_where_it_was_measured(study, sketches):

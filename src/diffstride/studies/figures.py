@@ -36,6 +36,7 @@ from diffstride.tracking import axis_names, read_rows
 from diffstride.training.saved import build_data, load_run, one_line
 
 NO_RUNS = "no run with learned strides is done"
+MIXED = "the runs have strides along different numbers of axes"
 NO_STRIDES = "the network has no learned strides"
 
 
@@ -102,6 +103,8 @@ def _strides(folder: Path, rows: Sequence[Row]) -> str | None:
         name: [(_result(row)["strides_initial"], _result(row)["strides"]) for row in group]
         for name, group in runs.items()
     }
+    if _mixed(len(ends) for group in strides.values() for both in group for layers in both for ends in layers.values()):
+        return MIXED
     first = _result(next(iter(runs.values()))[0])
     axes = axis_names(len(next(iter(first["strides"].values()))), list(first.get("axes") or ()))
     title = f"Strides learned, {_runs(runs)}"
@@ -139,7 +142,12 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
             if accuracy is None:
                 continue
             macs = [(_result(row)["macs"] + _result(row)["resampling_macs"]) / 1e6 for row in group]
-            place = fmean(macs), min(macs), max(macs)
+            low, high = min(macs), max(macs)
+            place = (
+                min(max(fmean(macs), low), high),
+                low,
+                high,
+            )  # the mean of equal floats may lie outside by a rounding
             point = plotting.Point(_name(group[0].axes, varying), *place, accuracy.mean, accuracy.sd or 0)
             compute.setdefault(series, []).append(point)
             if label in latency:
@@ -212,6 +220,10 @@ def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
     return None
 
 
+def _mixed(numbers_of_axes: Iterable[int]) -> bool:
+    return len(set(numbers_of_axes)) > 1
+
+
 def _spread(found: Statistic) -> plotting.Spread:
     return plotting.Spread(found.mean, math.nan if found.sd is None else found.sd)
 
@@ -260,6 +272,8 @@ def _draw_resolutions(runs: Mapping[str, Path], path: Path, title: str) -> str |
         drawn[name] = resolutions(network, torch.zeros(1, *found[key].sample_shape))
     if any(len(steps) < 2 for steps in drawn.values()):
         return NO_STRIDES
+    if _mixed(len(step.learned) for steps in drawn.values() for step in steps):
+        return MIXED
     names = [axis.name for axis in next(iter(found.values())).axes]
     axes = axis_names(len(next(iter(drawn.values()))[-1].learned), names)
     plotting.resolution_staircases(drawn, axes, path, title=title.format("Sizes of the maps behind each layer"))
