@@ -18,7 +18,7 @@ def replicate_strides(model: nn.Module, group: dist.ProcessGroup | None = None) 
 
         fully_shard(model, ignored_params=ds.replicate_strides(model))
 
-    `ignored_params` came with PyTorch 2.7. `DistributedDataParallel` needs none of this: it keeps all parameters alike.
+    `DistributedDataParallel` needs none of this: it keeps all parameters alike.
 
     Args:
         model: any module, on its device, before it is sharded; rank 0 of the group gives the values.
