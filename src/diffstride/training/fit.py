@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
@@ -87,6 +88,26 @@ class _Parser(LightningArgumentParser):
         raise UserError(_own_words(ex) or one_line(message)) from ex
 
 
+class _MetricsWriter(ExperimentWriter):
+    """Lightning's, made to keep what is there: a run that is resumed loses no row, however often it is killed."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        if rows := tracking.read_dicts(self.metrics_file_path):
+            self.metrics_keys = list(rows[0])
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's deletes the file that is there."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's empties the file before it writes."""
+        rows = tracking.read_dicts(self.metrics_file_path)
+        with whole(Path(self.metrics_file_path)) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
 class ContinuedCSVLogger(CSVLogger):
     """Lightning's logger, which deletes what it finds, made to go on after the rows of a resumed run."""
 
@@ -95,15 +116,8 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer of `metrics.csv`."""
         if self._experiment is None:
-            file = Path(self.log_dir) / "metrics.csv"
-            aside = file.with_suffix(".aside")
-            if rows := tracking.read_dicts(file):
-                file.replace(aside)
-            writer = super().experiment
-            if rows:
-                aside.replace(file)
-                writer.metrics_keys = list(rows[0])
-        return super().experiment
+            self._experiment = _MetricsWriter(self.log_dir)
+        return self._experiment
 
 
 class _SaveConfig(SaveConfigCallback):
