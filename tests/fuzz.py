@@ -319,6 +319,8 @@ def check(call, device="cpu"):
                 of["stride"] = of["stride"] * jitter
                 if call.options.get("shared"):
                     of["stride"] = of["stride"].sum(keepdims=True)
+        if lost_by_torch(call, x.device.type):
+            del gradients["weight"]
         narrowest = max(call.computed_in, call.dtype, call.parameters, key=TOLERANCE.get)
         errors[narrowest, "gradients"] = max(
             compare(f"gradient of {name}", found, wanted[name], scales[name], narrowest)
@@ -420,6 +422,12 @@ def on_a_kink(call, expected):
     return any(0 < abs(end - round(end)) < 1e-9 for end in ends)
 
 
+def lost_by_torch(call, device):
+    """Whether oneDNN's own gradient of the weight may be garbage: docs/versions.md."""
+    dilated = call.kind == "DiffStrideConv" and max(call.options["dilation"]) > 1
+    return dilated and device == "cpu" and call.computed_in == "bfloat16" and call.weights == "channels_last"
+
+
 def compare(what, found, expected, largest, dtype):
     """The largest difference, relative to the largest that an element might be."""
     found = found.detach().double().cpu().numpy().reshape(np.shape(expected))
@@ -427,7 +435,7 @@ def compare(what, found, expected, largest, dtype):
     difference, scale = np.abs(found - expected).max(initial=0), np.max(largest, initial=0)
     # Where waves are 0 at every sample, all that the naive sums have is their own rounding.
     error = float(difference / scale) if scale > 1e-15 else float(difference)
-    limit = TOLERANCE[dtype]
+    limit = TOLERANCE[dtype] * (8 if what == "gradient of bias" else 1)  # PyTorch adds all its terms in a row
     assert error <= limit, f"{what} is off by {error:.2g} of the largest possible, more than {limit:.2g} of {dtype}"
     return error
 
