@@ -129,6 +129,10 @@ def study_of(content):
     return text("other.yaml", f"base: demo.yaml\n{content}")
 
 
+def table_of(table):
+    return text(f"{TINY}/study.yaml", f"name: tiny\nruns: {{seed0: {{seed: 0}}}}\ntables: [{table}]\n")
+
+
 PICTURES, TINY = "runs/pictures", "runs/tiny"
 LAST, DESCRIBED, RESULT = (f"{PICTURES}/{name}" for name in ("checkpoints/last.ckpt", "config.yaml", "result.json"))
 DONE, ASKED = f"{TINY}/seed0/result.json", f"{TINY}/seed0/request.json"
@@ -260,6 +264,9 @@ CASES = [
     (f"report {PICTURES}", r"metrics.csv is damaged, .*: remove it", binary(f"{PICTURES}/metrics.csv")),
     (f"report {TINY}", r"study.yaml cannot be read .*writes it anew", text(f"{TINY}/study.yaml", "a: [1")),
     (f"report {TINY}", r"study.yaml cannot be read .*writes it anew", text(f"{TINY}/study.yaml", "")),
+    (f"report {TINY}", r"cannot be read .*a table of macs needs columns", table_of("{rows: seed, value: macs}")),
+    (f"report {TINY}", r"cannot be read .*no table has the value mcas", table_of("{rows: a, columns: b, value: mcas}")),
+    (f"report {TINY}", r"study.yaml cannot be read .*'rows'", table_of("{columns: seed}")),
     # demo
     ("demo nowhere.yaml", r"there is no file nowhere.yaml: leave it out, for the one that comes with the package"),
     ("demo folder", r"there is no file folder: leave it out"),

@@ -77,13 +77,20 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     try:
         kept = yaml.safe_load((folder / "study.yaml").read_text())
         runs = {name: dict(axes) for name, axes in kept["runs"].items()}
-        kept |= {"tables": [dict(table) for table in kept.get("tables") or []]}
+        kept |= {"tables": [_asked(**table) for table in kept.get("tables") or []]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)}); "
             "`diffstride study` writes it anew"
         ) from error
     return kept, [row_of(folder, name, axes) for name, axes in runs.items()]
+
+
+def _asked(*, rows: str, columns: str = "", value: str = "accuracy", **more: Any) -> dict[str, Any]:
+    """A table as a study asks for it; raises where it is damaged."""
+    if value != "cutoffs" and (value not in _VALUES or not columns):
+        raise ValueError(f"a table of {value} needs columns" if value in _VALUES else f"no table has the value {value}")
+    return {"rows": rows, "value": value, **({"columns": columns} if columns else {}), **more}
 
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
