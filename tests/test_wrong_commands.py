@@ -226,6 +226,8 @@ CASES = [
     ("study tiny.yaml extra", r"cannot read the argument 'extra': arguments for the runs are given as --NAME VALUE"),
     ("study tiny.yaml --processes two", r"--processes: invalid int value: 'two'"),
     ("study tiny.yaml --processes 0", r"--processes must be at least 1, got 0"),
+    ("study tiny.yaml --name new --ray localhost:1", r"--ray localhost:1: no cluster answers: start one with"),
+    ("study tiny.yaml --name new --ray localhost:x", r"--ray localhost:x: no cluster answers: start one with"),
     ("study tiny.yaml --processes 2 --ray auto", r"--ray: not allowed with argument --processes"),
     ("study tiny.yaml --model.network.widht 3", r"unknown key .*: did you mean model.network.width\?"),
     ("study tiny.yaml --model.network.width x", r"model.network.width must be a whole number, got x"),

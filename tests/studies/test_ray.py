@@ -1,6 +1,5 @@
 """Studies on Ray: the table is that of one process, also when a worker is lost."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,8 +8,6 @@ import time
 
 import pytest
 from test_runner import SLOWER, findings, study
-
-from diffstride.studies.results import read_study
 
 pytest.importorskip("ray")
 # Ray leaves sockets and files to the end of the process, and warns of what a later version will do.
@@ -73,6 +70,4 @@ def test_what_ray_cannot_do_is_said(write, capsys, monkeypatch):
     assert "--ray auto: no cluster answers: start one with `ray start --head`" in capsys.readouterr().err
     assert study(write("large", cpus=4096), "--ray", "local") == 2
     assert "CPUs, but a run takes 4096" in capsys.readouterr().err
-    _, rows = read_study(file.parent / "runs" / "tiny")
-    assert {row.state for row in rows} == {"open"}
-    assert json.loads((file.parent / "runs" / "tiny" / rows[0].name / "request.json").read_text())["cpus"] == 1
+    assert not (file.parent / "runs").exists()

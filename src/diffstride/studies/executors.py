@@ -122,8 +122,8 @@ class Ray:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def __call__(self, folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
-        """Return when all are done or have failed."""
+    def connect(self, *, cpus: int, gpus: float) -> None:
+        """Find the cluster, and see whether it is large enough for a run, before anything is written."""
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -138,6 +138,16 @@ class Ray:
                 f"--ray {self.address}: no cluster answers: start one with `ray start --head`, give its address, or "
                 "give `local`"
             ) from error
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        for name, asked in ("CPU", cpus), ("GPU", gpus):
+            if asked > resources.get(name, 0):
+                ray.shutdown()
+                raise UserError(f"the cluster has {resources.get(name, 0):g} {name}s, but a run takes {asked:g}")
+
+    def __call__(self, folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
+        """Return when all are done or have failed."""
+        import ray
+
         try:
             _on_ray(ray, folders, cpus, gpus)
         finally:
@@ -145,10 +155,6 @@ class Ray:
 
 
 def _on_ray(ray: Any, folders: Sequence[Path], cpus: int, gpus: float) -> None:
-    resources = ray.cluster_resources()
-    for name, asked in ("CPU", cpus), ("GPU", gpus):
-        if asked > resources.get(name, 0):
-            raise UserError(f"the cluster has {resources.get(name, 0):g} {name}s, but a run takes {asked:g}")
     token = uuid.uuid4().hex
     mark = folders[0].parent / f".{token}"
     mark.touch()

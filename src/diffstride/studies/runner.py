@@ -62,6 +62,8 @@ def study(arguments: Sequence[str]) -> None:
         executor = Processes(options.processes)
     elif options.ray:
         executor = Ray(options.ray)
+        if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
+            executor.connect(cpus=plan.cpus, gpus=plan.gpus)
     _make(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
