@@ -27,7 +27,7 @@ test-long: env   ## all tests, the slow ones too
 fuzz: env        ## 20,000 random calls against the naive formulas, from a new seed (ten minutes)
 	$(BIN)/python tests/fuzz.py --out results/fuzz-cpu.json
 
-versions: env    ## the tests with the lowest and newest of each dependency, on several Pythons (hours, 20 GB)
+versions: env    ## the tests with the lowest and newest of each dependency, on several Pythons (half an hour, 30 GB)
 	$(BIN)/python tests/versions.py --out results/versions.json
 
 check: env       ## format, lint, types

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,18 +12,19 @@ import yaml
 
 from diffstride import _check
 from diffstride.data import PlantedBands
+from diffstride.studies.parser import CommandParser, check_file
 from diffstride.studies.results import Row, read_study
 
 
-class Parser(argparse.ArgumentParser):
-    """Of the arguments of a script, whose docstring is given."""
+class Parser(CommandParser):
+    """The commands' own, for a script, whose docstring is given: a mistake ends it with status 2."""
 
-    def __init__(self, doc: str | None) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, doc: str) -> None:
+        super().__init__(Path(sys.argv[0]).name, doc)
 
     def error(self, message: str) -> NoReturn:
-        """Say it in one line, and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {_check.first_words(Exception(message), 400)}\n")
+        with self.mistakes():
+            super().error(message)
 
     @contextlib.contextmanager
     def mistakes(self) -> Iterator[None]:
@@ -30,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         try:
             yield
         except (OSError, ValueError) as error:
-            self.error(str(error))
+            self.exit(2, f"{self.prog}: error: {_check.first_words(error, 400)}\n")
 
 
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -48,9 +50,8 @@ def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
 @_argument
 def output(text: str) -> Path:
     """A file that can be written."""
-    path = _check.target(text)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a file")
+    path = _check.a_path(text)
+    check_file(path)
     return path
 
 
@@ -64,10 +65,9 @@ def torch_device(text: str) -> torch.device:
 @_argument
 def pictures(text: str) -> Path:
     """Pictures that can be written: a path without suffix."""
-    path = _check.target(text)
+    path = _check.a_path(text)
     for suffix in (".png", ".svg"):
-        if path.with_suffix(suffix).is_dir():
-            raise ValueError(f"{path.with_suffix(suffix)} is a folder: give another path")
+        check_file(path.with_suffix(suffix))
     return path
 
 

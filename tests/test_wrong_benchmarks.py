@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from wrong import content, without_bars
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RESULT = {"accuracy": 1.0, "macs": 1, "resampling_macs": 0, "strides": {}, "step_time_ms": 1.0}
@@ -66,7 +67,7 @@ def of_report(script):
         (f"{script} --out", r"argument --out: expected one argument"),
         (f"{script} --out none/x.json", r"argument --out: there is no folder none: make it, or give another path"),
         (f"{script} --out text/x.json", r"argument --out: there is no folder text: make it, or give another path"),
-        (f"{script} --out folder", r"argument --out: folder is a folder: give a file"),
+        (f"{script} --out folder", r"argument --out: folder is a folder: give the path of a file"),
         (f"{script} --out ''", r"argument --out: path must be the name of a file, got ''"),
         (f"{script} --out x.json extra", r"unrecognized arguments: extra"),
         (f"{script} --out x.json --nothing 1", r"unrecognized arguments: --nothing 1"),
@@ -103,7 +104,7 @@ def of_study(script, of):
         (f"{script} torn it", r"torn/run/result\.json is not the result of a run, which has "),
         (f"{script} {of} none/it", r"argument out: there is no folder none: make it, or give another path"),
         (f"{script} {of} it it", r"unrecognized arguments: it"),
-        (f"{script} {of} taken", r"argument out: taken\.png is a folder: give another path"),
+        (f"{script} {of} taken", r"argument out: taken\.png is a folder: give the path of a file"),
     ]
 
 
@@ -155,7 +156,7 @@ def test_every_script_has_cases():
 @pytest.mark.parametrize(("line", "answer"), CASES, ids=[line for line, _ in CASES])
 def test_one_line_names_the_cure_and_nothing_is_written(line, answer, here, monkeypatch, capsys):
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(here.parent / "cache"))
-    before = {path: path.is_file() and path.read_bytes() for path in here.rglob("*")}
+    before = content(here)
     script, *arguments = shlex.split(line)
     path = str(BENCHMARKS / f"{script}.py")
     monkeypatch.setattr(sys, "argv", [path, *arguments])
@@ -164,8 +165,8 @@ def test_one_line_names_the_cure_and_nothing_is_written(line, answer, here, monk
     assert exit.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    error = said.err.lstrip("\n")  # rich before 14.3 ends a progress bar that nobody sees with an empty line there
+    error = without_bars(said.err)
     assert error.count("\n") == 1
     assert error.startswith(f"{script}.py: error: ")
     assert re.search(answer, error), error
-    assert {path: path.is_file() and path.read_bytes() for path in here.rglob("*")} == before
+    assert content(here) == before

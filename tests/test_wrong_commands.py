@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from wrong import content, without_bars
 
 from diffstride.cli import COMMANDS, main
 from diffstride.training.fit import train
@@ -65,21 +66,11 @@ def here(made, tmp_path, monkeypatch):
     return folder
 
 
-def content(folder):
-    """All names below a folder, with the bytes of those that are files."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def errors(capsys):
-    """What was said on stderr; rich before 14.3 ends a progress bar that nobody sees with an empty line there."""
-    return capsys.readouterr().err.lstrip("\n")
-
-
 def refused(line, capsys):
     """The one line that answers a command; the status is 2, and no name and no byte in the folder has changed."""
     before = content(Path())
     assert main(shlex.split(line)) == 2
-    error = errors(capsys)
+    error = without_bars(capsys.readouterr().err)
     assert error.startswith("diffstride: error: ")
     assert error.count("\n") == 1, error
     after = content(Path())
@@ -432,7 +423,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(moment, free, step,
     with full_disk(resource.RLIM_INFINITY), monkeypatch.context() as patch:
         patch.setattr(f"diffstride.training.{moment}", fills)
         assert main(["fit", *RESUME.split()]) == 2
-    error = errors(capsys)
+    error = without_bars(capsys.readouterr().err)
     assert re.search(rf"{answer}: make room, and resume with --ckpt_path last \(step {step}\)", error)
     assert error.count("\n") == 1
     assert not list(Path().rglob("*.tmp"))
@@ -553,7 +544,7 @@ def test_what_is_locked(line, locked, mode, answer, mine, capsys):
     Path(locked).chmod(mode)
     names = sorted(os.walk("."))
     assert main(line.split()) == 2
-    error = errors(capsys)
+    error = without_bars(capsys.readouterr().err)
     assert re.search(answer, error), error
     assert error.count("\n") == 1
     assert sorted(os.walk(".")) == names

@@ -1,4 +1,4 @@
-"""What is asked of every answer to wrong input to a public function: used by tests/test_wrong_*.py."""
+"""What is asked of every answer to wrong input: used by tests/test_wrong_*.py."""
 
 import importlib
 import inspect
@@ -50,6 +50,16 @@ def same(before, after):
     )
 
 
+def content(folder):
+    """All names below a folder, with the bytes of those that are files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def without_bars(said):
+    """What was said on stderr; rich before 14.3 ends a progress bar that nobody sees with an empty line there."""
+    return said.lstrip("\n")
+
+
 def refuses(call, error, message, tmp_path, models):
     """`call` is answered by one line, said by the library itself; nothing is changed, on disk or in `models`.
 
@@ -58,7 +68,7 @@ def refuses(call, error, message, tmp_path, models):
     folder = tmp_path / "folder"
     (folder / "full").mkdir(parents=True)
     (folder / "file").write_bytes(b"what was there")
-    files = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    files = content(tmp_path)
     before = {name: state(model) for name, model in models.items()}
     with pytest.raises(error, match=message) as caught:
         call(*[folder] * len(inspect.signature(call).parameters))
@@ -66,6 +76,6 @@ def refuses(call, error, message, tmp_path, models):
     assert "\n" not in said
     assert len(said) < 400
     assert Path(traceback.extract_tb(caught.value.__traceback__)[-1].filename).is_relative_to(SOURCE)
-    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == files
+    assert content(tmp_path) == files
     for name, model in models.items():
         assert same(before[name], state(model)), f"{name} was changed"

@@ -143,12 +143,8 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
                 continue
             macs = [(_result(row)["macs"] + _result(row)["resampling_macs"]) / 1e6 for row in group]
             low, high = min(macs), max(macs)
-            place = (
-                min(max(fmean(macs), low), high),
-                low,
-                high,
-            )  # the mean of equal floats may lie outside by a rounding
-            point = plotting.Point(_name(group[0].axes, varying), *place, accuracy.mean, accuracy.sd or 0)
+            mean = min(max(fmean(macs), low), high)  # of equal floats it may lie outside by a rounding
+            point = plotting.Point(_name(group[0].axes, varying), mean, low, high, accuracy.mean, accuracy.sd or 0)
             compute.setdefault(series, []).append(point)
             if label in latency:
                 ms, low, high = (latency[label][key] for key in ("ms", "low", "high"))
