@@ -54,9 +54,11 @@ def edit(model: nn.Module, plan: Plan) -> None:
     for site in plan.sites:
         module = modules[site.name]
         layer = _layer(site, plan, next((p.device for p in module.parameters()), device))
-        layer.stride = strides.setdefault(site.group, layer.stride)
+        # Not by assignment, for which accelerate's `init_empty_weights` makes a new parameter each time.
+        layer._parameters["stride"] = shared = strides.setdefault(site.group, layer.stride)
         if site.fused:
             fused = sites.fuse(module, layer)
+            fused._parameters["stride"] = shared
             fused.excess = layer.excess
             _replace(model, module, fused)
         else:

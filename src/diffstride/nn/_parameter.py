@@ -18,6 +18,11 @@ class StrideParameter(nn.Parameter):
 
     _host: tuple[int, tuple[float, ...]] | None = None
 
+    def __new__(cls, data: Tensor, requires_grad: bool = True, **_: Any) -> StrideParameter:
+        """Make a parameter; of another one its values are taken. Accelerate passes the attributes of one as well."""
+        made: StrideParameter = super().__new__(cls, torch.Tensor.detach(data), requires_grad)
+        return made
+
     @property
     def data(self) -> Tensor:
         """The storage without history, as for any tensor."""
@@ -74,10 +79,31 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
     return tuple(entry.item() for entry in stride)
 
 
-def tracked(stride: nn.Parameter) -> StrideParameter:
-    """A plain parameter (from a file, off the meta device) as one that is tracked; the same one for all its owners."""
-    known: StrideParameter | None = getattr(stride, "_tracked", None)
-    if known is None:
-        known = StrideParameter(stride.detach(), stride.requires_grad)
-        stride._tracked = known  # type: ignore[attr-defined]
-    return known
+def carry_over(layer: nn.Module, stride: nn.Parameter | None, successor: StrideParameter | None) -> None:
+    """Keep the stride of `layer` tracked and shared after torch may have put another parameter in its place.
+
+    Moving off the meta device and `load_state_dict(assign=True)` give every layer a parameter of its own. The first
+    layer to be moved notes its new parameter on the old one, which the layers that shared it still have.
+
+    Args:
+        layer: the layer, after the change.
+        stride: its parameter before the change.
+        successor: `successor_of(stride)` before the change: a swap of tensors exchanges their attributes, too.
+    """
+    now = layer._parameters.get("stride")
+    if now is None or type(now) not in (nn.Parameter, StrideParameter):
+        return  # a parametrization or a sharded tensor has its place
+    alike = successor is not None and (successor.device, successor.dtype) == (now.device, now.dtype)
+    if successor is not None and (alike or now.is_meta):
+        now = successor
+    elif not isinstance(now, StrideParameter):
+        now = StrideParameter(now.detach(), now.requires_grad)
+    if stride is not None and stride is not now:
+        stride._successor = now  # type: ignore[attr-defined]
+    layer._parameters["stride"] = now
+
+
+def successor_of(stride: nn.Parameter | None) -> StrideParameter | None:
+    """Return the parameter that has taken the place of `stride` in another layer, if one has."""
+    found: StrideParameter | None = getattr(stride, "_successor", None)
+    return found

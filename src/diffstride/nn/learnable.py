@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffstride import _check, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
-from diffstride.nn._parameter import StrideParameter, host_values, tracked
+from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._watch import refresh_sharers, watch
 
 
@@ -205,23 +205,23 @@ class LearnableStrides(nn.Module):
             narrow = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
             return t.to(new.device) if narrow and id(t) in strides else new
 
+        successor = successor_of(stride)
         super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
-        self._keep_tracked()  # a move off the meta device makes a new parameter
+        carry_over(self, stride, successor)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._sizes = _Sizes()  # a copy is not watched until it is compiled itself
-        self._keep_tracked()
+        stride = self._parameters.get("stride")
+        carry_over(self, stride, successor_of(stride))
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        refresh_sharers(self.stride)
-
-    def _keep_tracked(self) -> None:
         stride = self._parameters.get("stride")
-        if type(stride) is nn.Parameter:  # not where a parametrization or a sharded tensor has its place
-            self.stride = tracked(stride)
+        successor = successor_of(stride)
+        super()._load_from_state_dict(*args)
+        carry_over(self, stride, successor)
+        refresh_sharers(self.stride)
 
     def extra_repr(self) -> str:
         """What differs from the defaults, with the present strides."""
