@@ -153,7 +153,7 @@ class CostModel:
         strides = self._strides()
         if not strides:
             return torch.tensor(float(self.count()))
-        cost: Tensor = OnHost.apply(*self.gradient(), *strides)  # type: ignore[no-untyped-call]
+        cost: Tensor = OnHost.apply(*self.gradient(), *strides.values())  # type: ignore[no-untyped-call]
         return cost
 
     def gradient(self) -> Gradient:
@@ -164,8 +164,9 @@ class CostModel:
         """What the exact cost would be with one size a sample smaller or larger."""
         return list(self._settled().neighbours())
 
-    def _strides(self) -> list[nn.Parameter]:
-        return [layer.stride for _, layer in learnable_layers(self.model)]
+    def _strides(self) -> dict[int, Tensor]:
+        """The strides by `stride_id`."""
+        return {layer.stride_id: layer.stride for _, layer in learnable_layers(self.model)}
 
     def count(self) -> int:
         """The exact cost at the sizes now in use."""
@@ -198,7 +199,7 @@ class CostModel:
 
     def most(self) -> int:
         """The cost at the smallest strides that bounds and maps allow."""
-        return self._count(lambda layer: (1.0,) * layer.ndim if layer.stride.requires_grad else in_use(layer))
+        return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else in_use(layer))
 
     def budget(self, amount: float, of: Literal["original", "start", "absolute"] = "original") -> Budget:
         """A loss term that holds the cost at a budget.
@@ -213,7 +214,7 @@ class CostModel:
         """
         _check.one_of("of", of, ("original", "start", "absolute"))
         _check.per_axis("amount", amount, 1)
-        if not any(stride.requires_grad for stride in self._strides()):
+        if not any(layer.learns_strides for _, layer in learnable_layers(self.model)):
             raise ValueError(
                 f"model must have learnable strides to meet a budget, got none in {type(self.model).__name__}"
             )
@@ -301,8 +302,8 @@ class Budget(nn.Module):
         Args:
             lr: the strides' learning rate in the step to come, where a schedule changes it: only its changes count.
         """
-        parameters = [layer.stride for _, layer in learnable_layers(self.cost.model)]
-        strides = torch.cat([p.detach().to("cpu", torch.float64) for p in parameters])
+        raw = self.cost._strides()
+        strides = torch.cat([stride.detach().to("cpu", torch.float64) for stride in raw.values()])
         value, grads, room = self.cost.gradient()
         miss = self.miss()
         # Strides that cannot go where the cost is to go are left out.
@@ -323,7 +324,7 @@ class Budget(nn.Module):
             push = (multiplier + self.rate * miss / speed) * along
         else:
             push = multiplier * along
-            at = sum(p.numel() for p in itertools.takewhile(lambda p: p is not last_step.parameter, parameters))
+            at = sum(raw[i].numel() for i in itertools.takewhile(lambda i: i != last_step.stride_id, raw))
             at += last_step.entry
             push[at] += self.rate * (strides[at] - last_step.stride) / speed
         # No step should move a stride by more than a tenth, wherever the cost is flat.
@@ -334,8 +335,8 @@ class Budget(nn.Module):
             # Momentum moves strides by the pushes of some ten steps; without, it takes that long to learn of it.
             pushes = 0.9 * self.last[1].nan_to_num().cpu() + 0.1 * lr * push
             self.last.copy_(torch.stack([strides, pushes]))
-        sizes = [p.numel() for p in parameters]
-        term: Tensor = OnHost.apply(miss**2 / 2, push.split(sizes), room, *parameters)  # type: ignore[no-untyped-call]
+        parts = torch.split(push, [stride.numel() for stride in raw.values()])
+        term: Tensor = OnHost.apply(miss**2 / 2, parts, room, *raw.values())  # type: ignore[no-untyped-call]
         return term
 
     def _last_step(self, miss: float) -> Neighbour | None:

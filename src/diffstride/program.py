@@ -87,7 +87,7 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         spatial = trace.shape(x)[-layer.ndim :]  # type: ignore[index]
         current = layer.output_size([session.value(n) for n in spatial])
         sizes = [session.size((len(records), i), n) for i, n in enumerate(current)]
-        learning = torch.is_grad_enabled() and layer.stride.requires_grad
+        learning = torch.is_grad_enabled() and layer.learns_strides
         weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
         # Where the convolution comes first, it is the one to save the input.
         resampled_first = folded_axes(layer, [session.value(n) for n in spatial], current) > 0
@@ -116,7 +116,7 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
 class Neighbour(NamedTuple):
     """A stride at which one size is another, and the exact cost there."""
 
-    parameter: nn.Parameter
+    stride_id: int
     entry: int
     stride: float
     cost: int
@@ -167,16 +167,17 @@ class Program:
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
             for axis, (n, size) in enumerate(zip(sampled(layer, spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
-                if (id(layer.stride), entry) in seen or not layer.stride.requires_grad:
+                if (layer.stride_id, entry) in seen or not layer.learns_strides:
                     continue
-                seen.add((id(layer.stride), entry))
+                seen.add((layer.stride_id, entry))
                 for step in (-1, 1):
                     # Half-way between the strides at which the size changes: one is rounded down, the other up.
                     relaxed = size + step - margin + (0.5 if margin else -0.5)
                     if relaxed > 0:
                         stride = (n + layer.excess[axis]) / relaxed
                         moved = [stride if i == axis or layer.shared else s for i, s in enumerate(in_use(layer))]
-                        yield Neighbour(layer.stride, entry, stride, self.count(_instead(layer.stride, moved)))
+                        cost = self.count(_instead(layer.stride_id, moved))
+                        yield Neighbour(layer.stride_id, entry, stride, cost)
 
     def by_module(self) -> dict[str, int]:
         """Multiply-accumulates by module, at the sizes of the trace."""
@@ -220,11 +221,11 @@ class Program:
 
     def largest_strides(self) -> Strides:
         """The largest that bounds and maps allow, of every layer such that the rest still runs."""
-        learned = [r.layer.stride for r in self.records if r.layer.stride.requires_grad]
-        chosen: dict[int, list[float]] = {id(stride): [1.0] * len(stride) for stride in learned}
+        learned = [r.layer for r in self.records if r.layer.learns_strides]
+        chosen: dict[int, list[float]] = {layer.stride_id: [1.0] * len(layer.stride) for layer in learned}
 
         def strides(layer: LearnableStrides) -> tuple[float, ...]:
-            values = tuple(chosen.get(id(layer.stride), in_use(layer)))
+            values = tuple(chosen.get(layer.stride_id, in_use(layer)))
             return values * layer.ndim if len(values) < layer.ndim else values
 
         for values in chosen.values():  # in the order of the calls
@@ -249,20 +250,25 @@ class Program:
             yield batch, spatial, new
             values += new
 
-    def gradient(self, strides: Sequence[Tensor]) -> Gradient:
-        """The relaxed cost and its gradient with respect to the parameters of the layers, in float64 on the host."""
-        room = {id(p): torch.zeros(2, p.numel(), dtype=torch.bool) for p in strides}
+    def gradient(self, strides: Mapping[int, Tensor]) -> Gradient:
+        """Return the relaxed cost and its gradient with respect to the strides, in float64 on the host.
+
+        Args:
+            strides: the layers' strides by `stride_id`.
+        """
+        room = {i: torch.zeros(2, stride.numel(), dtype=torch.bool) for i, stride in strides.items()}
+        learned = {record.layer.stride_id for record in self.records if record.layer.learns_strides}
         with torch.enable_grad():
-            leaves = [stride.detach().to("cpu", torch.float64).requires_grad_() for stride in strides]
-            cost = self._relaxed({id(p): leaf for p, leaf in zip(strides, leaves, strict=True)}, room)
+            leaves = {i: stride.detach().to("cpu", torch.float64).requires_grad_() for i, stride in strides.items()}
+            cost = self._relaxed(leaves, room)
             if cost.requires_grad:
-                grads = torch.autograd.grad(cost, leaves, allow_unused=True, materialize_grads=True)
+                grads = torch.autograd.grad(cost, [*leaves.values()], allow_unused=True, materialize_grads=True)
             else:  # layers that never run
-                grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
-        return Gradient(cost.item(), list(grads), [room[id(p)] & p.requires_grad for p in strides])
+                grads = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
+        return Gradient(cost.item(), list(grads), [can_move & (i in learned) for i, can_move in room.items()])
 
     def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor]) -> Tensor:
-        """The relaxed cost; `strides` by the id of the layers' parameters, in float64, and likewise `room`."""
+        """Return the relaxed cost; `strides` are by `stride_id`, in float64, and so is `room`."""
         values: list[Any] = []
         exact: list[int] = []
         own: Any = 0
@@ -270,13 +276,13 @@ class Program:
             layer = record.layer
             (batch, *spatial), (_, *whole) = evaluate(*values), evaluate(*exact)
             new_whole = _new_sizes(layer, whole, in_use(layer))
-            stride = strides[id(layer.stride)].expand(layer.ndim)
+            stride = strides[layer.stride_id].expand(layer.ndim)
             seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.excess, strict=True)
             new = []
             for axis, (n, whole_n, s, more) in enumerate(seen):
                 size, moves = _relaxed_size(layer, n + more, whole_n + more, s)
                 new.append(size)
-                room[id(layer.stride)][:, 0 if layer.shared else axis] |= moves
+                room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
             own = own + self._own(record, batch, spatial, new, whole, new_whole)
             values += new
             exact += new_whole
@@ -392,9 +398,9 @@ class _Resampling(NamedTuple):
         return waves * (last - first) + outside, length, kernel * new
 
 
-def _instead(parameter: nn.Parameter, strides: Sequence[float]) -> Any:
-    """The strides in use, but for layers with this parameter."""
-    return lambda layer: strides if layer.stride is parameter else in_use(layer)
+def _instead(stride_id: int, strides: Sequence[float]) -> Any:
+    """Return a function that gives layers of this `stride_id` other strides than those in use."""
+    return lambda layer: strides if layer.stride_id == stride_id else in_use(layer)
 
 
 def by_module(session: Session) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The parameter of strides: shared strides stay shared wherever torch makes new parameters."""
+"""The parameter of strides: shared strides stay shared wherever torch makes new parameters; parametrizations work."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ import accelerate
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import diffstride as ds
 
@@ -101,3 +102,86 @@ def test_layers_that_part_stay_apart():
     model.b.stride = nn.Parameter(torch.tensor([4.0, 4.0]))
     model = under(OVERWRITE, lambda: model.double())()
     assert (model.a.strides, model.b.strides) == ((2.0, 2.0), (4.0, 4.0))
+
+
+class Logarithm(nn.Module):
+    """The parametrization `S = exp(raw)`."""
+
+    def forward(self, raw):
+        return raw.exp()
+
+    def right_inverse(self, stride):
+        return stride.log()
+
+
+class Scaled(nn.Module):
+    """A parametrization with a parameter of its own that cannot be inverted."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, raw):
+        return self.scale * raw
+
+
+def network(parametrization=None):
+    torch.manual_seed(0)
+    layers = ds.DiffStride2d(2.0, window="inner"), ds.DiffStrideConv2d(4, 4, 3, 2.0, padding=1, window="inner")
+    if parametrization is not None:
+        for layer in layers:
+            parametrize.register_parametrization(layer, "stride", parametrization())
+    return nn.Sequential(nn.Conv2d(3, 4, 3), layers[0], nn.Conv2d(4, 4, 3, padding=1), layers[1], nn.Conv2d(4, 2, 3))
+
+
+@pytest.mark.parametrize(("kind", "chain"), [(Logarithm, 2.0), (Scaled, 1.0)])
+def test_a_parametrized_stride_has_the_cost_of_a_plain_one_and_its_gradient_by_the_chain_rule(kind, chain):
+    plain, model = network(), network(kind)
+    costs = [ds.CostModel(each, X) for each in (plain, model)]
+    terms = [torch.stack([cost(), 1e6 * cost.budget(0.8)()]) for cost in costs]
+    torch.testing.assert_close(*terms)
+    for term in terms:
+        term.sum().backward()
+    for i in (1, 3):
+        raw = model[i].parametrizations.stride.original
+        torch.testing.assert_close(raw.grad, chain * plain[i].stride.grad)
+    assert [cost.count() for cost in costs] == [cost.start() for cost in costs]
+    assert (costs[0].least(), costs[0].most()) == (costs[1].least(), costs[1].most())
+
+
+@pytest.mark.parametrize("kind", [Logarithm, Scaled])
+def test_no_part_of_a_parametrized_stride_decays_or_loses_precision(kind):
+    model = network(kind)
+    strides = {name for name, _ in model.named_parameters() if "stride" in name}
+    names = {p: name for name, p in model.named_parameters()}
+    *_, group = ds.param_groups(model, 0.1, weight_decay=0.5)
+    assert (group["name"], group["weight_decay"]) == ("strides", 0.0)
+    assert {names[p] for p in group["params"]} == strides
+    model.half()
+    assert {p.dtype for name, p in model.named_parameters() if name in strides} == {torch.float32}
+
+
+def test_strides_are_reset_and_clamped_through_a_parametrization():
+    model = network(Logarithm)
+    with torch.no_grad():
+        for i in (1, 3):
+            model[i].parametrizations.stride.original.fill_(-1.0)
+    ds.clamp_strides_(model)
+    torch.testing.assert_close(model[1].parametrizations.stride.original, torch.zeros(2))
+    model[3].reset_parameters()
+    torch.testing.assert_close(model[3].parametrizations.stride.original, torch.full((2,), 2.0).log())
+
+
+def test_a_reset_that_a_parametrization_does_not_allow_is_refused_and_changes_nothing():
+    model = network(Scaled)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^stride must have a parametrization with right_inverse .* got Scaled$"):
+        model[3].reset_parameters()
+    ds.clamp_strides_(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_explorations_move_parametrized_strides_too():
+    model = network(Logarithm)
+    ds.Jitter(sigma=0.5).set_strides(model, 0, 10)
+    assert all(model[i].is_jittered for i in (1, 3))

@@ -13,6 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class HasSizes(Protocol):
     """A layer whose sizes follow from a parameter."""
 
+    @property
+    def stride_id(self) -> int:
+        """The same for layers that share a stride."""
+
     def refresh_sizes(self) -> None:
         """Settle them anew."""
 
@@ -38,8 +42,8 @@ def _refresh(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             layer.refresh_sizes()
 
 
-def refresh_sharers(stride: torch.Tensor) -> None:
-    """Refresh every watched layer that has this stride."""
-    for layer in list(_watched):
-        if layer.stride is stride:
-            layer.refresh_sizes()
+def refresh_sharers(layer: HasSizes) -> None:
+    """Refresh every watched layer that has the stride of this one."""
+    for other in list(_watched):
+        if other.stride_id == layer.stride_id:
+            other.refresh_sizes()

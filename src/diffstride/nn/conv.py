@@ -152,7 +152,7 @@ class DiffStrideConvNd(LearnableStrides):
             TypeError: other modules than these.
             ValueError: a convolution that is strided, a layer with another number of axes.
         """
-        if not is_plain_convolution(conv) or not isinstance(layer, DiffStrideNd):
+        if not is_plain_convolution(conv) or not isinstance(layer, DiffStrideNd) or "stride" not in layer._parameters:
             raise TypeError(
                 "conv and layer must be a plain nn.Conv (no forward of its own, hooks or parametrizations) and a "
                 f"DiffStride, got {type(conv).__name__}, {type(layer).__name__}"
@@ -173,11 +173,11 @@ class DiffStrideConvNd(LearnableStrides):
 
     def reset_parameters(self) -> None:
         """Draw weight and bias as PyTorch's convolutions do, and set the strides back to the initial ones."""
+        self.reset_strides()
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
-        self.reset_strides()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and downsample `x`."""

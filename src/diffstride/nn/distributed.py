@@ -35,7 +35,11 @@ def replicate_strides(model: nn.Module, group: dist.ProcessGroup | None = None) 
         raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {_check.shown(group)}")
     if not dist.is_initialized():
         raise ValueError("group must be initialized, got none: call torch.distributed.init_process_group first")
-    found: dict[str, Tensor] = {name: layer.stride for name, layer in learnable_layers(model)}
+    found: dict[str, Tensor] = {
+        f"{name}.{i}" if i else name: stride
+        for name, layer in learnable_layers(model)
+        for i, stride in enumerate(layer.stride_parameters)
+    }
     for name, stride in found.items():
         if stride.is_meta:
             raise ValueError(f"the stride of {name} must have values, got none on the meta device: use to_empty first")

@@ -67,7 +67,7 @@ class Exploration(ABC):
         progress = _check.whole("step", step, 0) / (self.until * _check.positive_int("steps", steps))
         factors = {}
         if progress < 1:
-            layers = [(name, layer) for name, layer in learnable_layers(model) if layer.stride.requires_grad]
+            layers = [(name, layer) for name, layer in learnable_layers(model) if layer.learns_strides]
             for place, (name, layer) in enumerate(layers):
                 strides = layer.strides[: len(layer.stride)]
                 _check.finite_strides("stride", strides, owner=layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 import torch
@@ -83,9 +84,36 @@ class LearnableStrides(nn.Module):
 
     def reset_strides(self) -> None:
         """Set the strides back to those that the layer was constructed with."""
-        with torch.no_grad():
-            self.stride.copy_(torch.tensor(self._initial, dtype=self.stride.dtype))
-        refresh_sharers(self.stride)
+        self.write_strides(torch.tensor(self._initial, dtype=torch.float64))
+
+    @torch.no_grad()
+    def clamp_strides_(self) -> None:
+        """Project the raw strides to `bounds`; leave those of a parametrization that cannot be set."""
+        lower, upper = self.bounds
+        if "stride" in self._parameters:
+            self.stride.clamp_(min=lower, max=upper)
+        else:
+            with suppress(ValueError):
+                self.write_strides(self.stride.clamp(min=lower, max=upper))
+
+    @torch.no_grad()
+    def write_strides(self, values: Tensor) -> None:
+        """Set the raw strides, through the parametrization where there is one.
+
+        Raises:
+            ValueError: a parametrization of `stride` that has no `right_inverse`.
+        """
+        if "stride" in self._parameters:
+            self.stride.copy_(values)
+        else:
+            try:
+                self.stride = values.to(self.stride)  # type: ignore[assignment]  # as torch's parametrizations take it
+            except (NotImplementedError, RuntimeError) as error:
+                kinds = ", ".join(type(part).__name__ for part in self._modules["parametrizations"]["stride"])  # type: ignore[index]
+                raise ValueError(
+                    f"stride must have a parametrization with right_inverse to be set, got {kinds}"
+                ) from error
+        refresh_sharers(self)
 
     @property
     def initial_strides(self) -> tuple[float, ...]:
@@ -187,6 +215,20 @@ class LearnableStrides(nn.Module):
         return self._jitter is not None and self.training  # not the numbers, on which a compiled graph would depend
 
     @property
+    def stride_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the strides are made of: `stride` itself, or those of its parametrization."""
+        own = self._parameters.get("stride")
+        if own is not None:
+            return [own]
+        parametrizations = self._modules.get("parametrizations")
+        return [] if parametrizations is None else list(parametrizations["stride"].parameters())  # type: ignore[index]
+
+    @property
+    def learns_strides(self) -> bool:
+        """Whether a gradient can change the strides."""
+        return any(parameter.requires_grad for parameter in self.stride_parameters)
+
+    @property
     def stride_id(self) -> int:
         """The same for layers that share a stride, and for these only."""
         return id(self._parameters.get("stride", self))  # a parametrization makes another tensor at every look
@@ -198,7 +240,7 @@ class LearnableStrides(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; a stride stays float32 where a model goes to half precision."""
         stride = self._parameters.get("stride")
-        strides = [id(self._jitter)] if stride is None else [id(stride), id(stride.grad), id(self._jitter)]
+        strides = {id(t) for p in self.stride_parameters for t in (p, p.grad)} | {id(self._jitter)}
 
         def keep_wide(t: Tensor) -> Tensor:
             new = fn(t)
@@ -221,7 +263,7 @@ class LearnableStrides(nn.Module):
         successor = successor_of(stride)
         super()._load_from_state_dict(*args)
         carry_over(self, stride, successor)
-        refresh_sharers(self.stride)
+        refresh_sharers(self)
 
     def extra_repr(self) -> str:
         """What differs from the defaults, with the present strides."""

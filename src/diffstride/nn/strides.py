@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffstride import _check
@@ -37,16 +36,15 @@ def strides(model: nn.Module) -> dict[str, tuple[float, ...]]:
     return {name: layer.strides for name, layer in learnable_layers(model)}
 
 
-@torch.no_grad()
 def clamp_strides_(model: nn.Module) -> None:
     """Project every raw stride to its layer's `bounds`, in place. Call it after each optimiser step.
 
     Forward passes clamp what they use, not the parameter; without the projection a raw value could run far away from
-    the bounds and would take long to come back.
+    the bounds and would take long to come back. A stride with a parametrization is set through its `right_inverse`; one
+    without that is left as it is.
     """
     for _, layer in all_layers(model):
-        lower, upper = layer.bounds
-        layer.stride.clamp_(min=lower, max=upper)
+        layer.clamp_strides_()
     refresh_sizes(model)
 
 
@@ -84,7 +82,7 @@ def param_groups(
     for name, value in given.items():
         one = isinstance(value, Tensor) and value.numel() == 1  # torch's optimisers take such rates
         _check.not_negative(name, value.item() if one else value)
-    stride_ids = {id(layer.stride) for _, layer in learnable_layers(model)}
+    stride_ids = {id(p) for _, layer in learnable_layers(model) for p in layer.stride_parameters}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"model must have trainable parameters, got none in {type(model).__name__}")
