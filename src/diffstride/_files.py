@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,10 @@ PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, er
 def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what is written there replaces `path` in one move at the end.
 
-    Where writing fails, what was there stays, and the error has the name of the file.
+    Where writing fails, what was there stays, and the error has the name of the file. Two writers of one file do not
+    meet: each has a temporary file of its own, and the last one to finish wins.
     """
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         yield unfinished
         unfinished.replace(path)
@@ -37,9 +39,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never there by halves."""
+    """Write a file so that it is never there by halves. A surrogate, which UTF-8 has not, becomes its escape."""
     with whole(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def trouble(error: OSError, path: str | Path | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from diffstride import __version__
 from diffstride._check import UserError, WorkError, did_you_mean
 from diffstride._files import DISK_ERRORS, PATH_ERRORS, trouble
+from diffstride._text import printable
 
 # Name: module, function, what it does.
 COMMANDS = {
@@ -32,6 +34,9 @@ commands:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0 when done, 2 for a user's mistake, 1 where the work failed."""
+    for stream in sys.stdout, sys.stderr:  # a terminal that lacks a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = arguments[0] if arguments else ""
     if name == "--version":
@@ -71,7 +76,7 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 def _fail(error: Exception | str, status: int) -> int:
     if os.environ.get("DIFFSTRIDE_TRACEBACK"):
         traceback.print_exc()
-    print(f"diffstride: error: {error}", file=sys.stderr)
+    print(f"diffstride: error: {printable(error)}", file=sys.stderr)
     return status
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffstride import _check
 from diffstride._check import UserError
 from diffstride._files import PATH_ERRORS, trouble, whole
+from diffstride._text import csv_cell
 from diffstride.nn.strides import learnable_layers
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -116,7 +117,7 @@ def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
         writer = csv.writer(file)
         if new:
             writer.writerow(StrideRow._fields)
-        writer.writerows((r.step, r.layer, r.axis, f"{r.stride:.6g}", r.size) for r in rows)
+        writer.writerows((r.step, csv_cell(r.layer), csv_cell(r.axis), f"{r.stride:.6g}", r.size) for r in rows)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`diffstride predict`: the classes of files are those that the network gives to the same samples of its data."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -227,6 +228,69 @@ def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
     PIL.Image.new("RGB", (20, 16)).save(tmp_path / "wide.png")
     assert main(["predict", str(run), str(tmp_path / "wide.png")]) == 1
     assert "it is 3×16×20 but the network was trained on 3×16×16" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def hostile(caches, tmp_path_factory):
+    """A run whose classes are called `größe` and `=1+1`, and pictures whose names are not for a terminal."""
+    folder = tmp_path_factory.mktemp("hostile")
+    names = (
+        "0.png",
+        "\x1b[2Jcleared.png",
+        "b\nforged.png: dog 1.000",
+        "c\rback.png",
+        "=1+1.png",
+        os.fsdecode(b"\xff.png"),
+    )
+    for split in ("train", "test"):
+        for label in ("größe", "=1+1"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+    (folder / "new").mkdir()
+    for name in names:
+        shutil.copy(folder / "test" / "größe" / "0.png", folder / "new" / name)
+    (folder / "new" / "\x1b[31mbroken\n.png").write_text("no picture")
+    data = {"class_path": "ImageData", "init_args": {"path": str(folder), "batch_size": 4}}
+    network = {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
+    return trained(folder / "runs", data, network), folder / "new", len(names)
+
+
+def test_a_hostile_name_is_one_line_whose_escapes_are_seen(hostile, capsys):
+    run, files, readable = hostile
+    assert main(["predict", str(run), str(files), "--top", "2"]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert len(lines) == readable
+    assert len(printed.err.splitlines()) == 2  # the broken file, and how many there were
+    assert all(line.isprintable() for line in [*lines, *printed.err.splitlines()])
+    assert "\\x1b[31mbroken\\n.png: not a readable" in printed.err
+
+
+def test_a_hostile_name_is_one_cell_and_no_formula(hostile, tmp_path, monkeypatch, capsys):
+    run, files, readable = hostile
+    monkeypatch.chdir(files)
+    target = tmp_path / "found.csv"
+    assert main(["predict", str(run), *os.listdir(), "--top", "2", "--csv", str(target)]) == 1
+    lines = target.read_text().splitlines()
+    assert len(lines) == 1 + 2 * readable + 1
+    assert all(line.isprintable() for line in lines)
+    found = list(csv.reader(lines))
+    assert {len(row) for row in found} == {6}
+    assert not any(cell.startswith(("=", "+", "@")) for row in found for cell in row)
+    assert {row[3] for row in found[1:]} == {"größe", "'=1+1", ""}
+
+
+def test_a_terminal_that_lacks_characters_is_given_escapes(hostile, monkeypatch):
+    run, files, _ = hostile
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["predict", str(run), str(files / "0.png"), str(files / "=1+1.png")]) == 0
+    out.flush()
+    lines = out.buffer.getvalue().decode("ascii").splitlines()
+    assert len(lines) == 2
+    assert all("gr\\xf6\\xdfe" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,26 @@ def test_what_is_no_study_is_said(tmp_path):
     (tmp_path / "study.yaml").write_text("runs: 3")
     with pytest.raises(UserError, match="is not the folder of a study"):
         read_study(tmp_path)
+
+
+def test_hostile_values_stay_in_their_cells(tmp_path):
+    """Values of a study's axes and errors of libraries, in a table for spreadsheets and in one for Markdown."""
+    values = ["=1+1", "a|b", "a\nb", "a\rb", "\x1b[2J", "<script>", "\udcff", -1]
+    runs = {f"run{i}": {"method": "conv", "value": value} for i, value in enumerate(values)}
+    study = {"name": "s", "question": "\udcff?", "runs": runs, "tables": [{"rows": "value", "columns": "method"}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    for name in runs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "failed.json").write_text(json.dumps({"error": "=bad\rline\nof | cells"}))
+    write_tables(tmp_path)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    found = list(csv.reader(lines))
+    assert len(lines) == len(found) == 1 + len(values)
+    assert all(line.isprintable() for line in lines)
+    assert {len(row) for row in found} == {len(found[0])}
+    assert not any(cell.startswith(("=", "+", "@")) for row in found for cell in row)
+    assert found[-1][3] == "-1"
+    table = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == (2 + len(values) + 1) + (2 + len(values))
+    assert {len(line.replace("\\|", "").split("|")) for line in table[: 3 + len(values)]} == {4}
+    assert not any("<script" in line for line in table)

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 from kornia.filters import BlurPool2D
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +35,7 @@ import diffstride as ds
 from diffstride._check import UserError, did_you_mean
 from diffstride._files import write_whole
 from diffstride.models import ResNet
+from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser, check_file
 from diffstride.studies.peers import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
 from diffstride.training.callbacks import provenance
@@ -510,13 +511,13 @@ def _memory(row: Row) -> str:
     return f"{row['peak_mb']:.3g} MB" if row["name"] == row["reference"] else f"{row['peak_ratio']:.2f}"
 
 
-def _print(console: Console, sheet: Sheet) -> None:
+def _print(console: PlainConsole, sheet: Sheet) -> None:
     table = Table(title=sheet.title)
     for i, heading in enumerate(sheet.header):
         table.add_column(heading, justify="right" if i else "left")
     for dtype, rows in sheet.sections.items():
         table.add_section()
-        table.add_row(f"[bold]{dtype}")
+        table.add_row(Text(dtype, style="bold"))
         for row in rows:
             table.add_row(*row)
     console.print(table)
@@ -541,15 +542,13 @@ def bench(arguments: Sequence[str]) -> None:
     cases = list(calibration(settings)) if options.calibrate else [c for name in suites for c in SUITES[name](settings)]
 
     # Tables have their own width where the output is no terminal.
-    console = Console(width=max(120, Console().width))
+    console = PlainConsole(width=120)
     malloc = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
     if settings.device.type == "cpu" and not ALLOCATOR.keys() <= malloc.keys():
         advice = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
-        console.print(
+        console.say(
             "Large maps on a CPU lose up to half their time to page faults; the allocator's settings are recorded. "
-            f"Better: {advice} diffstride bench",
-            soft_wrap=True,
-            highlight=False,
+            f"Better: {advice} diffstride bench"
         )
     rows: list[Row] = []
     missing: list[Row] = []
@@ -580,7 +579,7 @@ def bench(arguments: Sequence[str]) -> None:
     if options.calibrate:
         report["crossover"] = crossovers(rows)
         literal = ", ".join(f"torch.{dtype}: {length}" for dtype, length in report["crossover"].items())
-        console.print(f"For diffstride.backends: DENSE_UP_TO = {{{literal}}}", soft_wrap=True, highlight=False)
+        console.say(f"For diffstride.backends: DENSE_UP_TO = {{{literal}}}")
     if options.out:
         write_whole(options.out, json.dumps(report, indent=1) + "\n")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
@@ -20,6 +19,7 @@ from diffstride._files import write_whole
 from diffstride.data import PlantedBands
 from diffstride.models import TinyCNN
 from diffstride.nn import DiffStride2d
+from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser
 from diffstride.training.fit import FitCLI, parse, train
 
@@ -71,7 +71,7 @@ def demo(arguments: Sequence[str]) -> None:
         raise UserError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
     folder = Path(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
-    console = Console()
+    console = PlainConsole()
     runs = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -91,7 +91,7 @@ def demo(arguments: Sequence[str]) -> None:
     write_whole(folder / "results.json", json.dumps(rows, indent=1) + "\n")
     _print(runs, console)
     _draw(runs, folder)
-    console.print(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
+    console.say(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
 
 
 def _train(arguments: Sequence[str]) -> FitCLI:
@@ -102,7 +102,7 @@ def _train(arguments: Sequence[str]) -> FitCLI:
     return cli
 
 
-def _print(runs: Sequence[Run], console: Console) -> None:
+def _print(runs: Sequence[Run], console: PlainConsole) -> None:
     table = Table(title="Planted bands: one stride to learn, and the right one known")
     table.add_column("method")
     for heading in ("start", "end", "accuracy", "MACs/image", "time"):
@@ -122,10 +122,11 @@ def _print(runs: Sequence[Run], console: Console) -> None:
     console.print(table)
     data = _data(runs[0])
     b, (height, width) = data.band, _stride_limits(runs).values()
-    console.print(
+    console.say(
         f"The class sits at up to {b[0]} cycles along the height and {b[1]} along the width, where strides up to "
-        f"({height[0]:g}, {width[0]:g}) keep it whole.\nOne lost axis leaves an accuracy of 0.5, two leave 0.25."
+        f"({height[0]:g}, {width[0]:g}) keep it whole."
     )
+    console.say("One lost axis leaves an accuracy of 0.5, two leave 0.25.")
 
 
 def _draw(runs: Sequence[Run], folder: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from diffstride.export import (
 )
 from diffstride.nn import learnable_layers, strides
 from diffstride.studies.bench import WARMUP, Contestant, alternate
+from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser, by, check_new_file
 from diffstride.tracking import InputSizes
 from diffstride.training.callbacks import provenance
@@ -83,7 +83,7 @@ def export(arguments: Sequence[str]) -> None:
     """Load the run, write the file, print what was learned, measure."""
     options = _options(arguments)
     (require_onnx if options.target.suffix == ".onnx" else require_safetensors)()
-    console = Console(width=max(100, Console().width))
+    console = PlainConsole(width=100)
     with console.status("loading the run"), quiet():
         run = load_run(options.run)
         known = _known(options.run, options.input)
@@ -97,15 +97,13 @@ def export(arguments: Sequence[str]) -> None:
     if options.target.suffix == ".safetensors":
         path = to_safetensors(run.network, options.target, metadata)
         size = f"{path.stat().st_size / 1e6:.3g} MB"
-        console.print(f"{path}: {size}, weights and strides as trained", soft_wrap=True, highlight=False)
+        console.say(f"{path}: {size}, weights and strides as trained")
         return
     with console.status(f"writing {options.target}"):
         written = to_onnx(run.network, example, options.target, metadata)
-    console.print(
+    console.say(
         f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(example.shape[1:])}; on random inputs "
-        f"onnxruntime differs from the network by {written.error:.0e}, relative",
-        soft_wrap=True,
-        highlight=False,
+        f"onnxruntime differs from the network by {written.error:.0e}, relative"
     )
     if (repeats := REPEATS if options.repeats is None else options.repeats) > 0:
         _compare(run, written, example, repeats, console)
@@ -170,7 +168,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
 # Latency
 
 
-def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: Console) -> None:
+def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
     """Measure, and print the table."""
     contenders = [
         Contender("as trained", "PyTorch", _eager(run.network, example)),
@@ -208,13 +206,11 @@ def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console
         )
     console.print(table)
     if isinstance(strided, str):
-        console.print(f"No strided model beside it: {strided}.", soft_wrap=True, highlight=False)
+        console.say(f"No strided model beside it: {strided}.")
     facts = provenance(example.device)
-    console.print(
+    console.say(
         f"{repeats} repeats in turns, on {facts['hardware']}; torch {version('torch')}, "
-        f"onnxruntime {version('onnxruntime')}.",
-        soft_wrap=True,
-        highlight=False,
+        f"onnxruntime {version('onnxruntime')}."
     )
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from diffstride._check import UserError, WorkError
 from diffstride._files import whole
+from diffstride._text import csv_cell, printable
 from diffstride.data import ClassificationData, DataError, MultiTask
 from diffstride.data.base import mean_of_views
+from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser, by, check_new_file
 from diffstride.training.fit import quiet
 from diffstride.training.saved import load_data, load_run
@@ -110,7 +111,7 @@ def predict(arguments: Sequence[str]) -> None:
     files = list(dict.fromkeys(_files(options.files)))
     with quiet():
         predictor = Predictor(options.run, options.top, "cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     unread = 0
     with ExitStack() as stack:
@@ -132,18 +133,18 @@ def predict(arguments: Sequence[str]) -> None:
                     readable[file] = predictor.read(file)
                 except DataError as error:
                     unread += 1
-                    console.print(str(error), soft_wrap=True, highlight=False, markup=False)
+                    console.say(str(error))
                     if rows is not None:
-                        rows.writerow([file, "", "", "", "", error])
+                        rows.writerow(map(csv_cell, [file, "", "", "", "", error]))
             found = predictor(readable) if readable else []
             if rows is not None:
-                rows.writerows([*prediction, ""] for prediction in found)
+                rows.writerows(map(csv_cell, [*prediction, ""]) for prediction in found)
             else:
                 for line in _lines(found):
-                    print(line)
+                    print(printable(line))
             progress.advance(task, len(batch))
     if options.csv is not None:
-        print(f"{options.csv}: {len(files) - unread} files")
+        print(printable(f"{options.csv}: {len(files) - unread} files"))
     if unread:
         raise WorkError(f"{unread} of {len(files)} files could not be read: they are named above")
 
@@ -151,10 +152,7 @@ def predict(arguments: Sequence[str]) -> None:
 @contextmanager
 def _new_csv(path: Path) -> Iterator[Any]:
     """A writer of a CSV file that is there when all of it is written, and not before."""
-    with (
-        whole(path) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # as names of files are
-    ):
+    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "task", "rank", "class", "probability", "error"])
         yield writer

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from rich.console import Console
 from torch import Tensor, nn
 
 from diffstride._check import UserError
@@ -28,6 +27,7 @@ from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.nn import learnable_layers
 from diffstride.plotting import COLOURS
+from diffstride.studies.console import PlainConsole, plain
 from diffstride.studies.insight import AxisWindow, Resolution, input_windows, resolutions, sample_inputs
 from diffstride.studies.parser import CommandParser, check_file
 from diffstride.studies.results import (
@@ -132,7 +132,8 @@ class Page(NamedTuple):
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.policies["json.dumps_function"] = lambda value, **_: json.dumps(_finite(value))
         template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-        return template.render(page=self, plotly=get_plotlyjs())
+        page = template.render(page=self, plotly=get_plotlyjs())
+        return page.encode("utf-8", "backslashreplace").decode()  # names of files may have bytes that are not UTF-8
 
 
 # One run
@@ -753,16 +754,14 @@ def report(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     folder: Path = options.folder
     target: Path = options.out or folder / "report.html"
-    console = Console()
+    console = PlainConsole()
     with console.status("reading") as status, quiet():
-        text = make(folder, status.update).html()
+        text = make(folder, lambda name: status.update(plain(name))).html()
     try:
         write_whole(target, text)
     except OSError as error:
         raise UserError(f"{trouble(error)}, or give another path with --out") from error
-    console.print(
-        f"{target}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser.", soft_wrap=True, highlight=False
-    )
+    console.say(f"{target}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser.")
 
 
 def make(folder: Path, say: Callable[[str], None]) -> Page:

@@ -16,6 +16,7 @@ import yaml
 
 from diffstride._check import UserError
 from diffstride._files import write_whole
+from diffstride._text import csv_cell, printable
 from diffstride.studies.study import PAPER, label_of, shown
 from diffstride.training.saved import one_line, read_result
 
@@ -139,9 +140,14 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """As Markdown."""
+        """Return the table as Markdown, in which text stays text."""
         lines = [self.columns, ("---", *("--:" for _ in self.columns[1:])), *self.rows]
-        return f"**{self.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        table = "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
+        return f"**{_markdown(self.title)}**\n\n{table}"
+
+
+def _markdown(text: str) -> str:
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 # What a table can show: from a result to a number, how to write mean and deviation, and the unit.
@@ -370,11 +376,12 @@ def write_tables(folder: Path) -> list[Table]:
     axes = _distinct(axis for row in rows for axis in row.axes)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "state", *axes, *("strides_learned" if c == "strides" else c for c in _COLUMNS), "error"])
+    columns = ["run", "state", *axes, *("strides_learned" if c == "strides" else c for c in _COLUMNS), "error"]
+    writer.writerow(map(csv_cell, columns))
     for row in rows:
         values = [row.axes.get(axis) for axis in axes]
         found = [(row.result or {}).get(column) for column in _COLUMNS]
-        writer.writerow([row.name, row.state, *(_field(v) for v in (*values, *found)), row.error])
+        writer.writerow(map(csv_cell, [row.name, row.state, *map(_field, (*values, *found)), row.error]))
     made = tables(definition, rows, read_latency(folder))
     write_whole(folder / "results.csv", text.getvalue())
     notes = "\n\n".join(filter(None, (definition.get("question"), definition.get("notes"))))

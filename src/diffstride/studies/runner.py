@@ -15,7 +15,6 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
@@ -23,6 +22,7 @@ from diffstride._check import InterruptedWorkError, UserError, WorkError
 from diffstride._files import write_whole
 from diffstride.cost import count_macs
 from diffstride.studies import results
+from diffstride.studies.console import PlainConsole
 from diffstride.studies.executors import Executor, Processes, Ray, in_process
 from diffstride.studies.figures import FIGURES, draw
 from diffstride.studies.latency import is_timed, measure
@@ -53,7 +53,7 @@ def study(arguments: Sequence[str]) -> None:
     plan = load_study(options.file, settings, tuple(FIGURES))
     folder = Path(options.runs) / (options.name or plan.name)
     _check_same(plan, folder)
-    console = Console(width=max(100, Console().width))
+    console = PlainConsole(width=100)
     if options.dry_run:
         _list(plan, folder, console)
         return
@@ -74,13 +74,13 @@ def study(arguments: Sequence[str]) -> None:
         ) from None
 
 
-def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None:
+def _do(plan: Study, folder: Path, executor: Executor, console: PlainConsole) -> None:
     kept = plan.definition | {"name": plan.name, "runs": {run.name: run.axes for run in plan.runs}}
     write_whole(folder / "study.yaml", yaml.safe_dump(kept, sort_keys=False))
     states = [row_of(folder, run.name, run.axes).state for run in plan.runs]
     todo = [run for run, state in zip(plan.runs, states, strict=True) if state != "done"]
     if failed := [run.name for run, state in zip(plan.runs, states, strict=True) if state == "failed"]:
-        console.print(f"Trying again what failed: {', '.join(failed)}.", soft_wrap=True, highlight=False)
+        console.say(f"Trying again what failed: {', '.join(failed)}.")
     for run in todo:
         write_request(folder / run.name, run.request)
     try:
@@ -104,9 +104,8 @@ def _do(plan: Study, folder: Path, executor: Executor, console: Console) -> None
     with console.status("drawing"), quiet():
         missing = draw(folder, plan.figures)
     for name, why in missing.items():
-        console.print(f"No figure {name}: {why}.", soft_wrap=True, highlight=False, markup=False)
-    words = f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it."
-    console.print(words, soft_wrap=True, highlight=False)
+        console.say(f"No figure {name}: {why}.")
+    console.say(f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it.")
     if lost := [row for row in rows if row.state != "done"]:
         first = lost[0]
         raise WorkError(
@@ -167,7 +166,7 @@ class _Watch:
 
     EVERY = 1.0  # seconds
 
-    def __init__(self, plan: Study, folder: Path, console: Console) -> None:
+    def __init__(self, plan: Study, folder: Path, console: PlainConsole) -> None:
         self.plan, self.folder, self.console = plan, folder, console
         self._states = {run.name: row_of(folder, run.name, run.axes).state for run in plan.runs}
         self._fresh = {run.name for run in plan.runs if self._states[run.name] != "done"}
@@ -231,7 +230,7 @@ class _Watch:
         else:
             accuracy, macs = row.result["accuracy"], row.result["macs"] / 1e6
             words = f"accuracy {'–' if accuracy is None else f'{accuracy:.4f}'}, {macs:.2f} million MACs an image"
-        self.console.print(f"{row.name}: {words}", soft_wrap=True, highlight=False, markup=False)
+        self.console.say(f"{row.name}: {words}")
 
 
 def _share_done(folder: Path) -> float:
@@ -265,7 +264,7 @@ class _Cost(NamedTuple):
     training: float
 
 
-def _list(plan: Study, folder: Path, console: Console) -> None:
+def _list(plan: Study, folder: Path, console: PlainConsole) -> None:
     """The runs, their states and costs."""
     with console.status("building the networks"), quiet():
         costs = _costs(plan)
@@ -278,7 +277,7 @@ def _list(plan: Study, folder: Path, console: Console) -> None:
         left += cost.training * (state != "done")
         table.add_row(run.name, state, f"{cost.image / 1e6:.3g}", f"{cost.training / 1e12:.3g}")
     console.print(table)
-    console.print(f"Left to do: {left / 1e12:.4g} · 10¹² MACs, if the strides stay what they are at the start.")
+    console.say(f"Left to do: {left / 1e12:.4g} · 10¹² MACs, if the strides stay what they are at the start.")
 
 
 def _costs(plan: Study) -> dict[str, _Cost]:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstride._check import UserError
 from diffstride._files import trouble
+from diffstride._text import printable
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -170,4 +171,4 @@ def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 @rank_zero_only
 def _say(line: str) -> None:
-    print(f"diffstride: {line}", file=sys.stderr)
+    print(f"diffstride: {printable(line)}", file=sys.stderr)

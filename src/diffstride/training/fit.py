@@ -32,6 +32,7 @@ import diffstride.models  # noqa: F401 - so that classes are found by their bare
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError
 from diffstride._files import DISK_ERRORS, whole, write_whole
+from diffstride._text import printable
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import (
     ClampStrides,
@@ -464,7 +465,7 @@ def fit(arguments: Sequence[str]) -> None:
     """`diffstride fit`: train, then say in one line what came of it."""
     cli = train(arguments)
     if cli.trainer.is_global_zero:
-        print(summary(cli.run_folder))
+        print(printable(summary(cli.run_folder)))
 
 
 def summary(folder: Path) -> str:

@@ -1,0 +1,44 @@
+"""Where the commands print: text is shown as it is, whatever it contains and whatever the terminal can show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.text import Text
+
+from diffstride._text import printable
+
+
+class PlainConsole(Console):
+    """A console for text from outside: no markup, no emoji codes, no control characters.
+
+    rich itself reads brackets in a file name as markup, and passes escape sequences on to the terminal.
+
+    Args:
+        width: at least this many columns, where a table needs them.
+        stderr: print to standard error.
+    """
+
+    def __init__(self, width: int = 0, *, stderr: bool = False) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, stderr=stderr)
+        if width > self.width:
+            self.width = width
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return `text` as rich prints it: `print` and the cells of tables come here."""
+        return super().render_str(printable(text), **options)
+
+    def say(self, line: str) -> None:
+        """Print a line of any length without breaking it."""
+        self.print(line, soft_wrap=True)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """Show what is being worked on."""
+        return super().status(plain(status) if isinstance(status, str) else status, **options)
+
+
+def plain(text: str) -> Text:
+    """Return text for the parts of rich that read markup whatever the console is: spinners and bars."""
+    return Text(printable(text))
