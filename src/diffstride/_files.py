@@ -6,16 +6,18 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM)
 # What a disk may answer to anyone, however right the arguments are.
 DISK_ERRORS = {*_FULL, *_REFUSED, errno.EROFS, errno.EIO}
 # What it answers to a path that is wrong.
-PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST}
+PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.ENODEV}
 
 
 @contextmanager
@@ -44,6 +46,36 @@ def write_whole(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a regular file of UTF-8 text, with its line ends as they are.
+
+    Raises:
+        OSError: a file that cannot be read, a pipe or a device, which might never end.
+    """
+    with open(path, encoding="utf-8", newline="", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.ENODEV, "Not a regular file", str(path))
+        yield file
+
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # a pipe that nobody writes to is opened, too
+
+
+def read_text(path: Path, most: int = 2**22) -> str:
+    """Return the text of a regular file.
+
+    Raises:
+        OSError: as for `open_text`.
+        ValueError: a file of more than `most` characters, or of bytes that are not UTF-8.
+    """
+    with open_text(path) as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"it has more than {most} characters")
+    return text
+
+
 def trouble(error: OSError, path: str | Path | None = None) -> str:
     """What could not be read or written and why, then the cure, in one line."""
     name = path or error.filename or "to disk"
@@ -70,3 +102,29 @@ def _refused(path: str) -> str:
 def may(mode: int, path: str | Path) -> bool:
     """Whether a path may be read, written or gone through, as `os.access` has it."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
+    """Open a regular file for reading. Pipes and devices are refused, since reading them may block or never end.
+
+    Args:
+        path: the file.
+        most: the largest size in bytes that is accepted.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: the file cannot be opened, is no regular file, or is larger than `most`.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE))  # noqa: SIM115
+    info = os.fstat(file.fileno())
+    cause = None
+    if not stat.S_ISREG(info.st_mode):
+        cause = errno.ENODEV, "Not a regular file"
+    elif most is not None and info.st_size > most:
+        cause = errno.EFBIG, f"{info.st_size:,} bytes, above the limit of {most:,}"
+    if cause is not None:
+        file.close()
+        raise OSError(*cause, str(path))
+    return file

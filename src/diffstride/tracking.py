@@ -6,13 +6,13 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from diffstride import _check
 from diffstride._check import UserError
-from diffstride._files import PATH_ERRORS, trouble, whole
+from diffstride._files import PATH_ERRORS, open_text, trouble, whole
 from diffstride._text import csv_cell
 from diffstride.nn.strides import learnable_layers
 
@@ -113,7 +113,7 @@ def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
     path = _check.target(path)
     rows = _rows("rows", rows)
     new = not path.exists()
-    with _opened(path, "a") as file:
+    with _named_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(StrideRow._fields)
@@ -121,10 +121,9 @@ def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
 
 
 @contextmanager
-def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
+def _named_errors(path: Path) -> Iterator[None]:
     try:
-        with path.open(mode, newline="") as file:
-            yield file
+        yield
     except OSError as error:
         if error.errno not in PATH_ERRORS:
             raise
@@ -154,7 +153,7 @@ def read_dicts(path: str | Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with _opened(path, "r") as file:
+        with _named_errors(path), open_text(path) as file:
             return list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is damaged, no table can be read from it: remove it ({error})") from error
@@ -169,7 +168,7 @@ def drop_rows_from(path: str | Path, step: int) -> None:
         raise UserError(f"{path} is damaged, its rows have no step: remove it")
     if rows:
         complete = [row for row in rows if None not in row.values() and row["step"].isdigit()]
-        with whole(path) as unfinished, unfinished.open("w", newline="") as file:
+        with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in complete if int(row["step"]) < step)

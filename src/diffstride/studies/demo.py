@@ -21,6 +21,7 @@ from diffstride.models import TinyCNN
 from diffstride.nn import DiffStride2d
 from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser
+from diffstride.training.documents import read_json
 from diffstride.training.fit import FitCLI, parse, train
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
@@ -84,7 +85,7 @@ def demo(arguments: Sequence[str]) -> None:
                     "--model.network.downsample", method, "--model.network.strides", str([list(start)]),
                     "--trainer.enable_progress_bar", "false",
                 ])  # fmt: skip
-                result = json.loads((cli.run_folder / "result.json").read_text())
+                result = read_json(cli.run_folder / "result.json")
                 runs.append(Run(method, start, cli, result))
                 progress.advance(task)
     rows = [{"method": run.method, "start": run.start, **run.result} for run in runs]

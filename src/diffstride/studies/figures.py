@@ -33,6 +33,7 @@ from diffstride.studies.results import (
 )
 from diffstride.studies.study import shown
 from diffstride.tracking import axis_names, read_rows
+from diffstride.training.documents import read_json
 from diffstride.training.saved import build_data, load_run, one_line
 
 NO_RUNS = "no run with learned strides is done"
@@ -153,7 +154,7 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
         return "no run with an accuracy is done"
     panels = {"million multiply-accumulates an image, mean and range": compute}
     if time:
-        facts = json.loads((folder / "latency.json").read_text())
+        facts = read_json(folder / "latency.json")
         panels[
             f"milliseconds a batch of {facts['batch']} on {facts['hardware']}\nstrides fixed, median and quartiles"
         ] = time

@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 
 from diffstride._check import UserError
-from diffstride._files import trouble, write_whole
+from diffstride._files import read_text, trouble, write_whole
 from diffstride.cost import Macs, count_macs, stride_cost
 from diffstride.cutoff import cutoff_frequencies
 from diffstride.nn import learnable_layers
@@ -46,6 +46,7 @@ from diffstride.studies.results import (
 )
 from diffstride.studies.study import shown
 from diffstride.tracking import StrideRow, axis_names, read_dicts
+from diffstride.training.documents import load_yaml, read_json
 from diffstride.training.fit import quiet
 from diffstride.training.saved import build_data, load_run, one_line
 
@@ -157,7 +158,7 @@ def run_report(folder: Path, row: Row, batch: Callable[[str], Tensor | str]) -> 
         row: its state and result.
         batch: gives inputs of the data that a configuration, as JSON, describes; or says why there are none.
     """
-    text = (folder / "config.yaml").read_text(errors="replace")
+    text = _text_of(folder / "config.yaml")
     metrics = read_dicts(folder / "metrics.csv")
     history = _history(folder / "strides.csv")
     result = row.result or {}
@@ -189,6 +190,13 @@ def run_report(folder: Path, row: Row, batch: Callable[[str], Tensor | str]) -> 
     )
 
 
+def _text_of(file: Path) -> str:
+    try:
+        return read_text(file)
+    except ValueError as error:
+        return f"({file.name} cannot be shown: {one_line(error)})"
+
+
 def _history(file: Path) -> History:
     """`strides.csv` by layer and axis, without a row that is just being written."""
     lines: History = {}
@@ -212,7 +220,7 @@ def _state(row: Row, metrics: Sequence[Mapping[str, str]]) -> Iterable[str]:
 def _summary(text: str, result: Mapping[str, Any]) -> str:
     """What was trained on what, in one sentence."""
     try:
-        config = yaml.safe_load(text)
+        config = load_yaml(text)
     except yaml.YAMLError:
         config = None
     network, data = _at(config, "model", "network"), _at(config, "data")
@@ -493,7 +501,7 @@ def _listed(rows: Sequence[Row]) -> Table:
 
 def _study_provenance(folder: Path) -> Table:
     try:
-        facts = dict(json.loads((folder / "provenance.json").read_text()))
+        facts = dict(read_json(folder / "provenance.json"))
     except (OSError, ValueError, TypeError):  # no run has ended yet
         facts = {}
     time = {"time of all runs": _duration(facts["seconds"])} if "seconds" in facts else {}

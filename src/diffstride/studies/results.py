@@ -18,6 +18,7 @@ from diffstride._check import UserError
 from diffstride._files import write_whole
 from diffstride._text import csv_cell, printable
 from diffstride.studies.study import PAPER, label_of, shown
+from diffstride.training.documents import read_json, read_yaml
 from diffstride.training.saved import one_line, read_result
 
 METHODS = {
@@ -58,7 +59,7 @@ def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
     if result is not None:
         return Row(name, "done", axes, result)
     try:
-        return Row(name, "failed", axes, error=json.loads((folder / name / "failed.json").read_text())["error"])
+        return Row(name, "failed", axes, error=read_json(folder / name / "failed.json")["error"])
     except (OSError, ValueError, KeyError, TypeError):
         started = (folder / name / "checkpoints" / "last.ckpt").exists()
         return Row(name, "unfinished" if started else "open", axes)
@@ -76,7 +77,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         UserError: a folder that is not a study's.
     """
     try:
-        kept = yaml.safe_load((folder / "study.yaml").read_text())
+        kept = read_yaml(folder / "study.yaml")
         runs = {name: dict(axes) for name, axes in kept["runs"].items()}
         kept |= {"tables": [_asked(**table) for table in kept.get("tables") or []]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -392,7 +393,7 @@ def write_tables(folder: Path) -> list[Table]:
 def read_latency(folder: Path) -> dict[str, Any]:
     """Measured latencies by label; none where none were measured."""
     try:
-        found: dict[str, Any] = json.loads((folder / "latency.json").read_text())["latency"]
+        found: dict[str, Any] = read_json(folder / "latency.json")["latency"]
         found = {label: {"ms": float(one["ms"]), **one} for label, one in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -32,6 +32,7 @@ from diffstride.studies.study import Study, label_of, load_study
 from diffstride.studies.work import read_request, write_request
 from diffstride.tracking import read_dicts
 from diffstride.training.callbacks import provenance
+from diffstride.training.documents import load_yaml, read_yaml
 from diffstride.training.fit import parse, quiet
 from diffstride.training.saved import build_classifier, build_data, one_line
 
@@ -236,7 +237,7 @@ class _Watch:
 def _share_done(folder: Path) -> float:
     """How much of a run is done, by what it has logged."""
     try:
-        limits = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+        limits = read_yaml(folder / "config.yaml")["trainer"]
         last = read_dicts(folder / "metrics.csv")[-1]
         if (limits["max_steps"] or -1) > 0:
             return min(1.0, int(last["step"]) / int(limits["max_steps"]))
@@ -345,6 +346,6 @@ def _settings(arguments: Sequence[str], parser: CommandParser) -> Iterator[tuple
             raise UserError(f"cannot read the argument {name!r}: arguments for the runs are given as --NAME VALUE")
         value = value if equals else left.pop(0)
         try:
-            yield name[2:], yaml.safe_load(value)
+            yield name[2:], load_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"{name} is not YAML: {value!r}") from error

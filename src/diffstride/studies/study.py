@@ -15,6 +15,7 @@ import yaml
 from diffstride._check import UserError, did_you_mean
 from diffstride._files import trouble
 from diffstride.models.downsample import METHODS
+from diffstride.training.documents import read_yaml
 from diffstride.training.fit import parse
 from diffstride.training.keys import flatten
 from diffstride.training.saved import one_line
@@ -267,10 +268,10 @@ PAPER = Path(__file__).parent / "paper"  # the published tables
 
 def _read_yaml(file: Path, what: str = "") -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
     except OSError as error:
         raise UserError(f"{trouble(error, f'{file}{what}')}; it must be a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file}{what} is not YAML: {one_line(error)}") from error
     try:
         json.dumps(content)

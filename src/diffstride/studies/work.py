@@ -19,6 +19,7 @@ import torch
 from diffstride._check import InterruptedWorkError, UserError, WorkError
 from diffstride._files import write_whole
 from diffstride.studies.study import Request
+from diffstride.training.documents import read_json
 from diffstride.training.fit import train
 from diffstride.training.saved import one_line
 
@@ -34,7 +35,7 @@ def write_request(folder: Path, request: Request) -> None:
 def read_request(folder: Path) -> Request | None:
     """What a run was asked to do; None where none was asked for."""
     try:
-        request = Request(**json.loads((folder / "request.json").read_text()))
+        request = Request(**read_json(folder / "request.json"))
         return request._replace(config=dict(request.config), settings=dict(request.settings), cpus=int(request.cpus))
     except (FileNotFoundError, NotADirectoryError):
         return None

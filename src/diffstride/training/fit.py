@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import logging
 import os
 import shutil
@@ -51,6 +50,7 @@ from diffstride.training.checkpoints import (
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.diverged import StopWhenDiverged
+from diffstride.training.documents import read_json
 from diffstride.training.keys import in_plain_words, unknown_key, unreadable_config
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
@@ -145,12 +145,12 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an unknown key is named with the nearest right one."""
+        if (unreadable := unreadable_config(args)) is not None:
+            raise UserError(unreadable)
         try:
             super().parse_arguments(parser, args)
         except (UserError, UnicodeDecodeError) as error:
-            raise UserError(
-                unreadable_config(args) or unknown_key(parser, args) or in_plain_words(str(error), args)
-            ) from error
+            raise UserError(unknown_key(parser, args) or in_plain_words(str(error), args)) from error
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # as numpy has it
             raise UserError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
@@ -470,7 +470,7 @@ def fit(arguments: Sequence[str]) -> None:
 
 def summary(folder: Path) -> str:
     """One line about a finished run."""
-    result = json.loads((folder / "result.json").read_text())
+    result = read_json(folder / "result.json")
     parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
     if result["strides"]:
         parts.append(

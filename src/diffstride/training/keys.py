@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from diffstride import data, models, nn
 from diffstride._check import did_you_mean
 from diffstride._files import trouble
+from diffstride.training.documents import load_yaml, read_yaml
 
 # Where a class is named, where ours are, and what they derive from.
 PLACES: dict[str, tuple[ModuleType, type]] = {
@@ -53,13 +54,13 @@ def unreadable_config(arguments: Sequence[str]) -> str | None:
         if name not in ("-c", "--config") or not (equals or arguments[i + 1 :]):
             continue
         value = value if equals else arguments[i + 1]
-        if value.lstrip().startswith("{"):  # a configuration itself
+        if value.lstrip().startswith("{") or ": " in value or "\n" in value:  # a configuration itself
             continue
         try:
-            content = yaml.safe_load(Path(value).read_text())
+            content = read_yaml(Path(value))
         except OSError as error:
             return f"{trouble(error, value)}; --config takes a YAML file"
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:
             return f"{value} is not YAML: {' '.join(str(error).split())}"
         if not isinstance(content, Mapping):
             return f"{value} must be a mapping from names to values, as configs/demo.yaml is, got {content!r:.60}"
@@ -122,7 +123,7 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 

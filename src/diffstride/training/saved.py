@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from diffstride._check import UserError
 from diffstride.data import ClassificationData
 from diffstride.training.checkpoints import read_checkpoint
 from diffstride.training.classifier import Classifier
+from diffstride.training.documents import read_json, read_yaml
 
 
 class Run(NamedTuple):
@@ -56,7 +56,7 @@ def load_run(given: Path) -> Run:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    config = yaml.safe_load(file.read_text())
+    config = read_yaml(file)
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
         raise ValueError("it must have model and data, as `diffstride fit` left it")
     return config
@@ -86,7 +86,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The `result.json` of a run; None where the run has not ended."""
     file = folder / "result.json"
     try:
-        result: dict[str, Any] = json.loads(file.read_text())
+        result: dict[str, Any] = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
