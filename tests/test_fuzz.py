@@ -99,7 +99,9 @@ def a_format_that_is_lost(monkeypatch):
 
 def a_dtype_that_follows_autocast(monkeypatch):
     along_axes = functional._along_axes
-    monkeypatch.setattr(functional, "_along_axes", lambda x, *args: along_axes(functional.as_autocast(x), *args))
+    monkeypatch.setattr(
+        functional, "_along_axes", lambda x, *args, **options: along_axes(functional.as_autocast(x), *args, **options)
+    )
 
 
 def a_forward_that_writes(monkeypatch):

@@ -1,5 +1,6 @@
 """Both backends against the naive sums of reference.py: all sizes, strides, windows, bases, norms, ranks, dtypes."""
 
+import copy
 import itertools
 import math
 
@@ -233,3 +234,63 @@ def test_a_matrix_that_was_sent_to_a_device_is_the_same(taps):
     x, y = torch.randn(5, kept.length), torch.randn(5, kept.size)
     for name, argument in ("apply", x), ("on_ramp", x), ("stacked", x), ("adjoint", y), ("adjoint_on_ramp", y):
         assert torch.equal(getattr(sent, name)(argument, -1), getattr(kept, name)(argument, -1)), name
+
+
+def near_the_top(ndim):
+    """A map of 6e4 in magnitude: a step along one axis, which overshoots, times a wave along the others that is cut."""
+    step = torch.where(torch.arange(16) < 8, -6e4, 6e4).double()
+    wave = 0.4 + 0.6 * (-1.0) ** torch.arange(16, dtype=torch.float64)
+    shape = [[16 if j == i else 1 for j in range(ndim)] for i in range(ndim)]
+    x = step.view(shape[0])
+    for i in range(1, ndim):
+        x = x * wave.view(shape[i])
+    return x.expand(1, 2, *[16] * ndim).contiguous()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["learned", "frozen"])
+@pytest.mark.parametrize("turned", [False, True], ids=["step first", "step last"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", ["layer", "pool", "convolution"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_overshoot_between_two_axes_stays_in_the_range_of_float16(kind, ndim, layout, turned, frozen):
+    layers = {
+        "layer": [None, None, ds.DiffStride2d, ds.DiffStride3d],
+        "pool": [None, None, ds.SpectralPool2d, ds.SpectralPool3d],
+        "convolution": [None, None, ds.DiffStrideConv2d, ds.DiffStrideConv3d],
+    }[kind]
+    layer = layers[ndim](2, 512, 3, 2.0, padding=1) if kind == "convolution" else layers[ndim](2.0)
+    if kind == "convolution":
+        with torch.no_grad():
+            layer.weight.mul_(0.1)
+    x = near_the_top(ndim)
+    if turned:
+        x = x.transpose(2, -1).contiguous()
+    expected = copy.deepcopy(layer).double()(x).detach()
+    assert 1e3 < expected.abs().max() < 6.5e4
+    if kind == "convolution":
+        order = F.cheapest_order((512, 2), x.shape[2:], expected.shape[2:], layer._convolution)
+        assert order == "resample first"
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)
+    layer.half()
+    model = ds.freeze(layer, torch.zeros_like(x).half()) if frozen else layer
+    y = model(x.half()).double()
+    assert (y - expected).abs().max() < 4e-3 * expected.abs().max()
+
+
+EIGHT_BITS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8")]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_floats_of_eight_bits_are_refused(dtype):
+    x = torch.zeros(1, 2, 8, 8, dtype=dtype)
+    for call in (
+        lambda: ds.DiffStride2d()(x),
+        lambda: ds.SpectralPool2d(2)(x),
+        lambda: ds.DiffStrideConv2d(2, 2, 3)(x),
+        lambda: ds.spectral_resize(x, (4, 4)),
+        lambda: F.diffstride(torch.zeros(1, 2, 8, 8), torch.ones(2).to(dtype)),
+        lambda: ds.DiffStride2d(dtype=dtype),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"must be floating point \(float64, .*, got {dtype}$"):
+            call()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 Number = int | float  # numpy's scalars pass too
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = "float64, float32, bfloat16 or float16"
 
 
 class UserError(ValueError):
@@ -302,8 +304,8 @@ def parameter_dtype(dtype: object) -> None:
     """Check that parameters can be of this dtype; None: torch's default."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype or None, got {shown(dtype)}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating point, got {dtype}")
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be floating point ({_FLOATS}), got {dtype}")
 
 
 def a_device(device: object) -> None:
@@ -319,8 +321,8 @@ def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
     """Sizes of the `ndim` spatial axes of `[B, C, *spatial]` or `[C, *spatial]`; checks type and rank."""
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"input must be floating point (float64, float32, bfloat16 or float16), got {x.dtype}")
+    if x.dtype not in FLOATS:  # not those of eight bits, for which torch has no arithmetic
+        raise TypeError(f"input must be floating point ({_FLOATS}), got {x.dtype}")
     if x.ndim not in (ndim + 1, ndim + 2):
         raise ValueError(
             f"input must have {ndim + 2} dimensions [B, C, *spatial] or {ndim + 1} [C, *spatial] "
@@ -337,8 +339,8 @@ def axis_strides(strides: Tensor | Sequence[float]) -> Tensor:
     if not isinstance(strides, Tensor):
         a_sequence("strides", strides)
         strides = torch.tensor(per_axis("strides", strides, len(strides)), dtype=torch.float64)
-    if not strides.is_floating_point():
-        raise TypeError(f"strides must be floating point, got {strides.dtype}")
+    if strides.dtype not in FLOATS:
+        raise TypeError(f"strides must be floating point ({_FLOATS}), got {strides.dtype}")
     if strides.ndim != 1 or len(strides) == 0:
         raise ValueError(f"strides must have shape [d], one entry per spatial axis, got shape {tuple(strides.shape)}")
     return strides.to(torch.promote_types(strides.dtype, torch.float32))

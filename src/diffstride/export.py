@@ -380,9 +380,11 @@ def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     strides, left_out = layer._raw_strides(), [None] * ndim
     between = (*new_sizes[:folded], *sampled[folded:])
     gain = math.prod(axis.gain for axis in axes[:folded])
-    convolve, pad = _convolution(layer, folded, gain)
+    before = _products(name, use, spatial, [*axes[:folded], *left_out[folded:]], strides, scaled=True)
+    halved = 0 if before is None or use.dtype != torch.float16 else len(before._buffers)
+    convolve, pad = _convolution(layer, folded, gain, 2.0**halved)
     parts = {
-        "before": _products(name, use, spatial, [*axes[:folded], *left_out[folded:]], strides),
+        "before": before,
         "pad": pad,
         "convolution": convolve,
         "after": _products(name, use, between, [*left_out[:folded], *axes[folded:]], strides),
@@ -395,8 +397,15 @@ def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     return fixed
 
 
-def _convolution(layer: DiffStrideConvNd, folded: int, gain: float) -> tuple[Any, nn.Module | None]:
-    """The convolution itself, where `folded` axes come interleaved: each tap has its own sample. And its padding."""
+def _convolution(layer: DiffStrideConvNd, folded: int, gain: float, scale: float) -> tuple[Any, nn.Module | None]:
+    """Return the convolution itself and its padding, if that is a module of its own.
+
+    Args:
+        layer: the layer.
+        folded: how many axes come interleaved, where each tap has its own sample.
+        gain: of the bias.
+        scale: of the weight.
+    """
     kernel, sides, dilation, groups, mode = layer._convolution
     ndim = len(kernel)
     padding: Any = layer.padding
@@ -421,7 +430,7 @@ def _convolution(layer: DiffStrideConvNd, folded: int, gain: float) -> tuple[Any
         padding_mode=mode,
         device="meta",
     )
-    convolution.weight = _parameter(layer.weight)
+    convolution.weight = _parameter(layer.weight if scale == 1 else layer.weight * scale)
     if layer.bias is not None:  # it passes the resampling up to its gain at frequency 0
         convolution.bias = _parameter(layer.bias if gain == 1 else layer.bias * gain)
     return convolution, pad
@@ -438,6 +447,7 @@ def _products(
     sizes: Sequence[int],
     axes: Sequence[Axis | None],
     strides: Sequence[float] | None = None,
+    scaled: bool = False,
 ) -> fx.GraphModule | None:
     """One product with a constant matrix per axis, but for identities and None; None where there is no other.
 
@@ -447,14 +457,18 @@ def _products(
         sizes: of the axes before the products.
         axes: what happens to them.
         strides: those of the axes, not clamped yet.
+        scaled: whether the result keeps its headroom in float16, see `functional.headroom`.
     """
     root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
     x = graph.placeholder("x")
+    found = {}
     for i, (axis, label) in enumerate(zip(axes, AXES[ndim], strict=True)):
         matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
-        if matrix is None:
-            continue
-        matrix = matrix.to(use.dtype).to(use.device)
+        if matrix is not None:
+            found[i, label] = matrix
+    factors = functional.headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
+    for ((i, label), matrix), factor in zip(found.items(), factors, strict=True):
+        matrix = (matrix * factor).to(use.dtype).to(use.device)
         size[i] = len(matrix)
         last = i == ndim - 1
         root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
