@@ -9,8 +9,9 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM)
@@ -40,6 +41,12 @@ def whole(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what `whole` has left in a folder where a process was killed while it wrote; no other may be writing."""
+    for file in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is never there by halves. A surrogate, which UTF-8 has not, becomes its escape."""
     with whole(path) as unfinished:
@@ -53,9 +60,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: a file that cannot be read, a pipe or a device, which might never end.
     """
-    with open(path, encoding="utf-8", newline="", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.ENODEV, "Not a regular file", str(path))
+    with TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
         yield file
 
 
@@ -104,7 +109,7 @@ def may(mode: int, path: str | Path) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
+def open_regular(path: str | Path, most: int | None = None) -> BufferedReader:
     """Open a regular file for reading. Pipes and devices are refused, since reading them may block or never end.
 
     Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 
 from diffstride.cli import main
@@ -198,6 +199,73 @@ def test_a_study_without_accuracies(write, capsys):
     file = write(axes={"method": "conv", "seed": 0})
     assert study(file, "--trainer.limit_val_batches", "0") == 0
     assert "conv-seed0: accuracy –, " in capsys.readouterr().out
+
+
+LABELS = ["..", ".", "../x", "/tmp/x", "a/../../b", "~", "-x", "", " ", "x\n", "\x1b[2J", "con", "x" * 200]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_whatever_a_label_is_the_runs_of_others_stay(write, label, capsys):
+    """Even where its axis is alone, so that the label is all of the name of a run."""
+    file = write(axes={"dataset": {label: {"model.network.width": 4}}})
+    runs = file.parent / "runs"
+    for other in (runs / "other", runs / "tiny" / "mine", runs.parent / "x"):
+        other.mkdir(parents=True)
+        (other / "result.json").write_text("mine")
+    (runs / "tiny" / ".diffstride").touch()
+    for request in (runs, runs / "tiny", runs.parent):  # as one that was asked for otherwise, and never began
+        (request / "request.json").write_text(json.dumps({"config": {}, "settings": {}, "cpus": 1}))
+    before = {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file()}
+    assert study(file) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    (run,) = load_study(file).runs
+    assert (runs / "tiny" / run.name / "result.json").exists()
+    assert {path.name for path in runs.iterdir()} == {"other", "tiny", "request.json"}
+    assert {path.name for path in runs.parent.iterdir()} == {"runs", "x", "tiny.yaml", "request.json"}
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "..", ".x", "a/b", "-x"])
+@pytest.mark.parametrize("where", ["file", "argument"])
+def test_a_study_stays_in_its_folder(write, name, where, capsys):
+    file = write()
+    if where == "file":
+        file.write_text(f"{file.read_text()}name: {name}\n")
+    before = sorted(file.parent.rglob("*"))
+    assert study(file, *([f"--name={name}"] if where == "argument" else [])) == 2
+    assert "must be a plain file name" in capsys.readouterr().err
+    assert sorted(file.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", "a/b"])
+def test_a_kept_study_names_its_own_runs_alone(write, name, capsys):
+    folder = write().parent / "kept"
+    shutil.copytree(folder.parent, folder.parent / "x")
+    folder.mkdir()
+    (folder / "study.yaml").write_text(yaml.safe_dump({"runs": {name: {"seed": 0}}}))
+    assert main(["report", str(folder)]) == 2
+    assert "the name of a run must be a plain file name" in capsys.readouterr().err
+
+
+def test_labels_that_make_one_name_are_refused(write, capsys):
+    for labels in ("a b", "a_b"), ("A", "a"), ("x", "../x"):
+        file = write(axes={"dataset": {label: {"model.network.width": 4} for label in labels}})
+        assert study(file, "--dry-run") == 2
+        assert "is there twice" in capsys.readouterr().err
+    file = write(axes={"dataset": {"x" * 300: {"model.network.width": 4}}})
+    assert study(file, "--dry-run") == 2
+    assert "at most 255 bytes" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_no_study(write, capsys):
+    file = write(axes={"method": "conv", "seed": 0})
+    folder = file.parent / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(file.read_text())  # the file of a study, not what one leaves
+    (folder / "results.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert study(file) == 2
+    assert "has files of something else" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_latency_is_measured_again_for_other_batches_and_runs(write):

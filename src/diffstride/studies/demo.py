@@ -23,6 +23,7 @@ from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser
 from diffstride.training.documents import read_json
 from diffstride.training.fit import FitCLI, parse, train
+from diffstride.training.folders import runs_folder
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
 METHODS = {"conv": "strided convolution", "spectral": "spectral pooling", "diffstride": "DiffStride"}
@@ -70,7 +71,7 @@ def demo(arguments: Sequence[str]) -> None:
     config = parse(["--config", options.config])
     if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
         raise UserError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
-    folder = Path(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+    folder = runs_folder(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = PlainConsole()
     runs = []

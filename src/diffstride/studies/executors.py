@@ -26,7 +26,8 @@ from typing import Any, Protocol
 import torch
 
 from diffstride._check import UserError
-from diffstride.studies.work import failed, read_request, work
+from diffstride.studies.study import Request
+from diffstride.studies.work import failed, read_request, work, write_request
 
 
 class Executor(Protocol):
@@ -185,8 +186,7 @@ def _remote_work(cwd: str, folder: Path, request: str, token: str) -> bytes | No
         work(folder)
         return None
     own = Path(tempfile.gettempdir()) / f"diffstride-{token}" / folder.name
-    own.mkdir(parents=True, exist_ok=True)
-    (own / "request.json").write_text(request)
+    write_request(own, Request(**json.loads(request)))
     work(own)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:

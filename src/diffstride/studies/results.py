@@ -19,6 +19,7 @@ from diffstride._files import write_whole
 from diffstride._text import csv_cell, printable
 from diffstride.studies.study import PAPER, label_of, shown
 from diffstride.training.documents import read_json, read_yaml
+from diffstride.training.folders import check_name
 from diffstride.training.saved import one_line, read_result
 
 METHODS = {
@@ -78,7 +79,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """
     try:
         kept = read_yaml(folder / "study.yaml")
-        runs = {name: dict(axes) for name, axes in kept["runs"].items()}
+        runs = {check_name("the name of a run", name): dict(axes) for name, axes in kept["runs"].items()}
         kept |= {"tables": [_asked(**table) for table in kept.get("tables") or []]}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(

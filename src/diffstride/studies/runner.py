@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
@@ -34,6 +33,7 @@ from diffstride.tracking import read_dicts
 from diffstride.training.callbacks import provenance
 from diffstride.training.documents import load_yaml, read_yaml
 from diffstride.training.fit import parse, quiet
+from diffstride.training.folders import check_name, held, runs_folder
 from diffstride.training.saved import build_classifier, build_data, one_line
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
@@ -52,7 +52,8 @@ def study(arguments: Sequence[str]) -> None:
     """Do the study, print the tables."""
     options, settings = _options(arguments)
     plan = load_study(options.file, settings, tuple(FIGURES))
-    folder = Path(options.runs) / (options.name or plan.name)
+    named = f"{options.file}: the name of the study" if options.name is None else "--name"
+    folder = runs_folder(options.runs) / check_name(named, plan.name if options.name is None else options.name)
     _check_same(plan, folder)
     console = PlainConsole(width=100)
     if options.dry_run:
@@ -65,14 +66,8 @@ def study(arguments: Sequence[str]) -> None:
         executor = Ray(options.ray)
         if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
             executor.connect(cpus=plan.cpus, gpus=plan.gpus)
-    _make(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            _do(plan, folder, executor, console)
-    except Timeout:
-        raise UserError(
-            f"{folder} is being worked on by another process: wait for it, or give another --name"
-        ) from None
+    with held(folder, adopt=_has_been_done(folder)):
+        _do(plan, folder, executor, console)
 
 
 def _do(plan: Study, folder: Path, executor: Executor, console: PlainConsole) -> None:
@@ -128,14 +123,13 @@ def _check_same(plan: Study, folder: Path) -> None:
             )
 
 
-def _make(folder: Path) -> None:
+def _has_been_done(folder: Path) -> bool:
+    """Return whether a study has left its list of runs in the folder, which a file that a user writes never has."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
+        results.read_study(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _provenance(folder: Path, plan: Study) -> None:
@@ -330,8 +324,6 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     options, rest = parser.parse_known_args(arguments)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
-    if options.name == "":
-        raise UserError("--name must not be empty: give one, or leave it out for the study's own")
     return options, dict(_settings(rest, parser))
 
 

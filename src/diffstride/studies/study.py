@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from diffstride._files import trouble
 from diffstride.models.downsample import METHODS
 from diffstride.training.documents import read_yaml
 from diffstride.training.fit import parse
+from diffstride.training.folders import as_name, check_name
 from diffstride.training.keys import flatten
 from diffstride.training.saved import one_line
 
@@ -154,10 +155,13 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
         for grid in grids
         for axes, chosen in _combinations(file, _mapping(file, "axes", grid), settings or {})
     ]
-    names = [run.name for run in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    for run in runs:
+        check_name(f"{file}: axes: the name of a run, made of its values,", run.name)
+    names = Counter(run.name.casefold() for run in runs)  # some file systems take capitals for small letters
+    if twice := [run.name for run in runs if names[run.name.casefold()] > 1]:
         raise UserError(
-            f"{file}: axes: the run {twice[0]} is there twice: values must differ, and one value of strides is a list"
+            f"{file}: axes: the run {twice[0]} is there twice: values must differ, in more than capitals and signs (a "
+            "mapping gives them labels of their own), and one value of strides is a list"
         )
     wanted = {key: definition.get(key) or [] for key in ("tables", "figures")}
     for key, value in wanted.items():
@@ -218,7 +222,7 @@ def _combinations(
 
 def run_name(axes: Mapping[str, Any]) -> str:
     """The folder of the run with these values of the study's axes, such as `diffstride-2-2-2-seed0`."""
-    return "-".join(re.sub(r"[^\w.-]+", "_", shown(axis, value)) for axis, value in axes.items())
+    return as_name("-".join(shown(axis, value) for axis, value in axes.items()))
 
 
 def label_of(axes: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import threading
 import traceback
@@ -21,15 +20,21 @@ from diffstride._files import write_whole
 from diffstride.studies.study import Request
 from diffstride.training.documents import read_json
 from diffstride.training.fit import train
+from diffstride.training.folders import clear, held
 from diffstride.training.saved import one_line
 
 
 def write_request(folder: Path, request: Request) -> None:
-    """Ask for a run. What is left of a run that was asked for otherwise goes: see `read_request`."""
-    if (before := read_request(folder)) is not None and request.differences(before):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
+    """Ask for a run, in a folder that is new or that was made for one; what a run without checkpoint left is cleared.
+
+    Raises:
+        UserError: a folder with files of something else, one that another process holds, one that cannot be written.
+    """
+    before = read_request(folder)
+    with held(folder, adopt=before is not None):
+        if before is not None and request.differences(before):
+            clear(folder)
+        write_whole(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
 
 
 def read_request(folder: Path) -> Request | None:
@@ -56,7 +61,7 @@ def work(folder: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(request.cpus)
     try:
-        train([*request.arguments(), "--runs", str(folder.parent), "--name", folder.name, *quiet, *resume])
+        train([*request.arguments(), f"--runs={folder.parent}", f"--name={folder.name}", *quiet, *resume])
     except (InterruptedWorkError, KeyboardInterrupt):
         raise
     except (UserError, WorkError) as error:

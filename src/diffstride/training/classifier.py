@@ -120,23 +120,39 @@ class Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Set up the budget, before a checkpoint is loaded into it."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.budget is not None and data is None:
+            raise UserError("budget needs a datamodule, which knows the shape of an input")
+        if data is not None:
+            self._set_budget(data)
+
+    def on_fit_start(self) -> None:
+        """Try the network on the data's shape, so that a misfit is told before any training."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:  # None: plain loaders, in a loop of the user's own
+            with self.trainer.precision_plugin.forward_context():
+                self._try_on(data, self.example())
+
+    def try_on(self, data: Any) -> None:
+        """Check that the network and the settings fit loaded data, before there is a trainer.
+
+        Raises:
+            UserError: an input that the network cannot take, another number of classes, a budget out of reach.
+        """
+        self._set_budget(data)
+        self._try_on(data, torch.zeros(1, *data.sample_shape))
+
+    def _set_budget(self, data: Any) -> None:
         if self.budget is None or self.cost is not None:
             return
-        if data is None:
-            raise UserError("budget needs a datamodule, which knows the shape of an input")
         try:
             self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
         except UserError as error:
             raise UserError(str(error).replace("amount must", "budget must")) from error
 
-    def on_fit_start(self) -> None:
-        """Try the network on the data's shape, so that a misfit is told before any training."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is None:  # plain loaders, in a loop of the user's own
-            return
+    def _try_on(self, data: Any, example: Tensor) -> None:
         try:
-            with torch.no_grad(), evaluation(self.network), self.trainer.precision_plugin.forward_context():
-                logits = self(self.example())
+            with torch.no_grad(), evaluation(self.network):
+                logits = self(example)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "

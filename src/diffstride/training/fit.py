@@ -6,12 +6,11 @@ import argparse
 import csv
 import logging
 import os
-import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +29,7 @@ import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError
-from diffstride._files import DISK_ERRORS, whole, write_whole
+from diffstride._files import DISK_ERRORS, sweep, whole, write_whole
 from diffstride._text import printable
 from diffstride.data import ClassificationData
 from diffstride.training.callbacks import (
@@ -51,6 +50,7 @@ from diffstride.training.checkpoints import (
 from diffstride.training.classifier import Classifier
 from diffstride.training.diverged import StopWhenDiverged
 from diffstride.training.documents import read_json
+from diffstride.training.folders import check_name, check_new, clear, held, runs_folder
 from diffstride.training.keys import in_plain_words, unknown_key, unreadable_config
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line
@@ -127,7 +127,7 @@ class _SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """In the run folder."""
         text = self.parser.dump(self.config, skip_none=False)
-        write_whole(Path(self.config.runs) / self.config.name / "config.yaml", text)
+        write_whole(runs_folder(self.config.runs) / self.config.name / "config.yaml", text)
 
 
 class FitCLI(LightningCLI):
@@ -135,7 +135,12 @@ class FitCLI(LightningCLI):
 
     run_folder: Path
     result: WriteResult
-    resumed_step: int | None = None
+    resumes = False  # a run in its own folder
+    resumed_step: int | None = None  # of the checkpoint, whosever it is
+
+    def __init__(self, *args: Any, holds: ExitStack, **kwargs: Any) -> None:
+        self._holds, self._is_first = holds, getattr(rank_zero_only, "rank", 0) == 0
+        super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are one line."""
@@ -158,7 +163,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The name and place of the run; one seed for all."""
         parser.add_argument(
-            "--name", type=str | None, default=None, help="folder of the run inside RUNS; default: date and time"
+            "--name", type=str, default=None, help="folder of the run inside RUNS; default: date and time"
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
@@ -181,22 +186,26 @@ class FitCLI(LightningCLI):
         if config.trainer.enable_checkpointing is False:
             raise UserError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
         # Processes that Lightning starts for further devices inherit the name.
-        if config.name == "":
-            raise UserError("--name must not be empty: give one, or leave it out for date and time")
+        if config.name is not None:
+            check_name("--name", config.name)
         config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
         os.environ[_RUN_NAME] = config.name
-        self.run_folder = Path(config.runs) / config.name
+        self.run_folder = runs_folder(config.runs) / config.name
         if config.ckpt_path:
-            config.ckpt_path = str(self._checkpoint(config))
-        else:
-            _check_new(self.run_folder)
+            self._resume(config)
+        if not self.resumes and self._is_first:
+            check_new(self.run_folder)
 
-    def _checkpoint(self, config: Any) -> Path:
-        """The checkpoint to resume from, which has steps left to do."""
+    def _resume(self, config: Any) -> None:
+        """Find the checkpoint to resume from, which has steps left to do."""
         folder = self.run_folder
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
+        self.resumes = path.resolve().is_relative_to(folder.resolve())
+        if self.resumes and self._is_first:  # before it is read: another process may be about to write the next one
+            self._holds.enter_context(held(folder, adopt=True))
+            sweep(folder / "checkpoints")
         if config.ckpt_path == "last":
             path, saved = read_last(path)
         else:
@@ -212,7 +221,7 @@ class FitCLI(LightningCLI):
                 raise UserError(
                     f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
                 )
-        return path
+        config.ckpt_path = str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that leaves what a run leaves."""
@@ -250,8 +259,10 @@ class FitCLI(LightningCLI):
     def run(self) -> None:
         """Train, evaluate what was trained, write the result."""
         try:
-            with _AsItWas(self.run_folder, lambda: self.trainer.global_step > (self.resumed_step or 0)):
-                self._train()
+            if self._is_first:
+                self._check()
+                self._open()
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
             if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self.result.write(self.trainer, self.model)
@@ -265,28 +276,37 @@ class FitCLI(LightningCLI):
             where = error.filename or f"in {self.run_folder}"  # a write itself has no name
             raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
 
-    def _train(self) -> None:
-        if self.config.ckpt_path:
-            self._trim()
-        else:
-            _make_empty(self.run_folder)
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-
-    def _trim(self) -> None:
-        """Drop what was written after the checkpoint, since it will be written again."""
-        own, saved = (
-            {name: tuple(value.shape) for name, value in state.items() if name.startswith("network.")}
-            for state in (self.model.state_dict(), self.resumed_state)
-        )
-        if own != saved:
-            raise UserError(
-                f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
+    def _check(self) -> None:
+        """Find what would stop the training at its start, before anything is written."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        self.datamodule.train_dataloader()
+        self.model.try_on(self.datamodule)
+        if self.resumed_step is not None:
+            own, saved = (
+                {name: tuple(value.shape) for name, value in state.items() if name.startswith("network.")}
+                for state in (self.model.state_dict(), self.resumed_state)
             )
-        # Lightning numbers metrics by steps done before, strides.csv by steps done.
+            del self.resumed_state
+            if own != saved:
+                raise UserError(
+                    f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
+                )
+
+    def _open(self) -> None:
+        """Make the folder of a new run; in that of a resumed one, drop the rows that will be written again."""
+        if not self.resumes:
+            self._holds.enter_context(held(self.run_folder))
+            check_new(self.run_folder)  # another process may have used it meanwhile
+            clear(self.run_folder)
+            return
         assert self.resumed_step is not None
-        drop_rows = rank_zero_only(tracking.drop_rows_from)
-        drop_rows(self.run_folder / "metrics.csv", self.resumed_step)
-        drop_rows(self.run_folder / "strides.csv", self.resumed_step + 1)
+        # Lightning numbers metrics by steps done before, strides.csv by steps done.
+        firsts = {"strides.csv": self.resumed_step + 1, "metrics.csv": self.resumed_step}
+        for name in firsts:  # both can be read before either is written
+            tracking.read_dicts(self.run_folder / name)
+        for name, first in firsts.items():
+            tracking.drop_rows_from(self.run_folder / name, first)
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -294,73 +314,6 @@ def _as_list(given: Any) -> list[Any]:
 
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
-_RECORDS = ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv")
-
-
-@rank_zero_only
-def _check_new(folder: Path) -> None:
-    """No run is in the folder that is to hold another."""
-    if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
-        raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
-
-
-@rank_zero_only
-def _make_empty(folder: Path) -> None:
-    """A folder for a new run. What a run left that never reached a checkpoint is cleared away."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _RECORDS:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
-
-
-class _AsItWas:
-    """Puts a run's folder back as it was, where a mistake is found or a disk refuses before anything was learned.
-
-    Args:
-        folder: of the run.
-        learned: whether something was.
-    """
-
-    def __init__(self, folder: Path, learned: Callable[[], bool]) -> None:
-        self.folder, self.learned = folder, learned
-
-    def __enter__(self) -> None:
-        """Remember what is there; checkpoints and events are only ever added to."""
-        self._new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self._files: dict[Path, bytes | None] = {
-            path: path.read_bytes() if path.suffix in (".yaml", ".csv") else None
-            for path in self._own()
-            if path.is_file()
-        }
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Put it back."""
-        if kind is None or not issubclass(kind, (UserError, MisconfigurationException, OSError)) or self.learned():
-            return
-        with suppress(OSError):  # the mistake is what must be told
-            self._put_back()
-
-    def _own(self) -> list[Path]:
-        """What a training writes; other runs may lie in the same folder."""
-        places = [self.folder / name for name in (*_RECORDS, "tensorboard", "checkpoints")]
-        return [path for place in places if place.exists() for path in (place, *place.rglob("*"))]
-
-    @rank_zero_only
-    def _put_back(self) -> None:
-        for path in sorted(self._own(), reverse=True):  # what is in a folder comes before it
-            if path.is_file() and path not in self._files:
-                path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        for path, content in self._files.items():
-            if content is not None and (not path.exists() or path.read_bytes() != content):
-                with whole(path) as unfinished:
-                    unfinished.write_bytes(content)
-        for path in self._new:
-            path.rmdir()
 
 
 @contextmanager
@@ -391,9 +344,9 @@ def _is_of_a_disk(error: BaseException | None) -> bool:
 def train(arguments: Sequence[str]) -> FitCLI:
     """Train with the arguments of `diffstride fit`; the result has `model`, `datamodule`, `trainer`, `run_folder`."""
     inherited = os.environ.get(_RUN_NAME)
-    with quiet():
+    with quiet(), ExitStack() as holds:
         try:
-            cli = _construct(arguments)
+            cli = _construct(arguments, holds)
             cli.run()
         except MisconfigurationException as error:
             raise UserError(one_line(str(error))) from error
@@ -410,7 +363,7 @@ def parse(arguments: Sequence[str]) -> Any:
         UserError: arguments that `fit` would refuse before it builds anything.
     """
     with quiet():
-        return _construct(arguments, _ParsedFit).config
+        return _construct(arguments, ExitStack(), _ParsedFit).config
 
 
 class _ParsedFit(FitCLI):
@@ -426,7 +379,7 @@ class _ParsedFit(FitCLI):
         """Nothing."""
 
 
-def _construct(arguments: Sequence[str], kind: type[FitCLI] = FitCLI) -> FitCLI:
+def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
     try:
         return kind(
             Classifier,
@@ -445,6 +398,7 @@ def _construct(arguments: Sequence[str], kind: type[FitCLI] = FitCLI) -> FitCLI:
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             args=list(arguments),
+            holds=holds,
         )
     except UserError:
         raise
