@@ -19,7 +19,7 @@ from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[
 from jsonargparse.typing import NonNegativeFloat
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -139,7 +139,7 @@ class FitCLI(LightningCLI):
     resumed_step: int | None = None  # of the checkpoint, whosever it is
 
     def __init__(self, *args: Any, holds: ExitStack, **kwargs: Any) -> None:
-        self._holds, self._is_first = holds, getattr(rank_zero_only, "rank", 0) == 0
+        self._holds, self._is_first = holds, not _get_rank()  # None where there is one process
         super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
