@@ -457,7 +457,7 @@ def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -
 def fixed(module: nn.Module) -> trace.Forward | None:
     """In place of the forward of a layer of ours that learns nothing, since none can work with symbols."""
     if isinstance(module, ResizeTo):
-        return lambda x: _empty(x, module.size)
+        return lambda x: _empty(x, module.target(x.shape[-module.ndim :]))
     if isinstance(module, SpectralPoolNd):
         return lambda x: _empty(x, functional.pooled_sizes(x.shape[-module.ndim :], module.strides))
     return None

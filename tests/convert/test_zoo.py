@@ -84,8 +84,8 @@ KEPT = {
     "mixed": ["stem.0", "pool", "average"],
 }
 RESIZES = {
-    "unet": [("grow.2", "down.2"), ("grow.1", "down.1"), ("grow.0", "down.0")],
-    "unet-transposed": [("up.0", "down.0"), ("up.1", "stem")],
+    "unet": [("grow.2", "down.2.2"), ("grow.1", "down.1.2"), ("grow.0", "down.0.2")],
+    "unet-transposed": [("up.0", "down.0.2"), ("up.1", "stem.2")],
 }
 
 

@@ -21,6 +21,7 @@ from diffstride._check import UserError
 from diffstride.convert import apply, sites
 from diffstride.convert.plans import Plan, Resize, Site, patterns
 from diffstride.convert.sites import Look
+from diffstride.nn._tracers import Traceable
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.trace import ExampleInputs, Session, TraceError, described
@@ -271,17 +272,17 @@ class Finder:
             assert output is not None
             ndim = len(output) - 2
             sizes = list(map(session.expanded, output[-ndim:]))
-            source = next(
-                (
-                    call.module
-                    for call in reversed(session.calls[:at])
-                    if call.output is not None
-                    and len(call.output) == len(output)
-                    and list(map(session.expanded, call.output[-ndim:])) == sizes
-                    and counts[call.module] == 1
-                ),
-                None,
-            )
+            sources = [
+                call.module
+                for call in reversed(session.calls[:at])
+                if call.output is not None
+                and len(call.output) == len(output)
+                and list(map(session.expanded, call.output[-ndim:])) == sizes
+                and counts[call.module] == 1
+            ]
+            # One that `torch.fx` calls as a module: it writes out what others do, without their hooks.
+            leaf = next((source for source in sources if _is_leaf(self.modules[source])), None)
+            source = leaf or next(iter(sources), None)
             if source is None:  # it stays as it is, and so do the sites that it binds
                 del self.upsamplings[name]
                 self.links = {key: size for key, size in self.links.items() if key[0] != name}
@@ -516,6 +517,10 @@ class _Watched(tuple):  # type: ignore[type-arg]
         return super().__eq__(other)
 
     __hash__ = tuple.__hash__
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not module._modules and (type(module).__module__.startswith("torch.nn") or isinstance(module, Traceable))
 
 
 def _named(key: Any) -> Any:

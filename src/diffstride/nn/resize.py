@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffstride import functional
 from diffstride.geometry import Basis, Norm
+from diffstride.nn._tracers import Traceable, is_proxy
+
+Sizes = tuple[int, ...]
 
 
-class ResizeTo(nn.Module):
+class ResizeTo(Traceable):
     """`spectral_resize` to the size that another module's output had in this forward pass.
 
-    The map of a skip connection is made long before the upsampled map that it meets, and nothing hands its size on: a
-    hook of the other module (`follow`) notes it.
-    """
+    The map of a skip connection is made long before the upsampled map that it meets, and nothing hands its size on. A
+    hook of the other module (`follow`) notes it, in each thread for itself, and `forward` takes the note.
 
-    size: tuple[int, ...] | None = None
+    Activation checkpointing runs a decoder again while gradients are computed, when other passes may have been noted.
+    Then the target is the one that an input of the same size had last. Two passes whose skip connections differ and
+    whose upsampled maps do not (47 and 48 samples at a stride of 2) cannot be checkpointed together.
+    """
 
     def __init__(self, ndim: int, *, basis: Basis = "dft", norm: Norm = "forward") -> None:
         """Make the layer.
@@ -31,20 +39,54 @@ class ResizeTo(nn.Module):
         self.ndim = ndim
         self.basis: Basis = basis
         self.norm: Norm = norm
+        self._noted: dict[int, Sizes] = {}  # by thread
+        self._last: dict[Sizes, Sizes] = {}  # targets by the size of the input
+        self._in_graph: Sizes = ()
 
     def follow(self, module: nn.Module) -> None:
         """From now on take the size of what this module returns."""
         module.register_forward_hook(_Note(self))
 
+    def note(self, size: Sizes) -> None:
+        """Take `size` as that of the skip connection in the pass under way."""
+        if torch.compiler.is_compiling():  # a graph keeps it as a constant
+            self._in_graph = size
+        elif not _recomputing():
+            self._noted[threading.get_ident()] = size
+
+    def target(self, spatial: Sequence[int]) -> Sizes:
+        """Return the size that an input of spatial size `spatial` gets in the pass under way.
+
+        Raises:
+            RuntimeError: the module that is followed has not run.
+        """
+        if torch.compiler.is_compiling():
+            return self._in_graph
+        spatial = tuple(spatial)
+        plain = all(type(n) is int for n in spatial)  # not in a trace, whose symbols have no hash
+        target = None if _recomputing() else self._noted.pop(threading.get_ident(), None)
+        if target is None and plain:
+            target = self._last.get(spatial)
+        if target is None:
+            raise RuntimeError("the module that ResizeTo follows must run before it")
+        if plain:
+            self._last[spatial] = target
+        return target
+
     def forward(self, x: Tensor) -> Tensor:
         """Resize `x`."""
-        if self.size is None:
-            raise RuntimeError("the module that ResizeTo follows must run before it")
-        return functional.spectral_resize(x, self.size, basis=self.basis, norm=self.norm)
+        if is_proxy(x):
+            return self.as_leaf(x)  # type: ignore[no-any-return]
+        return functional.spectral_resize(x, self.target(x.shape[-self.ndim :]), basis=self.basis, norm=self.norm)
 
     def extra_repr(self) -> str:
         """The options."""
         return f"ndim={self.ndim}, basis={self.basis!r}, norm={self.norm!r}"
+
+
+def _recomputing() -> bool:
+    """Return whether autograd is computing gradients, in which a forward pass can only be a recomputation."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class _Note:
@@ -54,4 +96,4 @@ class _Note:
         self.resize = resize
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.resize.size = tuple(output.shape[-self.resize.ndim :])
+        self.resize.note(tuple(output.shape[-self.resize.ndim :]))
