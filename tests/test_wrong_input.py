@@ -102,7 +102,7 @@ def of_learning(make):
         (lambda: make(size_multiple=0), ValueError, r"size_multiple must be >= 1, got 0"),
         (lambda: make(size_multiple=2.5), TypeError, r"size_multiple must be an int, got 2\.5"),
         (lambda: make(dtype="float32"), TypeError, r"dtype must be a torch\.dtype or None, got 'float32'"),
-        (lambda: make(dtype=torch.int32), ValueError, r"dtype must be floating point, got torch\.int32"),
+        (lambda: make(dtype=torch.int32), ValueError, r"dtype must be floating point .*, got torch\.int32"),
         (lambda: make(device="gpu"), ValueError, r"device must be one that torch has here, got 'gpu'"),
     ]
 
@@ -274,7 +274,7 @@ CASES = {
         (lambda: F.stride_mask(8, torch.tensor(NAN), 4), ValueError, r"stride must be finite, got nan"),
         (lambda: F.stride_mask(8, "2", 4), TypeError, r"stride must be a number, got '2'"),
         (lambda: F.stride_mask(8, torch.ones(2), 4), ValueError, r"stride must be one number, got 2"),
-        (lambda: F.stride_mask(8, torch.tensor(2), 4), TypeError, r"strides must be floating point, got torch\.int64"),
+        (lambda: F.stride_mask(8, torch.tensor(2), 4), TypeError, r"strides must be floating point .*, got torch\.int64"),
         (lambda: F.stride_mask(0, 2.0, 4), ValueError, r"size must be >= 1, got 0"),
         (lambda: F.stride_mask(8.0, 2.0, 4), TypeError, r"size must be an int, got 8\.0"),
         (lambda: F.stride_mask(8, 2.0, -1), ValueError, r"smoothness must be >= 0, got -1"),
@@ -284,7 +284,7 @@ CASES = {
         (lambda: F.stride_mask(8, 2.0, 4, basis=2), ValueError, r"basis must be one of 'dft', 'dct', got 2"),
     ],
     "functional.diffstride": [
-        (lambda: F.diffstride(X, torch.tensor([2, 2])), TypeError, r"strides must be floating point, got torch\.int64"),
+        (lambda: F.diffstride(X, torch.tensor([2, 2])), TypeError, r"strides must be floating point .*, got torch\.int64"),
         (lambda: F.diffstride(X, torch.tensor(2.0)), ValueError, r"strides must have shape \[d\], .*, got shape \(\)"),
         (lambda: F.diffstride(X, 2.0), TypeError, r"strides must be a sequence with one number per axis, got 2\.0"),
         (lambda: F.diffstride(X, "22"), TypeError, r"strides must be a sequence with one number per axis, got '22'"),

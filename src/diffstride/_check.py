@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 Number = int | float  # numpy's scalars pass too
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FREEZE_FIRST = "give it diffstride.freeze(model, example_inputs)"
 _FLOATS = "float64, float32, bfloat16 or float16"
 
 
@@ -328,7 +329,9 @@ def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
             f"input must have {ndim + 2} dimensions [B, C, *spatial] or {ndim + 1} [C, *spatial] "
             f"for {ndim} spatial ax{'is' if ndim == 1 else 'es'}, got shape {tuple(x.shape)}"
         )
-    spatial = tuple(x.shape[x.ndim - ndim :])
+    spatial: tuple[Any, ...] = tuple(x.shape[x.ndim - ndim :])
+    if isinstance(spatial[0], Tensor):  # so are sizes under `torch.jit.trace`
+        raise UserError(f"torch.jit cannot trace a layer whose sizes follow from strides: {FREEZE_FIRST}")
     if 0 in spatial:
         raise ValueError(f"input's spatial sizes must be >= 1, got shape {tuple(x.shape)}")
     return spatial

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from diffstride._check import FREEZE_FIRST, UserError
 
 
 class StrideParameter(nn.Parameter):
@@ -70,6 +73,8 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
         raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
     if isinstance(stride, StrideParameter):
         return stride.host()
+    if isinstance(stride, FakeTensor):
+        raise UserError(f"stride must have values, got a fake tensor, as in torch.export: {FREEZE_FIRST}")
     if hasattr(stride, "placements"):  # a DTensor: this process has a part
         raise ValueError(
             "stride must be whole in every process, got a sharded one: "

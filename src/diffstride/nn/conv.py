@@ -14,6 +14,7 @@ from diffstride import _check, functional
 from diffstride.backends import Backend
 from diffstride.functional import PADDING_MODES, Convolution
 from diffstride.geometry import Basis, Norm, Window
+from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 
@@ -181,6 +182,8 @@ class DiffStrideConvNd(LearnableStrides):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and downsample `x`."""
+        if is_proxy(x):
+            return self.as_leaf(x)  # type: ignore[no-any-return]
         spatial = _check.spatial_sizes(x, self.ndim)
         _check.channels(x, self.ndim, self.in_channels)
         return functional.convolved(

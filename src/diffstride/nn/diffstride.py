@@ -11,6 +11,7 @@ from torch import Tensor
 from diffstride import _check, functional
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
+from diffstride.nn._tracers import is_proxy
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -80,6 +81,8 @@ class DiffStrideNd(LearnableStrides):
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""
+        if is_proxy(x):
+            return self.as_leaf(x)  # type: ignore[no-any-return]
         return functional.windowed(x, *self._settled(_check.spatial_sizes(x, self.ndim)), self._settings)
 
 

@@ -13,6 +13,7 @@ from diffstride import _check, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
+from diffstride.nn._tracers import Traceable
 from diffstride.nn._watch import refresh_sharers, watch
 
 
@@ -22,7 +23,7 @@ def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
     return method
 
 
-class LearnableStrides(nn.Module):
+class LearnableStrides(Traceable):
     """The strides of a layer as a parameter, one entry per axis (one in all when shared).
 
     `excess` (zeros unless one sets it) makes layers whose inputs differ by a sample or so come out alike: an axis of

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffstride import _check, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, Basis, Norm
+from diffstride.nn._tracers import Traceable, is_proxy
 
 
-class SpectralPoolNd(nn.Module):
+class SpectralPoolNd(Traceable):
     """Spectral pooling (Rippel et al. 2015): keep the lowest frequencies, `floor(N/S)` samples of each axis.
 
     No parameters; the window is hard. Strides are never clamped: one that leaves no sample of an axis raises.
@@ -52,6 +53,8 @@ class SpectralPoolNd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""
+        if is_proxy(x):
+            return self.as_leaf(x)  # type: ignore[no-any-return]
         return functional.spectral_pool(x, self.strides, basis=self.basis, norm=self.norm, backend=self.backend)
 
     def extra_repr(self) -> str:
