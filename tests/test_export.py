@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import diffstride as ds
 from diffstride import functional, tracking
@@ -701,3 +702,51 @@ def test_mistakes_with_safetensors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(UserError, match=r"need the package safetensors: pip install 'diffstride\[export\]'"):
         to_safetensors(layer, path)
+
+
+REPARAMETRIZATIONS = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "pruning": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    "pruned bias": lambda conv: prune.random_unstructured(conv, "bias", 0.5),
+}
+
+
+@pytest.mark.parametrize("place", [0, 2], ids=["converted", "another"])
+@pytest.mark.parametrize("first", [False, True], ids=["after conversion", "before conversion"])
+@pytest.mark.parametrize("change", REPARAMETRIZATIONS.values(), ids=REPARAMETRIZATIONS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_models_with_reparametrized_weights_are_frozen_after_a_step_of_training(change, first, place):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 32, 32)
+    if first:
+        change(model[place])
+    ds.convert(model, x)
+    if not first:
+        change(model[place])
+    optimizer = torch.optim.SGD(ds.param_groups(model, 0.1), lr=0.1)
+    model(x).square().mean().backward()
+    optimizer.step()  # what is computed from the parameters is from before this step
+    frozen = ds.freeze(model, x)
+    assert all(type(module).__module__.split(".")[0] == "torch" for module in frozen.modules())
+    expected = model.eval()(x)
+    assert 0.01 < expected.std() < 10
+    torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_that_a_model_keeps_from_its_last_pass_do_not_stop_freezing():
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.kept, self.last = nn.Conv1d(2, 2, 3, 2), [], {}
+
+        def forward(self, x):
+            y = self.conv(x)
+            self.kept[:], self.last["map"] = [y], (y.softmax(-1), y)
+            return y
+
+    model, x = Attentive(), torch.randn(2, 2, 16)
+    ds.convert(model, x)
+    expected = model(x)
+    torch.testing.assert_close(ds.freeze(model, x)(x), expected)
+    assert model.kept[0] is expected

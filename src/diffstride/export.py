@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diffstride import _check, functional, geometry
@@ -272,7 +273,8 @@ def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
 
     Those of `diffstride.nn` are part of the forward pass; all but an attached layer's go too where one says so.
     """
-    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
+    with _DetachingCopies():
+        copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
     for module in copied.modules():
         for hooks, *options in _hooks(module):
             for key, hook in list(hooks.items()):
@@ -281,6 +283,23 @@ def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
                     for registry in (hooks, *options):
                         registry.pop(key, None)
     return copied
+
+
+class _DetachingCopies(TorchFunctionMode):
+    """Have `copy.deepcopy` detach tensors that autograd has made, which torch refuses to copy.
+
+    Modules keep such tensors as plain attributes: the weight of an old `weight_norm` or of a pruned layer, say, or the
+    last map of attention.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call: Callable[..., Any] = func
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return call(*args, **(kwargs or {}))
+        detached, memo = args[0].detach(), args[1]
+        copied = call(detached, memo)
+        del memo[id(detached)]  # another tensor may come to have this address
+        return copied
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[dict[Any, Any], ...]]:
@@ -335,6 +354,7 @@ def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
         )
     if not uses:
         return _out_of_reach(name)
+    _compute_weights(layer)
     handler = next(handler for kind, handler in _HANDLERS.items() if isinstance(layer, kind))
     fixed = handler(name, layer, *uses)
     if any(hooks for hooks, *_ in _hooks(layer)):
@@ -344,6 +364,21 @@ def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
             for to, of in zip(target, source, strict=True):
                 to.update(of)
     return fixed.eval()
+
+
+def _compute_weights(layer: nn.Module) -> None:
+    """Compute what old reparametrizations and pruning compute before each pass, and take their hooks off.
+
+    They belong to parameters of the layer, which the plain parts do not have.
+    """
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+            hook(layer, ())
+            del layer._forward_pre_hooks[key]
 
 
 def _out_of_reach(name: str) -> fx.GraphModule:
