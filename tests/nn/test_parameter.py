@@ -6,6 +6,7 @@ import io
 import accelerate
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -23,6 +24,10 @@ class Branches(nn.Module):
 
     def forward(self, x):
         return self.a(x) + self.b(x)
+
+    @property
+    def strides_of_both(self):
+        return [self.a.strides, self.b.strides]
 
 
 PLAN = ds.plan(Branches(), X)
@@ -102,6 +107,22 @@ def test_layers_that_part_stay_apart():
     model.b.stride = nn.Parameter(torch.tensor([4.0, 4.0]))
     model = under(OVERWRITE, lambda: model.double())()
     assert (model.a.strides, model.b.strides) == ((2.0, 2.0), (4.0, 4.0))
+
+
+def test_a_shared_stride_is_saved_under_every_name_and_written_through_the_first(tmp_path):
+    """As safetensors asks for it, and as averages of weights that write to the tensors of `state_dict` do."""
+    model = converted()
+    with torch.no_grad():
+        model.a.stride.copy_(torch.tensor([2.5, 3.5]))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    fresh = converted()
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert fresh.a.stride is fresh.b.stride
+    assert fresh.strides_of_both == model.strides_of_both == [(2.5, 3.5)] * 2
+    for tensor in model.state_dict().values():
+        tensor.mul_(2.0)
+    assert model.strides_of_both == [(5.0, 7.0)] * 2
+    assert model.state_dict(keep_vars=True)["b.stride"] is model.a.stride
 
 
 class Logarithm(nn.Module):

@@ -259,6 +259,17 @@ class LearnableStrides(Traceable):
         stride = self._parameters.get("stride")
         carry_over(self, stride, successor_of(stride))
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save a shared stride itself under its first name, and copies under the others.
+
+        Files of safetensors, and so `save_pretrained` of transformers, refuse one tensor under two names.
+        """
+        earlier = {value.data_ptr() for name, value in destination.items() if name.endswith("stride")}
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        own = destination.get(f"{prefix}stride")
+        if own is not None and not keep_vars and own.data_ptr() in earlier:
+            destination[f"{prefix}stride"] = own.clone()
+
     def _load_from_state_dict(self, *args: Any) -> None:
         stride = self._parameters.get("stride")
         successor = successor_of(stride)
