@@ -188,7 +188,7 @@ CASES = [
     ("fit --config demo.yaml --name ''", r"--name must be a plain file name .*, got ''"),
     # fit: its data
     ("fit --config pictures.yaml --name new --data.path ./no", r"\./no does not exist: check the path"),
-    ("fit --config pictures.yaml --name new --data.path folder", r"could not read folder .*: it must be a readable"),
+    ("fit --config pictures.yaml --name new --data.path folder", r"folder has no images: it must be a folder with train"),
     ("fit --config pictures.yaml --name new --data.path text", r"text is not a parquet file: give"),
     ("fit --config pictures.yaml --name new --data.path x.parquet", r"could not read x.parquet", binary("x.parquet")),
     ("fit --config pictures.yaml --name new --data.train_split no", r"no split 'no': set train_split and test_split"),
@@ -204,7 +204,7 @@ CASES = [
     ("fit --config pictures.yaml --ckpt_path last", r"is finished \(max_steps 2\): raise --trainer.max_steps"),
     (f"fit {RESUME} --model.network.width 5", r"is of another network: resume with --config"),
     (f"fit {RESUME} --data.batch_size 100", r"batch_size 100 is larger than"),
-    (f"fit {RESUME} --data.path folder", r"could not read folder"),
+    (f"fit {RESUME} --data.path folder", r"folder has no images: it must be a folder with train"),
     (f"fit {RESUME}", r"strides.csv is damaged, .*: remove it", binary(f"{PICTURES}/strides.csv")),
     (f"fit {RESUME}", r"metrics.csv is damaged, .*: remove it", text(f"{PICTURES}/metrics.csv", "a,b\n1,2\n")),
     # study

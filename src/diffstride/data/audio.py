@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,32 @@ from torch import Tensor
 from diffstride import _check
 from diffstride.data.base import DataError, above_zero
 from diffstride.data.sound import LogMel, SoundData, a_log_mel
-from diffstride.data.stored import Split, StoredData, first_line
+from diffstride.data.sources import first_line
+from diffstride.data.stored import Split, StoredData
 
-_DECODING = 1  # raise when decoding changes, so that older caches are not used
-_LOUDEST = 1e6  # of a float file, where 1 is full scale: beyond, sums overflow
+_DECODING = 2  # raise when decoding changes, so that older caches are not used
+_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
+# First bytes of these formats. For others libsndfile guesses, with the help of another file in the working directory.
+_BEGINNINGS = (
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"riff",
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b"FORM",
+    b".snd",
+    b"dns.",
+    b"caff",
+    b"NIST",
+)
+_UNKNOWN = f"its format is none of {', '.join(_FORMATS)}"
+_TOO_SHORT = "it ends before the length that its header declares"
+_HIGHEST_RATE = 10_000_000  # Hz
+_NO_LENGTH = 2**62  # frames; libsndfile gives more for files that were written to a pipe
+_BLOCK = 1 << 20  # values decoded at once
+_CONTEXT = 256  # periods of the lower rate that a resampled sample depends on, on either side; soxr needs about 100
 _MEASURED = 1000  # sounds whose mean and deviation stand for all
 
 
@@ -110,7 +134,7 @@ class AudioData(SoundData, StoredData):
 
 @dataclass(frozen=True)
 class SoundDecoder:
-    """From a sound file to 16-bit samples `[T]`.
+    """A decoder from a sound file to 16-bit samples `[T]`. It reads the part of the file that is kept.
 
     Args:
         sample_rate: Hz; None: the file's.
@@ -122,39 +146,100 @@ class SoundDecoder:
     noun: ClassVar[str] = "sound"
     option: ClassVar[str] = "audio_column"
     feature: ClassVar[str] = "Audio"
+    suffixes: ClassVar[tuple[str, ...]] = (
+        ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au",
+        ".snd", ".caf", ".sph", ".nist",
+    )  # fmt: skip
+    largest: ClassVar[int | None] = None
 
     @property
     def key(self) -> str:
-        """Of the way of decoding."""
+        """Text that differs where decoding differs."""
         return f"{_DECODING} {self.sample_rate} {self.seconds}"
 
-    def __call__(self, content: bytes) -> npt.NDArray[np.int16]:
-        """The samples."""
-        import soundfile  # both need libraries of the system, which images do not
-
-        try:
-            return self._samples(*soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True))
-        except soundfile.SoundFileError as error:
-            raise DataError(_cause(error)) from error
-        except MemoryError as error:  # a damaged header that promises more than there is
-            raise DataError("it claims to be too long for the memory") from error
-
-    def _samples(self, channels: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.int16]:
+    def __call__(self, content: bytes | BinaryIO) -> npt.NDArray[np.int16]:
+        """Return the samples."""
         import soxr
 
-        if not len(channels):
-            raise DataError("it has no samples")
-        if not np.isfinite(channels).all():
-            raise DataError("it has samples that are not finite")
-        wave = channels.clip(-_LOUDEST, _LOUDEST).mean(1)
-        if self.sample_rate not in (None, rate):
-            wave = soxr.resample(wave, rate, self.sample_rate)
-        wave = _to_length(wave, round(self.seconds * (self.sample_rate or rate)))
+        with _opened(content) as file:
+            own, rate = file.samplerate, self.sample_rate or file.samplerate
+            length = round(self.seconds * rate)
+            total = math.floor(file.frames * rate / own + 0.5)  # as many as soxr would make of the whole file
+            first = max(0, (total - length) // 2)
+            if rate == own:
+                wave = _mono(file, first, min(first + length, file.frames))
+            else:
+                # The part begins where a sample of the old rate and one of the new rate fall together.
+                context, together = math.ceil(_CONTEXT * max(1.0, own / rate)), own // math.gcd(own, rate)
+                start = max(0, first * own // rate - context) // together * together
+                wave = _mono(file, start, min(-(-(first + length) * own // rate) + context, file.frames))
+                wave = soxr.resample(wave, own, rate)[first - start * rate // own :]
+        wave = wave[:length]
+        before = (length - len(wave)) // 2  # a shorter sound lies in the middle of silence
+        wave = np.pad(wave, (before, length - len(wave) - before))
         return np.rint(wave * 32768).clip(-32768, 32767).astype(np.int16)
 
     def misfit(self, shape: Sequence[int], first: Sequence[int]) -> str:
-        """Never: all are of one length."""
+        """Raise an error: all sounds are of one length."""
         raise AssertionError(f"{shape} and {first}")
+
+
+@contextmanager
+def _opened(content: bytes | BinaryIO) -> Iterator[Any]:
+    """Open a sound whose format, length and rate can be used; what goes wrong with it is a `DataError`."""
+    import soundfile  # needs a library of the system, which images do not
+
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    beginning = stream.read(4)
+    stream.seek(0)
+    try:
+        if not beginning.startswith(_BEGINNINGS) and not (
+            beginning[:1] == b"\xff" and beginning[1:2] >= b"\xe0"
+        ):  # MP3
+            raise DataError(_UNKNOWN)
+        with soundfile.SoundFile(stream) as file:
+            if file.format not in _FORMATS:
+                raise DataError(_UNKNOWN)
+            if not 0 < file.frames < _NO_LENGTH:
+                raise DataError(
+                    "it has no samples" if file.frames < 1 else "its header declares no length: save it anew"
+                )
+            if not 1 <= file.samplerate <= _HIGHEST_RATE:
+                raise DataError(f"its sample rate is {file.samplerate} Hz, not between 1 and {_HIGHEST_RATE}")
+            yield file
+    except soundfile.SoundFileError as error:
+        raise DataError(first_line(error).rsplit(": ", 1)[-1]) from error
+
+
+def _mono(file: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Return the mean of the channels of the frames from `start` to `stop`."""
+    block = max(1, _BLOCK // file.channels)
+    if file.seekable() and file.subtype != "VORBIS":  # in Vorbis, seeking ends at another sample
+        try:
+            file.seek(start)
+        except RuntimeError as error:
+            raise DataError(_TOO_SHORT) from error
+    else:
+        for skipped in range(0, start, block):
+            _frames(file, min(block, start - skipped))
+    wave = np.empty(stop - start, np.float32)
+    for place in range(0, len(wave), block):
+        part = wave[place : place + block]
+        channels = _frames(file, len(part))
+        if not np.isfinite(channels).all():
+            raise DataError("it has samples that are not finite")
+        part[:] = channels.mean(1, dtype=np.float64)
+    if np.square(wave, dtype=np.float64).sum() > len(wave):
+        raise DataError("its root mean square is above full scale, which is 1: scale its samples to -1 to 1")
+    return wave
+
+
+def _frames(file: Any, count: int) -> npt.NDArray[np.float32]:
+    """Return the next frames `[count, channels]`."""
+    found: npt.NDArray[np.float32] = file.read(count, dtype="float32", always_2d=True)
+    if len(found) < count:
+        raise DataError(_TOO_SHORT)
+    return found
 
 
 def _spread(length: int) -> Tensor:
@@ -162,22 +247,6 @@ def _spread(length: int) -> Tensor:
     return torch.linspace(0, length - 1, min(length, _MEASURED)).long()
 
 
-def _sample_rate(content: bytes) -> int:
-    import soundfile
-
-    try:
-        return int(soundfile.info(io.BytesIO(content)).samplerate)
-    except soundfile.SoundFileError as error:
-        raise DataError(_cause(error)) from error
-
-
-def _cause(error: Exception) -> str:
-    return first_line(error).rsplit(": ", 1)[-1]
-
-
-def _to_length(wave: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
-    """The middle of a longer wave; a shorter one in the middle of silence."""
-    more = length - len(wave)
-    if more < 0:
-        return wave[-more // 2 :][:length]
-    return np.pad(wave, (more // 2, more - more // 2))
+def _sample_rate(content: BinaryIO) -> int:
+    with _opened(content) as file:
+        return int(file.samplerate)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 import torch
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TILELENGTH,
+    TILEWIDTH,
+    TiffImageFile,
+)
 from torch import Tensor
 
 from diffstride import _check
 from diffstride.data.augment import Augment
 from diffstride.data.base import Batch, DataError, at_least
-from diffstride.data.stored import Split, StoredData, first_line
+from diffstride.data.sources import first_line
+from diffstride.data.stored import Split, StoredData
 
 Pixels = npt.NDArray[np.uint8]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_DECODING = 1  # raise when decoding changes, so that older caches are not used
+_DECODING = 2  # raise when decoding changes, so that older caches are not used
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")  # none starts another program
+_MOST_PIXELS = 100_000_000
+_NO_RANGE = "which have no defined range: convert it to 8 or 16 bits"
 
 
 class ImageData(StoredData):
@@ -118,7 +129,7 @@ class ImageData(StoredData):
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """From an image file to pixels `[3, H, W]`: RGB, upright.
+    """A decoder from an image file to pixels `[3, H, W]`: RGB, 8 bits, upright.
 
     Args:
         image_size: resize the shorter side to this and keep the middle square; None: as it is.
@@ -128,43 +139,69 @@ class ImageDecoder:
     noun: ClassVar[str] = "image"
     option: ClassVar[str] = "image_column"
     feature: ClassVar[str] = "Image"
+    suffixes: ClassVar[tuple[str, ...]] = (
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pbm", ".pgm",
+        ".ppm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    )  # fmt: skip
+    largest: ClassVar[int | None] = 2**30
 
     @property
     def key(self) -> str:
-        """Of the way of decoding."""
+        """Text that differs where decoding differs."""
         return f"{_DECODING} {self.image_size}"
 
-    def __call__(self, content: bytes) -> Pixels:
-        """The pixels."""
+    def __call__(self, content: bytes | BinaryIO) -> Pixels:
+        """Return the pixels."""
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
         try:
-            with PIL.Image.open(io.BytesIO(content)) as image:
-                upright = _upright_rgb(image)
-        except (OSError, SyntaxError, ValueError, struct.error, PIL.Image.DecompressionBombError) as error:
-            raise DataError(first_line(error).split("<_io")[0].strip()) from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd metadata, which may be in any image
+                with PIL.Image.open(file, formats=_FORMATS) as image:
+                    pixels = _upright_rgb(image)
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises errors of many types for damaged files
+            raise DataError(first_line(error).split("<_io")[0].strip() or type(error).__name__) from error
         if self.image_size is not None:
-            upright = _resize(upright, self.image_size)
-        return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+            pixels = _middle_square(pixels, self.image_size)
+        return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
     def misfit(self, shape: Sequence[int], first: Sequence[int]) -> str:
-        """Sizes that differ."""
+        """Return the message about two sizes that differ."""
         return f"the image is {_size(shape)} but the first is {_size(first)}: set image_size so that all are resized"
 
 
 def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    """Return an opened image in 8-bit RGB. Its declared size and type are checked before it is decoded."""
+    sizes, bits, inverted = [image.size], 16, False
+    if isinstance(image, TiffImageFile):
+        sizes.append((image.tag_v2.get(TILEWIDTH, 0), image.tag_v2.get(TILELENGTH, 0)))
+        if set(image.tag_v2.get(SAMPLEFORMAT, (1,))) != {1}:
+            raise DataError(f"its samples are signed or floating-point, {_NO_RANGE}")
+        bits, inverted = image.tag_v2.get(BITSPERSAMPLE, (1,))[0], image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    for width, height in sizes:
+        if width * height > _MOST_PIXELS:
+            raise DataError(f"it declares {width}x{height} pixels, above the limit of {_MOST_PIXELS:,}")
+    if image.mode == "F" or bits > 16:
+        raise DataError(f"its samples are floating-point or wider than 16 bits, {_NO_RANGE}")
+    image.load()
+    PIL.ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # grey of 9 to 16 bits, which Pillow itself would clip to 8
+        levels = np.rint(np.arange(2**16).clip(max=2**bits - 1) * (255 / (2**bits - 1))).astype(np.uint8)
+        image = PIL.Image.fromarray((255 - levels if inverted else levels)[np.asarray(image)])
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _resize(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """The shorter side to `size`, then the middle square."""
-    width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    if image.size != (width, height):
-        image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def _middle_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """Return the middle square of an image whose shorter side is resized to `size`; the rest is never computed."""
+    scale = size / min(image.size)
+    edges = []
+    for n in image.size:
+        whole = max(size, round(n * scale))
+        start = (whole - size) // 2
+        edges.append((start * n / whole, min((start + size) * n / whole, n)))
+    (left, right), (top, bottom) = edges
+    return image.resize((size, size), PIL.Image.Resampling.BILINEAR, (left, top, right, bottom))
 
 
 def _size(shape: Sequence[int]) -> str:

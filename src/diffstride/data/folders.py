@@ -1,0 +1,127 @@
+"""Local folders: which file belongs to which split and class. A name in a path is a name, never a pattern."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from diffstride.data.base import DataError
+
+Parts: TypeAlias = tuple[str, ...]  # of a path below the folder
+
+_DEPTH = 4  # one more than any layout has, so that files that lie too deep are noticed
+USUAL = ("train", "validation", "test")
+_SPLITS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+
+
+def canonical(split: str) -> str:
+    """Return the usual name of a split: `"validation"` for `"Val"`. Other names stay as they are."""
+    return _SPLITS.get(split.casefold(), split)
+
+
+def listed(folder: Path) -> list[Parts]:
+    """Return the visible files in a folder and three levels of folders below it, in order of their paths."""
+    return sorted(_walk(os.fspath(folder), _DEPTH), key="/".join)
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return names of splits, the usual ones first."""
+    return sorted(splits, key=lambda split: (USUAL.index(split) if split in USUAL else len(USUAL), split))
+
+
+def _walk(folder: str, depth: int) -> Iterator[Parts]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield (entry.name,)
+            elif depth > 1:
+                yield from ((entry.name, *rest) for rest in _walk(entry.path, depth - 1))
+
+
+def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:
+    """Return the parquet files of each split.
+
+    A split is a word in the file's name (`train-00000-of-00001.parquet`, `digits_test.parquet`), or else the name of
+    its folder (`train/0.parquet`). Files whose names have no such word are splits of their own names, or the train
+    split where no file has one.
+
+    Args:
+        path: the folder, as the user calls it.
+        files: all files in it.
+    """
+    sets: dict[Parts, dict[str, list[Parts]]] = defaultdict(lambda: defaultdict(list))
+    words: dict[tuple[Parts, str], str] = {}
+    for file in files:
+        if not file[-1].lower().endswith(".parquet"):
+            continue
+        *above, name = file
+        stem = re.sub(r"-\d{5}-of-\d{5}.*", "", name[: -len(".parquet")])
+        found = {word for word in re.split(r"[^a-z]+", stem.casefold()) if word in _SPLITS}
+        if not found and above and above[-1].casefold() in _SPLITS:
+            found = {above.pop().casefold()}
+        if len(found) > 1:
+            raise DataError(
+                f"{path}: the name of {'/'.join(file)} has two splits, {', '.join(sorted(found))}: rename it"
+            )
+        word = found.pop() if found else stem
+        split = canonical(word)
+        if words.setdefault((tuple(above), split), word) != word:
+            raise DataError(f"{path} has two names for the {split} split: remove or rename {'/'.join(file)}")
+        sets[tuple(above)][split].append(file)
+    named = {above: splits for above, splits in sets.items() if any(split in _SPLITS for split in splits)}
+    choice = named or sets
+    if len(choice) > 1:
+        folders = ", ".join("/".join((path, *above)) for above in choice)
+        raise DataError(f"{path} has several sets: give the path of one of {folders}")
+    for splits in choice.values():
+        return dict(splits) if named else {"train": [file for found in splits.values() for file in found]}
+    return {}
+
+
+def class_folders(
+    path: str, files: Sequence[Parts], media: str, noun: str, suffixes: Sequence[str]
+) -> dict[str, list[Parts]]:
+    """Return the files of each split of a folder with `SPLIT/CLASS/FILE`.
+
+    Args:
+        path: the folder, as the user calls it.
+        files: all files in it. Those without one of the suffixes are left out.
+        media: what they are by MIME type: "image". Other files of this type are an error.
+        noun: what messages call one.
+        suffixes: of the files that are read, in lower case.
+    """
+    splits: dict[str, list[Parts]] = {}
+    elsewhere: list[Parts] = []
+    for file in files:
+        suffix = os.path.splitext(file[-1])[1].lower()
+        if suffix in suffixes:
+            if len(file) == 3:
+                splits.setdefault(canonical(file[0]), []).append(file)
+            else:
+                elsewhere.append(file)
+        elif len(file) == 3 and (mimetypes.guess_type(file[-1])[0] or "").startswith(f"{media}/"):
+            raise DataError(f"{path}: {suffix} is no {noun} format that is read: convert or remove {'/'.join(file)}")
+    for split, found in splits.items():
+        if len(names := sorted({file[0] for file in found})) > 1:
+            raise DataError(f"{path} has two folders for the {split} split: remove or rename {names[1]}")
+    folders = {found[0][0] for found in splits.values()}
+    for file in elsewhere:
+        belongs = len(file) > 1 and (file[0] in folders or file[0].casefold() in _SPLITS)
+        unlabelled = len(file) == 2 and canonical(file[0]) == "test" and "validation" in splits and "test" not in splits
+        if not splits or (belongs and not unlabelled):
+            raise DataError(
+                f"{path} has a {noun} at {'/'.join(file)}, not in SPLIT/CLASS: "
+                f"it must be a folder with train/<class>/<{noun}> and test/<class>/<{noun}>"
+            )
+    return splits
