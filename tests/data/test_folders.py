@@ -142,13 +142,15 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path, kind):
     for name in ("README.txt", "train/labels.csv", "train/a/notes.md", "train/a/Thumbs.db", "test/a/.DS_Store"):
         (tmp_path / name).write_bytes(b"not a file of the set")
     (tmp_path / f"cover{kind.suffix}").write_bytes(kind.content(99))
+    for name in ("index.parquet", "test/a/features.parquet"):
+        write(tmp_path / name, kind, [97, 98], [0, 1])
     assert contents(ready(tmp_path, kind), kind) == [[1, 2], [3, 4]]
 
 
 def test_other_folders_of_classes_add_no_classes(tmp_path, kind):
-    fill(tmp_path, kind, ["train/a", "test/a", "docs/figures", "fold 1/b"])
+    fill(tmp_path, kind, ["train/a", "test/a", "docs/figures", "fold [1]/b"])
     assert ready(tmp_path, kind).classes == ("a",)
-    data = ready(tmp_path, kind, train_split="fold 1", test_split="fold 1[:50%]")
+    data = ready(tmp_path, kind, train_split="fold [1]", test_split="fold [1][:50%]")
     assert contents(data, kind) == [[7, 8], [7]]
 
 
@@ -158,13 +160,16 @@ def test_a_test_folder_without_classes_gives_way_to_validation(tmp_path, kind):
 
 
 LAYOUTS = {
-    "no splits": (["cat", "dog"], r"at cat/0\.\w+, not in SPLIT/CLASS: it must be a folder with train/<class>/<(\w+)>"),
-    "no classes": (["train", "test"], r"at test/0\.\w+, not in SPLIT/CLASS"),
-    "no folders": (["."], r"at 0\.\w+, not in SPLIT/CLASS"),
-    "one level too many": (["set/train/cat", "set/test/cat"], r"at set/test/cat/0\.\w+, not in SPLIT/CLASS|no split"),
-    "nested classes": (["train/a", "train/b/c", "test/a"], r"at train/b/c/0\.\w+, not in SPLIT/CLASS"),
-    "beside classes": (["train/a", "train", "test/a"], r"at train/0\.\w+, not in SPLIT/CLASS"),
-    "flat test": (["train/a", "test"], r"at test/0\.\w+, not in SPLIT/CLASS"),
+    "no splits": (
+        ["cat", "dog"],
+        r"outside of SPLIT/CLASS, at cat/0\.\w+: it must be a folder with train/<class>/<(\w+)>",
+    ),
+    "no classes": (["train", "test"], r"outside of SPLIT/CLASS, at test/0\.\w+"),
+    "no folders": (["."], r"outside of SPLIT/CLASS, at 0\.\w+"),
+    "one level too many": (["set/train/cat", "set/test/cat"], r"outside of SPLIT/CLASS, at set/test/cat/0\.\w+"),
+    "nested classes": (["train/a", "train/b/c", "test/a"], r"outside of SPLIT/CLASS, at train/b/c/0\.\w+"),
+    "beside classes": (["train/a", "train", "test/a"], r"outside of SPLIT/CLASS, at train/0\.\w+"),
+    "flat test": (["train/a", "test"], r"outside of SPLIT/CLASS, at test/0\.\w+"),
     "no test": (["train/a", "train/b"], r"has no split 'test', only train: add a folder test/<class>/<\w+>"),
     "no train": (["test/a"], r"has no split 'train', only test: add a folder train/<class>/<\w+>"),
     "other splits": (
@@ -202,6 +207,7 @@ TABLES = {
     "folders": ["train/0.parquet", "test/0.parquet"],
     "prefix": ["digits_train.parquet", "digits-test.parquet"],
     "case": ["Train.parquet", "VAL.parquet"],
+    "pictures beside": ["train.parquet", "test.parquet", "assets/a.png", "assets/examples/b.png", "c.wav"],
 }
 
 

@@ -47,11 +47,12 @@ _MEASURED = 1000  # sounds whose mean and deviation stand for all
 
 
 class AudioData(SoundData, StoredData):
-    """Sounds with one class each, from a name on the hub or from files: WAV, FLAC, OGG and what else libsndfile reads.
+    """Sounds with one class each, from a name on the hub or from files: WAV, FLAC, OGG, MP3, AIFF, AU, CAF, NIST.
 
     Every sound becomes `seconds` long at one sample rate: channels are averaged, other rates resampled (soxr, "HQ"),
     longer sounds cut to their middle, shorter ones put between silence. Kept and streamed as images are (see
-    `ImageData`), as 16-bit samples: louder than full scale is clipped. A network sees log-compressed mel spectrograms
+    `ImageData`), as 16-bit samples: louder than full scale is clipped, and a sound whose root mean square is above full
+    scale is refused. A network sees log-compressed mel spectrograms
     `[1, frames, bands]`, computed on the device batch by batch, or waveforms `[1, T]`; both are normalised by the mean
     and deviation of (a thousand sounds of) the train split.
 
@@ -60,8 +61,8 @@ class AudioData(SoundData, StoredData):
             `test.parquet` (or the hub's `train-00000-of-00001.parquet`, also under `data/`), a folder of sounds
             (`train/<class>/*.wav`), or one parquet file, whose only split is `train`.
         audio_column: the column of sounds; found by its type when not given.
-        label_column: the column of classes; found by its type when not given.
-        train_split: the split to train on.
+        label_column: the column of classes; when not given, that called `label` or `class`, else found by its type.
+        train_split: the split to train on, or a part of one, such as `train[:90%]`.
         test_split: the split to evaluate on; where the set has no `test`, its `validation` split serves.
         batch_size: sounds per batch and rank.
         sample_rate: Hz; that of the first sound when not given.

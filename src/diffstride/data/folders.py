@@ -89,6 +89,15 @@ def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:
     return {}
 
 
+def has_class_folders(files: Sequence[Parts], suffixes: Sequence[str]) -> bool:
+    """Return whether a split of a usual name has folders of classes, whatever else there is."""
+    return any(len(file) == 3 and canonical(file[0]) in USUAL and _suffix(file) in suffixes for file in files)
+
+
+def _suffix(file: Parts) -> str:
+    return os.path.splitext(file[-1])[1].lower()
+
+
 def class_folders(
     path: str, files: Sequence[Parts], media: str, noun: str, suffixes: Sequence[str]
 ) -> dict[str, list[Parts]]:
@@ -104,7 +113,7 @@ def class_folders(
     splits: dict[str, list[Parts]] = {}
     elsewhere: list[Parts] = []
     for file in files:
-        suffix = os.path.splitext(file[-1])[1].lower()
+        suffix = _suffix(file)
         if suffix in suffixes:
             if len(file) == 3:
                 splits.setdefault(canonical(file[0]), []).append(file)
@@ -121,7 +130,7 @@ def class_folders(
         unlabelled = len(file) == 2 and canonical(file[0]) == "test" and "validation" in splits and "test" not in splits
         if not splits or (belongs and not unlabelled):
             raise DataError(
-                f"{path} has a {noun} at {'/'.join(file)}, not in SPLIT/CLASS: "
+                f"{path} has {noun}s outside of SPLIT/CLASS, at {'/'.join(file)}: "
                 f"it must be a folder with train/<class>/<{noun}> and test/<class>/<{noun}>"
             )
     return splits

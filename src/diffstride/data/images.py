@@ -43,19 +43,21 @@ class ImageData(StoredData):
 
     The set is decoded once into uint8 arrays that are kept in `$DIFFSTRIDE_CACHE` (else in
     `$XDG_CACHE_HOME/diffstride`, else in `~/.cache/diffstride`) under a digest of the images' bytes and of their
-    preparation. A set that is larger than `cache_gb` when decoded is streamed: its images stay compressed in the Arrow
-    files (or the image folder) and are decoded batch by batch, in `num_workers` processes.
+    preparation. A set that is larger than `cache_gb` when decoded is streamed: its images stay compressed in an Arrow
+    file of the cache (or the image folder) and are decoded batch by batch, in `num_workers` processes.
 
-    All images come out as RGB: grey and palette images are converted, transparency is dropped. They are normalised by
-    the mean and deviation of the train split's channels; streamed ones by ImageNet's.
+    PNG, JPEG, GIF, BMP, WebP, TIFF, PBM, PGM, PPM and JPEG 2000 are read, by content. All images come out as 8-bit
+    RGB: grey and palette images are converted, 9 to 16 bits are scaled to 8, transparency is dropped. Images of signed,
+    32-bit or floating-point samples have no defined range and are refused. Images are normalised by the mean and
+    deviation of the train split's channels; streamed ones by ImageNet's.
 
     Args:
         path: a name on the hub (`cifar10`), or a local path, from which nothing is downloaded: a folder with
             `train.parquet` and `test.parquet` (or the hub's `train-00000-of-00001.parquet`, also under `data/`), a
             folder of images (`train/<class>/*.png`), or one parquet file, whose only split is `train`.
         image_column: the column of images; found by its type when not given.
-        label_column: the column of classes; found by its type when not given.
-        train_split: the split to train on.
+        label_column: the column of classes; when not given, that called `label` or `class`, else found by its type.
+        train_split: the split to train on, or a part of one, such as `train[:90%]`.
         test_split: the split to evaluate on. Where the set has no `test` or leaves it unlabelled (ImageNet), its
             `validation` split serves.
         batch_size: samples per batch and rank.
@@ -160,6 +162,8 @@ class ImageDecoder:
                     pixels = _upright_rgb(image)
         except DataError:
             raise
+        except PIL.UnidentifiedImageError as error:
+            raise DataError(f"it is damaged, or its format is none of {', '.join(_FORMATS)}") from error
         except Exception as error:  # Pillow raises errors of many types for damaged files
             raise DataError(first_line(error).split("<_io")[0].strip() or type(error).__name__) from error
         if self.image_size is not None:

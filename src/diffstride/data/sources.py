@@ -81,7 +81,7 @@ class Source:
         """Return a split by any of its usual names, or a part of it, as `datasets` writes one: `train[:90%]`."""
         import datasets
 
-        base, part = base_and_part(name)
+        base, part = (name, "") if name in self.names else base_and_part(name)
         found = next((each for each in (base, folders.canonical(base)) if each in self.names), None)
         if found is None:
             names = ", ".join(self.names)
@@ -128,11 +128,12 @@ def open_source(path: str, subset: str | None, decoder: Decoder, wanted: Sequenc
         files = folders.listed(local)
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): check the path") from error
-    if tables := folders.tables(path, files):
+    noun, suffixes = decoder.noun, decoder.suffixes
+    tables = {} if folders.has_class_folders(files, suffixes) else folders.tables(path, files)
+    if tables:
         absolute = {split: [local.joinpath(*file) for file in found] for split, found in tables.items()}
         return _from_tables(path, absolute, f"add {{split}}.parquet, or {_PARTS}")
-    noun = decoder.noun
-    splits = folders.class_folders(path, files, decoder.feature.lower(), noun, decoder.suffixes)
+    splits = folders.class_folders(path, files, decoder.feature.lower(), noun, suffixes)
     if not splits:
         raise DataError(
             f"{path} has no {noun}s: it must be a folder with train.parquet and test.parquet, or with "
