@@ -335,3 +335,21 @@ def test_a_part_that_there_is_not_is_refused(tmp_path, kind, part):
     with pytest.raises(DataError, match=r"no part of a split of 2 rows|has no split|is empty") as error:
         ready(tmp_path, kind, test_split=part)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_of_the_hub_has_the_splits_that_its_builder_has(tmp_path, kind, monkeypatch):
+    write(tmp_path / "train.parquet", kind, [1, 2, 3, 4], [0, 1, 0, 1])
+    pq.ParquetWriter(tmp_path / "extra.parquet", pq.read_schema(tmp_path / "train.parquet")).close()
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "extra")}
+    builder = datasets.load_dataset_builder("parquet", data_files=files)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda **options: builder)
+    halves = {"train_split": "train[:50%]", "test_split": "train[50%:]"}
+    for cache_gb in (4, 0):
+        data = ready("someone/something", kind, cache_gb=cache_gb, **halves)
+        assert len(data.train_dataloader()) == len(data.test_dataloader()) == 2
+        assert data.fingerprint == ready("someone/something", kind, cache_gb=cache_gb, **halves).fingerprint
+    assert contents(ready("someone/something", kind, **halves), kind) == [[1, 2], [3, 4]]
+    with pytest.raises(DataError, match="no split 'test': set train_split and test_split to two of train, extra"):
+        ready("someone/something", kind)
+    with pytest.raises(DataError, match="the extra split of someone/something is empty"):
+        ready("someone/something", kind, test_split="extra")
