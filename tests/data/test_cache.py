@@ -1,5 +1,6 @@
 """The cache: whatever was damaged or changed in place, samples and fingerprint are those of the files as they are."""
 
+import errno
 import io
 import os
 import time
@@ -148,6 +149,21 @@ def test_an_old_file_is_read_once(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(module, "_is_intact", lambda path: path.suffix != ".arrow" or refuse())
     for path, fingerprint in streams:
         assert ready(path, cache_gb=0).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("cache_gb", [4, 0])
+@pytest.mark.parametrize("build", [folder, table])
+def test_a_cache_that_can_only_be_read_serves_what_it_has(tmp_path, cache, age, monkeypatch, build, cache_gb):
+    build(tmp_path / "set")
+    first = ready(tmp_path / "set", cache_gb=cache_gb)
+    age()
+
+    def refuse(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "whole", refuse)
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    assert ready(tmp_path / "set", cache_gb=cache_gb).fingerprint == first.fingerprint
 
 
 def test_a_stream_of_another_subset_has_another_fingerprint(tmp_path, cache):

@@ -105,7 +105,7 @@ def test_images_of_all_widths_come_out_on_one_scale(kind):
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_images_without_a_defined_range_are_refused(kind):
-    with pytest.raises(DataError, match="no defined range: convert it to 8 or 16 bits|its format is none of"):
+    with pytest.raises(DataError, match=r"no defined range: convert it to 8 or 16 bits|its format is none of"):
         ImageDecoder()(REFUSED[kind])
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -55,22 +56,22 @@ def digest_of_files(files: Sequence[Path]) -> str:
     It is remembered by device, inode, size, time of modification and time of change of every file. No file can be
     changed in place and keep its time of change.
     """
-
-    def read() -> bytes:
+    try:
+        stamps, settled = _stamps(files)
+        note = folder("sources") / digest("content", stamps)
+        if settled and _is_intact(note):
+            return note.read_bytes()[:-_SEAL].decode()
         total = hashlib.sha256()
         for file in watched(files, "reading the files"):
             with open_regular(file) as opened:
                 total.update(hashlib.file_digest(opened, "sha256").digest())
-        return total.hexdigest()[:32].encode()
-
-    try:
-        stamps, settled = _stamps(files)
-        if not settled:
-            return read().decode()
-        note = entry(folder("sources") / digest("content", stamps), lambda file: file.write(read()))
-        return note.read_bytes()[:-_SEAL].decode()
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    found = total.hexdigest()[:32]
+    if settled:
+        with suppress(OSError):  # a cache that can only be read
+            entry(note, lambda opened: opened.write(found.encode()))
+    return found
 
 
 def watched(steps: Sequence[_T], description: str) -> Iterable[_T]:
@@ -103,7 +104,8 @@ def _is_known_intact(path: Path) -> bool:
         return True
     intact = _is_intact(path)
     if settled and intact:
-        note.touch()
+        with suppress(OSError):
+            note.touch()
     return intact
 
 
