@@ -141,9 +141,9 @@ def test_what_is_no_study_is_said(tmp_path):
 
 def test_hostile_values_stay_in_their_cells(tmp_path):
     """Values of a study's axes and errors of libraries, in a table for spreadsheets and in one for Markdown."""
-    values = ["=1+1", "a|b", "a\nb", "a\rb", "\x1b[2J", "<script>", "\udcff", -1]
+    values = ["=1+1", "a|b", "a\nb", "a\rb", "\x1b[2J", "<script>", -1]
     runs = {f"run{i}": {"method": "conv", "value": value} for i, value in enumerate(values)}
-    study = {"name": "s", "question": "\udcff?", "runs": runs, "tables": [{"rows": "value", "columns": "method"}]}
+    study = {"name": "s", "question": "\x1b?", "runs": runs, "tables": [{"rows": "value", "columns": "method"}]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     for name in runs:
         (tmp_path / name).mkdir()

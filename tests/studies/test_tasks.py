@@ -34,13 +34,14 @@ def result_of(setting, task, method, seed):
     result = {
         "accuracy": statistics.fmean(each.values()) if task is None else each[task],
         "accuracies": each if task is None else {},
-        "axes": AXES, "strides": {}, "cutoffs": None, "macs": 1e6, "resampling_macs": 0.0, "step_time_ms": 1.0,
+        "axes": AXES, "strides": {}, "strides_initial": {}, "cutoffs": None, "macs": 1e6,
+        "resampling_macs": 0.0, "step_time_ms": 1.0,
     }  # fmt: skip
     if method == "diffstride":
         first = [stride(task, seed, axis) for axis in (0, 1)]
         exact = [1 / (2 * first[0] * 0.01), 1 / (2 * first[1])]
         bins = [int(160 / (2 * first[0])) / 1.6, int(64 / (2 * first[1])) / 64]
-        result["strides"] = {"a": first, "b": [9.0, 9.0]}
+        result["strides"] = result["strides_initial"] = {"a": first, "b": [9.0, 9.0]}
         result["cutoffs"] = {"exact": {"a": exact, "b": [0.0, 0.0]}, "whole_bins": {"a": bins, "b": [0.0, 0.0]}}
     return result
 

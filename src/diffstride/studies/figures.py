@@ -25,15 +25,15 @@ from diffstride.studies.results import (
     by_task,
     first_cutoff,
     groups,
+    latency_file,
     line_of,
-    read_latency,
     read_study,
+    seeds_of,
     statistic,
     striding_factor,
 )
 from diffstride.studies.study import shown
 from diffstride.tracking import axis_names, read_rows
-from diffstride.training.documents import read_json
 from diffstride.training.saved import build_data, load_run, one_line
 
 NO_RUNS = "no run with learned strides is done"
@@ -130,7 +130,8 @@ def _factor(folder: Path, rows: Sequence[Row]) -> str | None:
 
 
 def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
-    latency = read_latency(folder)
+    facts = latency_file(folder)
+    latency: Mapping[str, Any] = {} if facts is None else facts["latency"]
     by_series: dict[str, list[Row]] = {}
     for row in rows:
         by_series.setdefault(_series(row, rows), []).append(row)
@@ -153,12 +154,11 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> str | None:
     if not compute:
         return "no run with an accuracy is done"
     panels = {"million multiply-accumulates an image, mean and range": compute}
-    if time:
-        facts = read_json(folder / "latency.json")
+    if time and facts is not None:
         panels[
             f"milliseconds a batch of {facts['batch']} on {facts['hardware']}\nstrides fixed, median and quartiles"
         ] = time
-    title = f"Accuracy against cost, {_seeds(rows)}\nLines: the best that costs no more"
+    title = f"Accuracy against cost, {seeds_of(rows)}\nLines: the best that costs no more"
     plotting.pareto(panels, folder / "pareto", title=title)
     return None
 
@@ -194,7 +194,7 @@ def _accuracies(folder: Path, rows: Sequence[Row]) -> str | None:
         for tasks in series.values():
             tasks["mean"] = plotting.Spread(fmean(s.mean for s in tasks.values()), math.nan)
     plotting.accuracy_bars(
-        panels, folder / "accuracies", title=f"Accuracy by task, mean and deviation over {_seeds(rows)}"
+        panels, folder / "accuracies", title=f"Accuracy by task, mean and deviation over {seeds_of(rows)}"
     )
     return None
 
@@ -212,7 +212,7 @@ def _cutoffs(folder: Path, rows: Sequence[Row]) -> str | None:
             for kind, name in (("exact", "exact"), ("whole_bins", "in whole bins, as the paper has it")):
                 if found := statistic(group, partial(first_cutoff, kind, i)):
                     panel.setdefault(name, {})[task] = _spread(found)
-    title = f"Cut-off frequencies of the first layer, mean and deviation over {_seeds(rows)}"
+    title = f"Cut-off frequencies of the first layer, mean and deviation over {seeds_of(rows)}"
     plotting.cutoff_points(panels, folder / "cutoffs", title=title)
     return None
 
@@ -383,18 +383,13 @@ def _series(row: Row, rows: Sequence[Row]) -> str:
     """The method, and the data where a study has several."""
     method = row.axes.get("method", "diffstride" if _result(row)["strides"] else "all runs")
     dataset = row.axes.get("dataset") if "dataset" in _varying(rows) else None
-    return METHODS.get(method, str(method)) + ("" if dataset is None else f", {shown('dataset', dataset)}")
+    return METHODS.get(str(method), str(method)) + ("" if dataset is None else f", {shown('dataset', dataset)}")
 
 
 def _runs(runs: Mapping[str, Sequence[Row]]) -> str:
     return f"{sum(map(len, runs.values()))} runs"
 
 
-def _seeds(rows: Sequence[Row]) -> str:
-    count = len({row.axes.get("seed") for row in rows})
-    return "one seed" if count == 1 else f"{count} seeds"
-
-
-def _result(row: Row) -> dict[str, Any]:
+def _result(row: Row) -> Mapping[str, Any]:
     assert row.result is not None, row.name
     return row.result

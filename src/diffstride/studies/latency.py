@@ -16,8 +16,8 @@ from diffstride._files import write_whole
 from diffstride.export import freeze
 from diffstride.nn import learnable_layers
 from diffstride.studies.bench import Contestant, alternate
+from diffstride.studies.results import latency_file
 from diffstride.training.callbacks import provenance
-from diffstride.training.documents import read_json
 from diffstride.training.saved import build_data, load_run
 
 REPEATS = 30
@@ -53,12 +53,11 @@ def measure(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> No
 
 def is_timed(folder: Path, runs: Mapping[str, Path], batch: int) -> bool:
     """Whether `latency.json` is of these runs, as they are now, and of this batch."""
-    try:
-        before = read_json(folder / "latency.json")
-        found = {label: entry["result"] for label, entry in before["latency"].items()}
-        return bool(before["batch"] == batch and found == {label: _digest(run) for label, run in runs.items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    before = latency_file(folder)
+    if before is None or before["batch"] != batch:
         return False
+    found = {label: entry.get("result") for label, entry in before["latency"].items()}
+    return found == {label: _digest(run) for label, run in runs.items()}
 
 
 def _digest(run: Path) -> str:

@@ -95,8 +95,16 @@ class Predictor:
         """The most likely classes of some files that have been read, file by file."""
         found: dict[Path, list[Prediction]] = {file: [] for file in files}
         for task, data in self.tasks.items():
-            logits: Any = self.network(torch.cat([inputs[task] for inputs in files.values()]))
+            inputs = torch.cat([each[task] for each in files.values()])
+            try:
+                logits: Any = self.network(inputs)
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f"the run's network cannot take inputs of {by(inputs.shape[1:])}: {error}") from error
             own: Tensor = logits[task] if task else logits
+            if own.shape[-1] != len(data.classes):
+                raise UserError(
+                    f"the run's network has {own.shape[-1]} outputs, but its data {len(data.classes)} classes"
+                )
             probabilities = mean_of_views(own.float(), len(files)).softmax(-1)
             best = probabilities.topk(min(self.top, own.shape[-1]))
             for file, values, places in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):

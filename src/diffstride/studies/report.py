@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import yaml
@@ -49,6 +49,7 @@ from diffstride.tracking import StrideRow, axis_names, read_dicts
 from diffstride.training.documents import load_yaml, read_json
 from diffstride.training.fit import quiet
 from diffstride.training.saved import build_data, load_run, one_line
+from diffstride.training.schema import check_kind
 
 DESCRIPTION = """Make one HTML page of a run or of a study, with interactive figures; it opens without a network.
 
@@ -228,13 +229,15 @@ def _summary(text: str, result: Mapping[str, Any]) -> str:
     words = _class(network) or "A network"
     if "depth" in options:
         words += f"-{options['depth']}"
-    if options.get("downsample") in METHODS:
-        words += f" with {METHODS[options['downsample']]}"
+    if (method := str(options.get("downsample"))) in METHODS:
+        words += f" with {METHODS[method]}"
     path = _at(data, "init_args").get("path")
     if on := Path(str(path)).name if path else _class(data):
         words += f", trained on {on}"
-    if result:
-        words += f" for {result['steps']:,} steps ({_counted(result['epochs'], 'epoch')})"
+    if result.get("steps") is not None:
+        words += f" for {result['steps']:,} steps"
+    if result.get("epochs") is not None:
+        words += f" ({_counted(result['epochs'], 'epoch')})"
     return f"{words}."
 
 
@@ -288,12 +291,12 @@ def _facts(result: Mapping[str, Any], seen: Seen | None) -> list[Fact]:
         Fact("Accuracy", _number(result["accuracy"], ".2f", 100, " %"), "on the test split"),
         *(
             Fact(f"Accuracy, {task}", _number(accuracy, ".2f", 100, " %"), "on the test split")
-            for task, accuracy in result.get("accuracies", {}).items()
+            for task, accuracy in (result["accuracies"] or {}).items()
         ),
         Fact("MACs an image", _millions(result["macs"] + result["resampling_macs"]), f"resampling included{initial}"),
         Fact("Parameters", _number(result["parameters"], ",")),
         Fact("Time of a step", _number(result["step_time_ms"], ".3g", unit=" ms"), "median, data included"),
-        Fact("Training", _duration(result["train_seconds"]), f"{result['steps']:,} steps"),
+        Fact("Training", _duration(result["train_seconds"]), f"{_number(result['steps'], ',')} steps"),
         Fact("Peak memory", _number(result["peak_memory_mb"], ",", unit=" MB")),
     ]
 
@@ -351,7 +354,7 @@ def _cost(result: Mapping[str, Any], seen: Seen | None) -> Iterable[Table]:
 def _provenance(facts: Mapping[str, Any], *more: str) -> Table:
     """Where figures come from."""
     lines = [(name.replace("_", " "), facts.get(name)) for name in ("commit", "hardware", *more)]
-    lines += facts.get("versions", {}).items()
+    lines += (facts.get("versions") or {}).items()
     return Table("Provenance", (), tuple((name, str(value)) for name, value in lines if value is not None))
 
 
@@ -499,10 +502,18 @@ def _listed(rows: Sequence[Row]) -> Table:
     return Table("Runs", heading, tuple(lines))
 
 
+class _StudyFacts(TypedDict, total=False):
+    commit: str | None
+    hardware: str
+    versions: dict[str, str]
+    seconds: float
+
+
 def _study_provenance(folder: Path) -> Table:
     try:
-        facts = dict(read_json(folder / "provenance.json"))
-    except (OSError, ValueError, TypeError):  # no run has ended yet
+        facts: dict[str, Any] = read_json(folder / "provenance.json")
+        check_kind(facts, _StudyFacts)
+    except (OSError, ValueError):  # no run has ended yet
         facts = {}
     time = {"time of all runs": _duration(facts["seconds"])} if "seconds" in facts else {}
     return _provenance(facts | time, *time)

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import yaml
 
@@ -21,6 +21,7 @@ from diffstride.studies.study import PAPER, label_of, shown
 from diffstride.training.documents import read_json, read_yaml
 from diffstride.training.folders import check_name
 from diffstride.training.saved import one_line, read_result
+from diffstride.training.schema import check_kind
 
 METHODS = {
     "conv": "strided convolution",
@@ -50,7 +51,7 @@ class Row(NamedTuple):
     name: str
     state: str
     axes: dict[str, Any]
-    result: dict[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
     error: str | None = None
 
 
@@ -60,7 +61,7 @@ def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
     if result is not None:
         return Row(name, "done", axes, result)
     try:
-        return Row(name, "failed", axes, error=read_json(folder / name / "failed.json")["error"])
+        return Row(name, "failed", axes, error=str(read_json(folder / name / "failed.json")["error"]))
     except (OSError, ValueError, KeyError, TypeError):
         started = (folder / name / "checkpoints" / "last.ckpt").exists()
         return Row(name, "unfinished" if started else "open", axes)
@@ -78,10 +79,11 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         UserError: a folder that is not a study's.
     """
     try:
-        kept = read_yaml(folder / "study.yaml")
-        runs = {check_name("the name of a run", name): dict(axes) for name, axes in kept["runs"].items()}
+        kept: dict[str, Any] = read_yaml(folder / "study.yaml")
+        check_kind(kept, _Kept)
+        runs = {check_name("the name of a run", name): axes for name, axes in kept["runs"].items()}
         kept |= {"tables": [_asked(**table) for table in kept.get("tables") or []]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)}); "
             "`diffstride study` writes it anew"
@@ -89,8 +91,30 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     return kept, [row_of(folder, name, axes) for name, axes in runs.items()]
 
 
+class _TableAskedFor(TypedDict, total=False):
+    title: str
+    rows: str
+    columns: str
+    value: str
+    paper: str
+    where: dict[str, Any]
+
+
+class _RunsOfAStudy(TypedDict):
+    runs: dict[str, dict[str, Any]]
+
+
+class _Kept(_RunsOfAStudy, total=False):
+    name: str | None
+    question: str | None
+    notes: str | None
+    tables: list[_TableAskedFor] | None
+
+
 def _asked(*, rows: str, columns: str = "", value: str = "accuracy", **more: Any) -> dict[str, Any]:
     """A table as a study asks for it; raises where it is damaged."""
+    if more.get("paper", "table1") not in _KEYS:
+        raise ValueError(f"the paper has no table {more['paper']!r:.50}")
     if value != "cutoffs" and (value not in _VALUES or not columns):
         raise ValueError(f"a table of {value} needs columns" if value in _VALUES else f"no table has the value {value}")
     return {"rows": rows, "value": value, **({"columns": columns} if columns else {}), **more}
@@ -217,7 +241,7 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         header += [METHODS.get(str(column), str(column)) if across == "method" else shown(across, column), "paper"]
     keep = [i for i, name in enumerate(header) if name != "paper" or published]
     return Table(
-        table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {_seeds(rows)}",
+        table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {seeds_of(rows)}",
         tuple(header[i] for i in keep),
         tuple(tuple(line[i] for i in keep) for line in body),
     )
@@ -258,7 +282,7 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
             cells += [*(_cell(each, form, 1) for each in found), *printed[2 + i : 3 + i]]
         body.append((shown(down, line), *cells))
     title = (
-        table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {_seeds(rows)}"
+        table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {seeds_of(rows)}"
     )
     return Table(title, tuple(header), tuple(body))
 
@@ -321,15 +345,17 @@ def _deviation(value: float, form: str) -> str:
 
 
 def _bracketed(value: Any) -> str:
-    return f"({','.join(f'{s:g}' for s in value)})" if isinstance(value, list) and _flat(value) else str(value)
+    if not isinstance(value, list) or not _flat(value):
+        return str(value)
+    return f"({','.join(f'{s:g}' if isinstance(s, int | float) else str(s) for s in value)})"
 
 
 def _flat(value: list[Any]) -> bool:
     return not any(isinstance(v, list) for v in value)
 
 
-def _seeds(rows: Sequence[Row]) -> str:
-    seeds = len({row.axes.get("seed") for row in rows})
+def seeds_of(rows: Sequence[Row]) -> str:
+    seeds = len(_distinct(row.axes.get("seed") for row in rows))
     return "one seed" if seeds == 1 else f"{seeds} seeds"
 
 
@@ -393,12 +419,35 @@ def write_tables(folder: Path) -> list[Table]:
 
 def read_latency(folder: Path) -> dict[str, Any]:
     """Measured latencies by label; none where none were measured."""
+    found = latency_file(folder)
+    return {} if found is None else dict(found["latency"])
+
+
+class Timed(TypedDict):
+    """Milliseconds of a batch: median and quartiles."""
+
+    ms: float
+    low: float
+    high: float
+
+
+class LatencyFile(TypedDict):
+    """The content of a study's `latency.json`."""
+
+    batch: int
+    hardware: str
+    latency: dict[str, Timed]
+
+
+def latency_file(folder: Path) -> LatencyFile | None:
+    """Return what was timed; None where nothing was, or where the file is damaged."""
     try:
-        found: dict[str, Any] = read_json(folder / "latency.json")["latency"]
-        found = {label: {"ms": float(one["ms"]), **one} for label, one in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return found
+        found: LatencyFile = read_json(folder / "latency.json")
+        check_kind(found, LatencyFile)
+    except (OSError, ValueError):
+        return None
+    in_order = all(0 < one["low"] <= one["ms"] <= one["high"] < math.inf for one in found["latency"].values())
+    return found if in_order else None
 
 
 def _field(value: Any) -> Any:

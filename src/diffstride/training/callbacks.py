@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -33,6 +33,7 @@ from diffstride.nn import clamp_strides_, learnable_layers, strides
 from diffstride.training.checkpoints import checkpoint_from_before
 from diffstride.training.classifier import Classifier
 from diffstride.training.live import LiveView
+from diffstride.training.schema import check_kind
 
 
 class SeedSteps(Callback):
@@ -218,6 +219,7 @@ class WriteResult(Callback):
     """
 
     validated_step = -1
+    has_stepped = False  # in this process
 
     def __init__(self, folder: Path) -> None:
         _check.an_instance("folder", folder, (str, os.PathLike), "a path")
@@ -235,6 +237,10 @@ class WriteResult(Callback):
         self._initial = self._initial or strides(_model(pl_module))
         _reset_peak_memory(trainer.strategy.root_device)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step at which this process begins."""
+        self._first = trainer.global_step
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
         return {
@@ -246,12 +252,14 @@ class WriteResult(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of the run that is resumed: the strides at its start, the time it has taken, what was evaluated last."""
+        check_kind(state_dict, _Noted, "the state of WriteResult")
         self._initial, self._seconds = state_dict["initial"], state_dict["seconds"]
         # Checkpoints of earlier versions have no evaluation: it is done again.
         self.validated_step, self._metrics = state_dict.get("validated_step", -1), state_dict.get("metrics", {})
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take the time of the step, its data included."""
+        self.has_stepped = trainer.global_step > self._first
         self._ends.append(time.perf_counter())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -305,6 +313,13 @@ class WriteResult(Callback):
             "data_fingerprint": data.fingerprint,
             **provenance(trainer.strategy.root_device),
         }
+
+
+class _Noted(TypedDict, total=False):
+    initial: dict[str, list[float]]
+    seconds: float
+    validated_step: int
+    metrics: dict[str, float]
 
 
 def _by_task(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

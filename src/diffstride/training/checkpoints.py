@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -16,10 +16,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from diffstride._check import UserError
 from diffstride._files import trouble
 from diffstride._text import printable
+from diffstride.training.schema import Saved, check_kind
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -46,6 +48,25 @@ class WholeFiles(TorchCheckpointIO):
             if not isinstance(cause, OSError):
                 raise
             raise UserError(cannot_go_on(cause, path, path.parent)) from error
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint at the end of each epoch, under a name of its own.
+
+    So `trainer.callbacks` can have a further `ModelCheckpoint`: Lightning tells callbacks apart by their classes.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what a checkpoint has, once it is checked."""
+        check_kind(state_dict, _Paths, "the state of EpochCheckpoint")
+        super().load_state_dict(state_dict)
+
+
+class _Paths(TypedDict):
+    best_model_path: str
+    kth_best_model_path: str
+    last_model_path: str
+    best_k_models: dict[str, Tensor]
 
 
 class SaveWithinEpochs(Checkpoint):
@@ -106,7 +127,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except PermissionError:  # which says nothing of what is in it
         raise
     except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise UserError(f"{path} is not a readable checkpoint: {_other_than(path)}") from error
+        why = f" ({error})" if isinstance(error, ValueError) else ""
+        raise UserError(f"{path} is not a readable checkpoint{why}: {_other_than(path)}") from error
 
 
 def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -149,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
         if (damaged := file.testzip()) is not None:
             raise ValueError(f"{damaged} is damaged")
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    content["state_dict"], content["global_step"], content["epoch"]
+    check_kind(content, Saved)
     return content
 
 
@@ -161,12 +183,17 @@ def _other_than(damaged: Path) -> str:
 
 
 def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Of the folder's checkpoints that can be read, the one of most steps; of two, `last.ckpt`."""
+    """Return the folder's best checkpoint that can be read: one to resume from, of most steps, called `last.ckpt`."""
     found = []
     for path in folder.glob("*.ckpt"):
         with contextlib.suppress(Exception):  # a damaged one is none of those
             found.append((path, _read(path)))
-    return max(found, key=lambda one: (one[1]["global_step"], one[0].name == "last.ckpt"), default=None)
+
+    def merit(one: tuple[Path, dict[str, Any]]) -> tuple[bool, int, bool]:
+        path, content = one
+        return "loops" in content, content["global_step"], path.name == "last.ckpt"
+
+    return max(found, key=merit, default=None)
 
 
 @rank_zero_only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -13,6 +13,12 @@ from diffstride._check import UserError
 from diffstride.nn.explore import Exploration
 from diffstride.nn.strides import all_layers
 from diffstride.tracking import InputSizes
+from diffstride.training.schema import check_kind
+
+
+class _Noted(TypedDict):
+    seed: int
+    sizes: dict[str, tuple[int, ...]]
 
 
 class ExploreStrides(Callback):
@@ -45,6 +51,7 @@ class ExploreStrides(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The noise and the sizes of the training that is resumed."""
+        check_kind(state_dict, _Noted, "the state of ExploreStrides")
         self.seed, self._sizes = state_dict["seed"], state_dict["sizes"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,20 +15,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeFloat
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
 from diffstride import tracking
-from diffstride._check import InterruptedWorkError, UserError
+from diffstride._check import InterruptedWorkError, UserError, WorkError
 from diffstride._files import DISK_ERRORS, sweep, whole, write_whole
 from diffstride._text import printable
 from diffstride.data import ClassificationData
@@ -41,6 +42,7 @@ from diffstride.training.callbacks import (
     WriteResult,
 )
 from diffstride.training.checkpoints import (
+    EpochCheckpoint,
     SaveWithinEpochs,
     WholeFiles,
     cannot_go_on,
@@ -49,11 +51,11 @@ from diffstride.training.checkpoints import (
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.diverged import StopWhenDiverged
-from diffstride.training.documents import read_json
 from diffstride.training.folders import check_name, check_new, clear, held, runs_folder
 from diffstride.training.keys import in_plain_words, unknown_key, unreadable_config
 from diffstride.training.live import LiveView
-from diffstride.training.saved import one_line
+from diffstride.training.saved import one_line, read_result
+from diffstride.training.schema import check_kind
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
 
@@ -197,7 +199,7 @@ class FitCLI(LightningCLI):
             check_new(self.run_folder)
 
     def _resume(self, config: Any) -> None:
-        """Find the checkpoint to resume from, which has steps left to do."""
+        """Find the checkpoint to resume from."""
         folder = self.run_folder
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
@@ -212,15 +214,7 @@ class FitCLI(LightningCLI):
             saved = read_checkpoint(path)
         if "loops" not in saved:
             raise UserError(f"{path} has weights alone: resume from a checkpoint that `diffstride fit` left")
-        self.resumed_step, self.resumed_state = saved["global_step"], saved["state_dict"]
-        epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        trainer = config.trainer
-        for option, done in ("max_steps", self.resumed_step), ("max_epochs", epochs):
-            over = (trainer[option] or -1) != -1 and done >= trainer[option]
-            if over and (folder / "result.json").exists():  # without it, the end was cut off: evaluate, and write it
-                raise UserError(
-                    f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
-                )
+        self.resumed_step, self._resumed = saved["global_step"], saved
         config.ckpt_path = str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -230,7 +224,7 @@ class FitCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         checkpoints = folder / "checkpoints"
         callbacks = [
-            ModelCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
+            EpochCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
             SeedSteps(self.config.seed_everything),
             ClampStrides(),
@@ -266,6 +260,8 @@ class FitCLI(LightningCLI):
             if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self.result.write(self.trainer, self.model)
+        except (UserError, WorkError, MisconfigurationException, torch.OutOfMemoryError):
+            raise
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
             resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
             cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
@@ -275,23 +271,44 @@ class FitCLI(LightningCLI):
                 raise
             where = error.filename or f"in {self.run_folder}"  # a write itself has no name
             raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
+        except Exception as error:  # whatever libraries make of a checkpoint that is damaged, or of another program
+            if self.resumed_step is None or self.result.has_stepped:
+                raise
+            raise UserError(
+                f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give "
+                "another checkpoint with --ckpt_path, or start without it"
+            ) from error
 
     def _check(self) -> None:
         """Find what would stop the training at its start, before anything is written."""
+        if self.resumed_step is not None:
+            self._check_resumed(self._resumed)
+            del self._resumed
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()
         self.model.try_on(self.datamodule)
-        if self.resumed_step is not None:
-            own, saved = (
-                {name: tuple(value.shape) for name, value in state.items() if name.startswith("network.")}
-                for state in (self.model.state_dict(), self.resumed_state)
-            )
-            del self.resumed_state
-            if own != saved:
+
+    def _check_resumed(self, saved: dict[str, Any]) -> None:
+        """Find that a checkpoint is of such a training, and that there are steps left to do."""
+        path, folder, trainer = self.config.ckpt_path, self.run_folder, self.config.trainer
+        try:
+            _check_like(saved["loops"], {"fit_loop": self.trainer.fit_loop.state_dict()}, "loops")
+            epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} does not tell how far its training was ({error}): give another") from error
+        for option, done in ("max_steps", saved["global_step"]), ("max_epochs", epochs):
+            over = (trainer[option] or -1) != -1 and done >= trainer[option]
+            if over and (folder / "result.json").exists():  # without it, the end was cut off: evaluate, and write it
                 raise UserError(
-                    f"{self.config.ckpt_path} is of another network: resume with --config {self.run_folder}/config.yaml"
+                    f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
                 )
+        own, other = (
+            {name: value.shape for name, value in state.items() if name.startswith("network.")}
+            for state in (self.model.state_dict(), saved["state_dict"])
+        )
+        if own != other:
+            raise UserError(f"{path} is of another network: resume with --config {folder}/config.yaml")
 
     def _open(self) -> None:
         """Make the folder of a new run; in that of a resumed one, drop the rows that will be written again."""
@@ -307,6 +324,14 @@ class FitCLI(LightningCLI):
             tracking.read_dicts(self.run_folder / name)
         for name, first in firsts.items():
             tracking.drop_rows_from(self.run_folder / name, first)
+
+
+def _check_like(found: Any, expected: Any, where: str) -> None:
+    """Check that the entries of a state are of the kinds that those of another one have."""
+    check_kind(found, type(expected), where)
+    for key in expected if isinstance(expected, dict) else ():
+        if key in found:  # the library that reads it says what another version of it left out
+            _check_like(found[key], expected[key], f"{where}[{key!r}]")
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -424,7 +449,8 @@ def fit(arguments: Sequence[str]) -> None:
 
 def summary(folder: Path) -> str:
     """One line about a finished run."""
-    result = read_json(folder / "result.json")
+    result = read_result(folder)
+    assert result is not None, folder
     parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
     if result["strides"]:
         parts.append(

@@ -11,10 +11,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from diffstride._check import UserError
-from diffstride.data import ClassificationData
+from diffstride.data import ClassificationData, MultiTask
 from diffstride.training.checkpoints import read_checkpoint
 from diffstride.training.classifier import Classifier
 from diffstride.training.documents import read_json, read_yaml
+from diffstride.training.schema import Result, check_data_state, check_result
 
 
 class Run(NamedTuple):
@@ -74,33 +75,38 @@ def load_data(given: Path) -> ClassificationData:
     except (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
-        data.load_state_dict(read_checkpoint(checkpoint)[type(data).__qualname__])
+        state = read_checkpoint(checkpoint)[type(data).__qualname__]
+        for own in state.values() if isinstance(data, MultiTask) else [state]:
+            check_data_state(own)
+        data.load_state_dict(state)
     except KeyError as error:
         raise UserError(
             f"{checkpoint} does not know its data's classes, as those of earlier versions did not: train once more"
         ) from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{checkpoint} does not describe its data ({one_line(error)}): train once more") from error
     return data
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The `result.json` of a run; None where the run has not ended."""
+def read_result(folder: Path) -> Result | None:
+    """Return the checked `result.json` of a run; None where the run has not ended.
+
+    Raises:
+        UserError: a file that is damaged, or not of a run.
+    """
     file = folder / "result.json"
     try:
-        result: dict[str, Any] = read_json(file)
+        content = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({one_line(error)}): {_ANEW}") from error
-    for key, kinds in _RESULT.items():
-        if not isinstance(result, dict) or not isinstance(result.get(key), kinds):
-            raise UserError(f"{file} is not the result of a run, which has {key}: {_ANEW}")
-    return result
+    try:
+        return check_result(content)
+    except ValueError as error:
+        raise UserError(f"{file} is not the result of a run ({one_line(error)}): {_ANEW}") from error
 
 
-_RESULT: dict[str, type | tuple[type, ...]] = {
-    "accuracy": (int, float, type(None)), "macs": (int, float), "resampling_macs": (int, float), "strides": dict,
-    "step_time_ms": (int, float, type(None)),
-}  # fmt: skip
 _ANEW = "remove it; the run, resumed with --ckpt_path last, or its study writes it anew"
 
 
