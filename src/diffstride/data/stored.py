@@ -264,12 +264,12 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all decoded samples, as the first one tells."""
+        """Shape of the first decoded sample, which all must have."""
         return self._decoded_first.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of all decoded samples."""
+        """Type of all decoded samples."""
         return self._decoded_first.dtype
 
     def decode(self, places: Sequence[int] | range) -> Iterator[Array]:
