@@ -11,7 +11,8 @@ import logging
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffstride._caches import TraceTensors
 from diffstride._check import UserError, WorkError, first_words
 
 if TYPE_CHECKING:
@@ -193,6 +195,9 @@ class Session:
             allow_dynamic_output_shape_ops=False,
         )
         self._environment.session = self
+        self.tensors = TraceTensors()
+        self.ended = False
+        """Whether sizes are now equal to no others, whatever cache has them for keys."""
         self.keys: dict[Any, Any] = {}
         """What the symbols are called."""
         self._symbols: dict[Any, Any] = {}
@@ -262,6 +267,8 @@ class Session:
     def _answer(self, expr: Any) -> Any:
         import sympy
 
+        if self.ended and isinstance(expr, sympy.Eq | sympy.Ne):
+            return sympy.false if isinstance(expr, sympy.Eq) else sympy.true
         answer = self._answers.get(expr)
         if answer is None:
             answer = self._answers[expr] = sympy.sympify(expr.xreplace(self.hints))
@@ -300,20 +307,36 @@ def run(
     Raises:
         TraceError: the model raises, looks at values (which fake tensors do not have), or uses what has no fake.
     """
-    from torch._dispatch.python import enable_python_dispatcher
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise UserError(f"model must be Python code, got a scripted module: {scripted[0] or 'the model itself'}")
     session = Session({module: name for name, module in model.named_modules()})
+    with _ONE_AT_A_TIME, _hashable_sizes(session):
+        try:
+            _run(session, model, example, forwards, training, symbolic_inputs)
+        finally:
+            session.tensors.forget()
+    return session
+
+
+def _run(
+    session: Session,
+    model: nn.Module,
+    example: ExampleInputs,
+    forwards: Callable[[Session, str, nn.Module], Forward | None],
+    training: bool,
+    symbolic_inputs: bool,
+) -> None:
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     fake = FakeTensorMode(shape_env=session._environment, allow_non_fake_inputs=True)
     fake.cache_enabled = False  # no operation is done twice with the same symbols
-    with _ONE_AT_A_TIME, preserved(model), ExitStack() as stack:
+    with preserved(model), ExitStack() as stack:
         stack.enter_context(_without_logs())
         stack.enter_context(_short_quotients(session))
         stack.enter_context(enable_python_dispatcher())  # decompositions take symbols where kernels do not
-        _make_fake(model, fake)
+        session.tensors.note(_make_fake(model, fake))
         stack.enter_context(fake)
         for module, name in session.names.items():
             forward = forwards(session, name, module)
@@ -324,16 +347,43 @@ def run(
         stack.enter_context(torch.set_grad_enabled(training))
         if training:
             stack.enter_context(_saved_storages(session, model))
-        stack.enter_context(_Operations(session))
+        stack.enter_context(_Operations(session, fake))
         stack.enter_context(_Functions(session))
         inputs = _fake_inputs(example, fake, session if symbolic_inputs else None)
+        session.tensors.note(_tensors((inputs.args, inputs.kwargs)))
         try:
-            output = inputs.call(model)
+            inputs.call(model)
         except Exception as error:
-            raise TraceError(_explanation(error, session, model), session) from error
-        if training:
-            del output
-    return session
+            del inputs
+            raise TraceError(_explanation(error, session, model), session) from _without_frames(error)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """Turn the traceback of an error into text: frames, and the closures of their functions, keep tensors."""
+    error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__, cause = None, cause.__context__
+    return error
+
+
+@contextmanager
+def _hashable_sizes(session: Session) -> Iterator[None]:
+    """Let the session's sizes be keys of dictionaries and caches: their hash is that of their value.
+
+    Whether two of them are the same key is a comparison like any other, which is noted.
+    """
+    original = torch.SymInt.__hash__
+
+    def by_value(size: torch.SymInt) -> int:
+        return hash(session.value(size.node.expr)) if size.node.shape_env is session._environment else original(size)
+
+    torch.SymInt.__hash__ = by_value  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        session.ended = True
+        torch.SymInt.__hash__ = original  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -376,8 +426,8 @@ def _without_logs() -> Iterator[None]:
             logger.disabled = disabled
 
 
-def _make_fake(model: nn.Module, fake: Any) -> None:
-    """Parameters, buffers, and tensors that are plain attributes."""
+def _make_fake(model: nn.Module, fake: Any) -> Iterable[Tensor]:
+    """Replace parameters, buffers, and tensors that are plain attributes; return the new ones."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers, vars(module)):
@@ -386,6 +436,7 @@ def _make_fake(model: nn.Module, fake: Any) -> None:
                     if id(tensor) not in made:
                         made[id(tensor)] = _fake_tensor(tensor, fake)
                     tensors[name] = made[id(tensor)]
+    return made.values()
 
 
 def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
@@ -444,33 +495,48 @@ def _watched(session: Session) -> Iterator[None]:
 @contextmanager
 def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
     """Note the bytes of every storage that is saved for backward, once, parameters excluded."""
-    seen = {p.untyped_storage()._cdata for p in model.parameters()}
+    seen = set(map(_storage, model.parameters()))
     alive = []  # an address is taken again once its owner is gone
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
+    def pack(tensor: Tensor) -> None:  # there is no backward pass, and a graph that holds its own output is never freed
+        if _storage(tensor) not in seen:
+            seen.add(_storage(tensor))
             alive.append(tensor)
-            session.storages.append(expression(storage.nbytes()))
-        return tensor
+            session.storages.append(expression(tensor.untyped_storage().nbytes()))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
         yield
+    alive.clear()  # the graph has the hook
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what multiplies, with the formulas of torch's `FlopCounterMode`."""
+    """Counts what multiplies, with the formulas of torch's `FlopCounterMode`, and carries out what is constant.
 
-    def __init__(self, session: Session) -> None:
+    An operation on numbers alone, or on tensors that the code has made of numbers, is carried out, so that a cache of
+    its result has true values after the trace. Tensors from outside of the trace are read, but not written to.
+    """
+
+    def __init__(self, session: Session, fake: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.session = session
+        self.session, self.fake = session, fake
+        self._constants: dict[int, list[Tensor]] = {}
+        """By the address of their storage."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensor
         from torch.utils.flop_counter import flop_registry
 
         kwargs = kwargs or {}
+        real = not any(isinstance(leaf, FakeTensor | torch.SymInt) for leaf in pytree.tree_leaves((args, kwargs)))
+        written = [t for t in _written(func, args, kwargs) if not isinstance(t, FakeTensor)]
+        if real and all(_storage(t) in self._constants for t in written):
+            return self._carry_out(func, args, kwargs)
+        if written:
+            for tensor in written:  # a constant no longer
+                self.session.tensors.note(self._constants.pop(_storage(tensor), ()))
+            args, kwargs = pytree.tree_map(self._faked, (args, kwargs))
         output = _apply(func, args, kwargs)
+        self.session.tensors.note(_tensors(output))
         packet = func._overloadpacket
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=output)
@@ -478,6 +544,38 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _is_strided(func, args):
             self.session.strided.append((self.session.module, packet.__name__))
         return output
+
+    def _carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        with unset_fake_temporarily():
+            output = func(*args, **kwargs)
+        outside = {_storage(t) for t in _tensors((args, kwargs))} - self._constants.keys()
+        for tensor in _tensors(output):
+            if _storage(tensor) not in outside:  # which a view has
+                self._constants.setdefault(_storage(tensor), []).append(tensor)
+        return output
+
+    def _faked(self, leaf: Any) -> Any:
+        return self.fake.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that an operation writes to."""
+    if not func._schema.is_mutable:
+        return []
+    named = {argument.name: argument.alias_info for argument in func._schema.arguments}
+    given = [*zip(named.values(), args, strict=False), *((named[name], value) for name, value in kwargs.items())]
+    return _tensors([value for alias, value in given if alias is not None and alias.is_write])
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return address
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
