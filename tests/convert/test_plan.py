@@ -78,6 +78,33 @@ def test_unequal_strides_that_meet_are_left_alone():
     assert "left alone: two.0, short: outputs of different strides meet" in str(plan)
 
 
+class PaddedToItsStride(nn.Module):
+    """TensorFlow's padding by a module that knows the stride: a map of an odd size gets a sample more."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.short = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 1, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        missing = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[-2:]]
+        sides = [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2]
+        return self.conv(nn.functional.pad(x, sides)) + self.short(x)
+
+
+def test_maps_that_no_fixed_number_of_samples_makes_alike_are_left_alone():
+    """The search for such a number once went on for ever."""
+    model = PaddedToItsStride()
+    plan = ds.convert(model, torch.randn(1, 3, 31, 37))
+    assert plan.groups == [["stem"]]
+    reason = "maps that meet differ by a varying number of samples: conv, short"
+    assert plan.left_alone == {"conv": reason, "short": reason}
+    for stride in (1.3, 2.0, 2.4, 3.1):
+        with torch.no_grad():
+            model.stem.stride.fill_(stride)
+        model(torch.randn(1, 3, 45, 64))
+
+
 @pytest.mark.parametrize("build", [zoo.UNet, zoo.TransposedUNet])
 def test_a_unet_needs_upsample(build):
     x = torch.randn(IMAGE)

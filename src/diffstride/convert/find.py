@@ -390,18 +390,17 @@ class Finder:
         seen = self._seen(plan, costs)
         for group in plan.groups:
             first, *others = (seen[name] for name in group)
-            for name, sizes in zip(group[1:], others, strict=True):
+            for sizes in others:
                 for a, b in zip(first, sizes, strict=True):
                     if (a - b).is_Integer:
                         continue
                     upstream = [{s.name for s in (a - b).free_symbols & set(x.free_symbols)} for x in (a, b)]
                     if all(len(names) == 1 for names in upstream):
                         one, other = (self._of_name[names.pop()] for names in upstream)
-                        if self.naturals[one] == self.naturals[other]:
-                            self.ties.join(one, other)
+                        if self.naturals[one] == self.naturals[other] and self.ties.join(one, other):
                             return False
                     for member in group:
-                        self._leave(member, f"its map meets that of {name}, which starts from a map of another size")
+                        self._leave(member, f"maps that meet differ by a varying number of samples: {', '.join(group)}")
                     return False
         return True
 
@@ -487,10 +486,13 @@ class _Classes:
             item = self._parent[item]
         return item
 
-    def join(self, a: Any, b: Any) -> None:
+    def join(self, a: Any, b: Any) -> bool:
+        """Put two together; return whether they were apart."""
         a, b = self.of(a), self.of(b)
-        if a != b:
-            self._parent[b] = a
+        if a == b:
+            return False
+        self._parent[b] = a
+        return True
 
 
 class _Watched(tuple):  # type: ignore[type-arg]
