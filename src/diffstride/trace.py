@@ -106,20 +106,26 @@ def on_examples(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, put the model and the random state back: modules, parameters, buffers, hooks, mode.
+def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator[None]:
+    """Put the random state and the model back afterwards: modules, parameters, buffers, hooks, mode.
 
     Attributes are put back as they were, and containers among them with what they held; tensors are not copied.
+
+    Args:
+        model: any module.
+        unless_it_succeeds: put the model back only where something is raised inside.
     """
     saved = [(m, dict(vars(m)), {k: _contents(v) for k, v in vars(m).items()}) for m in model.modules()]
     python, cpu = random.getstate(), torch.get_rng_state()
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy else None
+    succeeded = False
     try:
         yield
+        succeeded = True
     finally:
-        for module, attributes, contents in saved:
+        for module, attributes, contents in saved if not (succeeded and unless_it_succeeds) else ():
             vars(module).clear()
             vars(module).update(attributes)
             for held in contents.values():

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from diffstride._check import UserError
+from diffstride._check import UserError, first_words, shown
 from diffstride.convert import sites
+from diffstride.functional import Settings
 from diffstride.nn.attach import attach, attached
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -16,34 +17,74 @@ from diffstride.nn.resize import ResizeTo
 from diffstride.trace import preserved
 
 if TYPE_CHECKING:
-    from diffstride.convert.plans import Plan, Site
+    from diffstride.convert.plans import Plan, Resize, Site
+
+OPTIONS = {*Settings._fields, "shared"}
+"""Of the layers, which a plan has all."""
 
 
 def apply(model: nn.Module, plan: Plan) -> None:
-    """Carry out `plan` on `model`, in place."""
-    _check_modules(model, plan)
+    """Carry out `plan` on `model`, in place; leave it as it is where that fails."""
     try:
-        with preserved(model):  # a first try on what is put back, so that a failure leaves nothing half-done
+        check(model, plan)
+        with preserved(model, unless_it_succeeds=True):
             edit(model, plan)
-    except Exception as error:
-        raise UserError(f"model cannot be converted: {error}") from error
-    edit(model, plan)
+    except UserError:
+        raise
+    except Exception as error:  # of a plan from a file, whatever is in it
+        raise UserError(f"model cannot be converted: {first_words(error)}") from error
 
 
-def _check_modules(model: nn.Module, plan: Plan) -> None:
+def check(model: nn.Module, plan: Plan) -> None:
+    """Check a plan against the model, since it may come from a file.
+
+    Raises:
+        UserError: modules that are missing or of another kind than planned, sites of a group that differ, offsets that
+            no model needs, options that are missing or unknown.
+    """
     modules = dict(model.named_modules())
-    kinds = {part.name: part.kind for part in plan.sites} | {part.name: part.kind for part in plan.resizes}
+    parts: list[Site | Resize] = [*plan.sites, *plan.resizes]
+    kinds = {part.name: part.kind for part in parts}
     for name, wanted in kinds.items():
         kind = type(modules[name]).__name__ if name in modules else "none"
         if kind != wanted:
             raise UserError(f"model must have the modules of the plan: {name} must be a {wanted}, got {kind}")
+    names = [*(part.name for part in parts), *plan.global_poolings]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"a plan must have each module once, but has {shown(twice[0])} twice")
+    groups: dict[int, Site] = {}
     for site in plan.sites:
-        look = sites.look(modules[site.name])
-        got = None if look is None else look.stride
-        if got != site.stride:
-            raise UserError(
-                f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}"
-            )
+        _check_site(site, modules[site.name])
+        first = groups.setdefault(site.group, site)
+        if (first.stride, first.shared) != (site.stride, site.shared):
+            raise UserError(f"sites of a group must be alike, but {first.name} and {site.name} differ in their strides")
+    for name in plan.global_poolings:
+        look = sites.look(modules[name]) if name in modules else None
+        if look is None or not look.pooling:
+            raise UserError(f"global_poolings must be poolings of the model, got {shown(name)}")
+    for resize in plan.resizes:
+        if not sites.is_upsampling(modules[resize.name]):
+            raise UserError(f"resizes must be upsamplings by a fixed factor, got {shown(resize.name)}")
+        if resize.ndim not in {len(site.stride) for site in plan.sites}:
+            raise UserError(f"ndim of {resize.name} must be that of a site, got {shown(resize.ndim)}")
+        if resize.source not in modules:
+            raise UserError(f"resizes must follow modules of the model, got {shown(resize.source)}")
+    if set(plan.options) != OPTIONS:
+        raise UserError(f"options must be {', '.join(sorted(OPTIONS))}, got {', '.join(map(shown, plan.options))}")
+
+
+def _check_site(site: Site, module: nn.Module) -> None:
+    look = sites.look(module)
+    got = None if look is None else look.stride
+    if look is None or got != site.stride:
+        raise UserError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
+    # Maps that meet at their strides differ by less than a stride before, and by what a module pads by its own stride.
+    most = [2 * (s - 1) + extent for s, extent in zip(site.stride, look.extent, strict=True)]
+    offsets = site.excess or (0,) * look.ndim
+    if len(offsets) != look.ndim or not all(
+        type(n) is int and 0 <= n <= limit for n, limit in zip(offsets, most, strict=True)
+    ):
+        raise UserError(f"excess of {site.name} must be from 0 to {most}, got {shown(site.excess)}")
 
 
 def edit(model: nn.Module, plan: Plan) -> None:

@@ -70,11 +70,9 @@ class Finder:
                 self.left_alone[name] = look.reason
             else:
                 self.sites[name] = look
-            if isinstance(module, _TRANSPOSED):
-                self.upsamplings[name] = look.ndim
         for name, module in self.modules.items():
-            if isinstance(module, nn.Upsample) and module.scale_factor is not None:
-                self.upsamplings[name] = 0
+            if sites.is_upsampling(module):
+                self.upsamplings[name] = self._ndim(name)
         for what, given in (("include", include), ("exclude", exclude)):
             for pattern in given or ():
                 if not any(fnmatchcase(name, pattern) for name in self.sites):
@@ -107,6 +105,7 @@ class Finder:
             if groups is not None:
                 plan = self._draft(session, groups)
                 if plan is not None:
+                    apply.check(self.model, plan)
                     return plan
 
     def _run(self, values: dict[Key, int] | None = None) -> Session:
@@ -470,9 +469,6 @@ class _ElsewhereError(UserError):
 class _Group(NamedTuple):
     names: list[str]
     square: bool
-
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class _Classes:

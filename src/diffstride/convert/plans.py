@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from torch import nn
 
-from diffstride._check import UserError
+from diffstride._check import UserError, first_words
+from diffstride._files import read_text, write_whole
 from diffstride.convert import apply
 
 
@@ -80,7 +81,7 @@ class Plan:
             UserError: a path that cannot be written.
         """
         try:
-            Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+            write_whole(Path(path), json.dumps(asdict(self), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"path must be a file that can be written, got {path}: {error.strerror}") from error
 
@@ -92,13 +93,15 @@ class Plan:
             UserError: a file that is not there, or is something else.
         """
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(read_text(Path(path), most=2**26))
             values["sites"] = tuple(Site(**{k: _tuple(v) for k, v in site.items()}) for site in values["sites"])
             values["resizes"] = tuple(Resize(**resize) for resize in values["resizes"])
             values["options"] = {k: _tuple(v) for k, v in values["options"].items()}
-            return cls(**{k: _tuple(v) for k, v in values.items()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"path must be a plan that Plan.save wrote, got {path}: {error}") from error
+            plan = cls(**{k: _tuple(v) for k, v in values.items()})
+            str(plan)  # a damaged one has what cannot be shown
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"path must be a plan that Plan.save wrote, got {path}: {first_words(error)}") from error
+        return plan
 
     @property
     def groups(self) -> list[list[str]]:

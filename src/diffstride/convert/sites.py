@@ -16,6 +16,7 @@ from diffstride.nn.learnable import LearnableStrides
 
 LAYERS: dict[int, type[DiffStrideNd]] = {1: DiffStride1d, 2: DiffStride2d, 3: DiffStride3d}
 CONVOLUTIONS: dict[int, type[DiffStrideConvNd]] = {1: DiffStrideConv1d, 2: DiffStrideConv2d, 3: DiffStrideConv3d}
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Look(NamedTuple):
@@ -28,6 +29,8 @@ class Look(NamedTuple):
     """By how many samples the map at stride 1 falls short of one whose every stride-th sample is the module's map."""
     reason: str | None = None
     """Why it must be left alone."""
+    extent: tuple[int, ...] = ()
+    """Samples from the first tap to the last."""
 
 
 _handlers: list[tuple[tuple[type[nn.Module], ...], Callable[[Any], Look | None]]] = []
@@ -59,10 +62,10 @@ def _learnable(module: LearnableStrides) -> Look:
 @handles(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Look | None:
     stride = tuple(module.stride)
-    return Look(len(stride), stride) if max(stride) > 1 else None
+    return Look(len(stride), stride, extent=_extent(module, len(stride))) if max(stride) > 1 else None
 
 
-@handles(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@handles(*TRANSPOSED)
 def _transposed(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Look | None:
     stride = tuple(module.stride)
     return Look(len(stride), stride, reason="it is transposed: it upsamples") if max(stride) > 1 else None
@@ -77,7 +80,7 @@ def _pooling(module: Any) -> Look | None:
     kernel = _tuple(module.kernel_size, ndim)
     # With ceil_mode a last window may start inside the map and end outside.
     excess = tuple(min(s, k) - 1 if module.ceil_mode else 0 for s, k in zip(stride, kernel, strict=True))
-    return Look(ndim, stride, True, excess)
+    return Look(ndim, stride, True, excess, extent=_extent(module, ndim))
 
 
 @handles(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -101,6 +104,16 @@ def type_of_pooling(module: nn.Module) -> type[nn.Module]:
 
 def _tuple(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return (value,) * ndim if isinstance(value, int) else tuple(value)
+
+
+def _extent(module: Any, ndim: int) -> tuple[int, ...]:
+    kernel, dilation = _tuple(module.kernel_size, ndim), _tuple(getattr(module, "dilation", 1), ndim)
+    return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+
+
+def is_upsampling(module: nn.Module) -> bool:
+    """Return whether a module upsamples by a fixed factor."""
+    return isinstance(module, TRANSPOSED) or (isinstance(module, nn.Upsample) and module.scale_factor is not None)
 
 
 def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
