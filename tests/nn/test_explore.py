@@ -367,3 +367,14 @@ def test_every_layer_of_a_converted_model_explores_and_branches_still_meet():
         assert model(x).shape == (2, 4)
         shapes.add(model.main(x).shape)
     assert len(shapes) > 4
+
+
+def test_factors_that_one_layer_refuses_change_no_layer():
+    class Faulty(ds.Exploration):
+        def factors(self, turn):
+            return [1.5] * len(turn.strides) if turn.place == 0 else [-1.0]
+
+    model = nn.Sequential(ds.DiffStride2d(2.0), ds.DiffStride2d(2.0))
+    with pytest.raises(ValueError, match=r"factors must have 2 entries"):
+        Faulty().set_strides(model, 0, 10)
+    assert [layer.jitter for layer in model] == [None, None]

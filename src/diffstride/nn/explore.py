@@ -73,7 +73,8 @@ class Exploration(ABC):
                 _check.finite_strides("stride", strides, owner=layer)
                 name = name.replace("_orig_mod.", "")  # which torch.compile puts before
                 noise = random.Random(f"{seed}/{step}/{name}")
-                factors[layer.stride_id] = self.factors(Turn(layer, strides, place, len(layers), progress, noise))
+                chosen = self.factors(Turn(layer, strides, place, len(layers), progress, noise))
+                factors[layer.stride_id] = None if chosen is None else layer.check_factors(chosen)
         for _, layer in all_layers(model):
             layer.set_jitter(factors.get(layer.stride_id))
 

@@ -153,11 +153,20 @@ class LearnableStrides(Traceable):
         if factors is None:
             self.jitter = self._jitter = None
         else:
-            self.jitter = _check.positive("factors", _check.per_axis("factors", factors, len(self.stride)))
+            self.jitter = self.check_factors(factors)
             # A new tensor: a backward pass to come may need the one before.
             with torch.inference_mode(False):
                 self._jitter = torch.tensor(self.jitter, dtype=self.stride.dtype, device=self.stride.device)
         self.refresh_sizes()
+
+    def check_factors(self, factors: float | Sequence[float]) -> tuple[float, ...]:
+        """Return factors for `set_jitter`, one for each entry of the stride.
+
+        Raises:
+            TypeError: factors that are no numbers.
+            ValueError: another number of factors, one that is not > 0 and finite.
+        """
+        return _check.positive("factors", _check.per_axis("factors", factors, len(self.stride)))
 
     def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """The sizes that the window sees, given those of the layer's input."""
