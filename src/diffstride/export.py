@@ -29,6 +29,7 @@ from diffstride.geometry import Axis, Taps
 from diffstride.nn.attach import CHILD, _then, attached
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.lengths import OutputLengths
 from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.trace import ExampleInputs, on_examples
@@ -261,9 +262,13 @@ def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
         for name, child in module._modules.items():
             module._modules[name] = fixed.get(id(child), child)
     frozen = fixed.get(id(frozen), frozen)
+    longest = max((n for tensor in _tensors(arguments) for n in tensor.shape), default=1)
     for module in frozen.modules():
         if attached(module) is not None:
             _call_plainly(module)
+        for value in vars(module).values():
+            if isinstance(value, OutputLengths):
+                value.freeze(longest)
     _check_same(frozen, arguments, expected)
     return frozen
 

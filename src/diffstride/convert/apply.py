@@ -9,10 +9,12 @@ from torch import nn
 
 from diffstride._check import UserError, first_words, shown
 from diffstride.convert import sites
+from diffstride.convert.lengths import methods
 from diffstride.functional import Settings
 from diffstride.nn.attach import attach, attached
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.lengths import OutputLengths
 from diffstride.nn.resize import ResizeTo
 from diffstride.trace import preserved
 
@@ -69,6 +71,11 @@ def check(model: nn.Module, plan: Plan) -> None:
             raise UserError(f"ndim of {resize.name} must be that of a site, got {shown(resize.ndim)}")
         if resize.source not in modules:
             raise UserError(f"resizes must follow modules of the model, got {shown(resize.source)}")
+    for method in plan.lengths:
+        if method.module not in modules or method.method not in methods(modules[method.module]):
+            raise UserError(f"lengths must be methods of the model, got {shown(method.module)}.{shown(method.method)}")
+        if not set(method.layers) <= modules.keys() or len(method.frames) != len(method.layers):
+            raise UserError(f"layers of {method.method} must be modules of the model, got {shown(method.layers)}")
     if set(plan.options) != OPTIONS:
         raise UserError(f"options must be {', '.join(sorted(OPTIONS))}, got {', '.join(map(shown, plan.options))}")
 
@@ -115,6 +122,14 @@ def edit(model: nn.Module, plan: Plan) -> None:
             _replace(model, modules[link.name], resize)
         else:
             attach(modules[link.name], resize)
+
+    for method in plan.lengths:
+        if method.layers:
+            layers = [now[name] for name in method.layers]
+            owner = now[method.module]
+            # As an attribute, which hides the method of the class.
+            counted = OutputLengths(owner, method.method, layers, method.axis, method.size, method.frames)
+            setattr(owner, method.method, counted)
 
 
 def layer_of(model: nn.Module, site: Site) -> LearnableStrides:

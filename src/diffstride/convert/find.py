@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffstride import program, trace
 from diffstride._check import UserError
-from diffstride.convert import apply, sites
+from diffstride.convert import apply, lengths, sites
 from diffstride.convert.plans import Plan, Resize, Site, patterns
 from diffstride.convert.sites import Look
 from diffstride.nn._tracers import Traceable
@@ -105,6 +105,7 @@ class Finder:
             if groups is not None:
                 plan = self._draft(session, groups)
                 if plan is not None:
+                    plan = replace(plan, lengths=tuple(lengths.find(self.model, session, self.sites)))
                     apply.check(self.model, plan)
                     return plan
 

@@ -13,6 +13,7 @@ from torch import nn
 from diffstride._check import UserError, first_words
 from diffstride._files import read_text, write_whole
 from diffstride.convert import apply
+from diffstride.convert.lengths import LengthMethod
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Plan:
     resampling_macs: int
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the layers."""
+    lengths: tuple[LengthMethod, ...] = ()
+    """Methods of the model that compute output lengths."""
 
     def apply(self, model: nn.Module) -> None:
         """Carry it out on a model of the same structure, in place; nothing is changed if that fails.
@@ -96,6 +99,9 @@ class Plan:
             values = json.loads(read_text(Path(path), most=2**26))
             values["sites"] = tuple(Site(**{k: _tuple(v) for k, v in site.items()}) for site in values["sites"])
             values["resizes"] = tuple(Resize(**resize) for resize in values["resizes"])
+            values["lengths"] = tuple(
+                LengthMethod(**{k: _tuple(v) for k, v in method.items()}) for method in values.get("lengths", ())
+            )
             values["options"] = {k: _tuple(v) for k, v in values["options"].items()}
             plan = cls(**{k: _tuple(v) for k, v in values.items()})
             str(plan)  # a damaged one has what cannot be shown
@@ -152,6 +158,14 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"{resize.name} ({resize.kind}): {what} to the size of what {resize.source} returns, which it meets"
     for name in plan.global_poolings:
         yield f"{name}: global, no stride; it follows the map's size from now on, adaptively"
+    for method in plan.lengths:
+        name = f"{method.module or plan.model}.{method.method}"
+        if method.layers:
+            yield f"{name}: gives the frames behind {method.layers[-1]} by its learned strides"
+        else:
+            yield (
+                f"warning: {name} computes lengths by fixed strides: masks of padded batches may not fit learned ones"
+            )
     by_reason: dict[str, list[str]] = {}
     for name, reason in plan.left_alone.items():
         by_reason.setdefault(reason, []).append(name)

@@ -73,7 +73,7 @@ def _transposed(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspo
 
 @handles(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 def _pooling(module: Any) -> Look | None:
-    ndim = int(type_of_pooling(module).__name__[-2])
+    ndim = ndim_of(module)
     stride = _tuple(module.stride, ndim)
     if getattr(module, "return_indices", False):
         return Look(ndim, stride, True, reason="it returns indices, which belong to its own grid")
@@ -100,6 +100,11 @@ def _others(module: nn.Module) -> Look:
 def type_of_pooling(module: nn.Module) -> type[nn.Module]:
     """PyTorch's own class among those that the module's class is derived from."""
     return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn"))
+
+
+def ndim_of(module: nn.Module) -> int:
+    """Return the number of spatial axes of a convolution or pooling."""
+    return int(type_of_pooling(module).__name__[-2])
 
 
 def _tuple(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -1,0 +1,91 @@
+"""Output lengths that a model's code computes from fixed strides, computed from learned ones instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from diffstride.nn.attach import attached
+from diffstride.nn.learnable import LearnableStrides
+
+
+class OutputLengths:
+    """Takes the place of a method that gives the number of frames for a number of samples.
+
+    Networks for speech compute by such a method which frames of a padded batch are real, with the strides of their
+    configuration (`_get_feat_extract_output_lengths` of transformers). Here each layer on the way gives its own output
+    size. Other arguments of the method decide how far the way goes, which the method itself tells: as far as to the
+    layer whose map, at the strides of the configuration, had as many frames as the method gives for the example.
+    """
+
+    def __init__(
+        self, owner: nn.Module, method: str, layers: Sequence[nn.Module], axis: int, size: int, frames: Sequence[int]
+    ) -> None:
+        """Make it.
+
+        Args:
+            owner: the module that has the method.
+            method: its name.
+            layers: in the order of their calls.
+            axis: of the layers' maps that is counted, from 0.
+            size: of the example along this axis.
+            frames: what each layer made of it at the strides of the configuration.
+        """
+        self.owner, self.method, self.layers = owner, method, list(layers)
+        self.axis, self.size, self.frames = axis, size, list(frames)
+        self.tables: list[Tensor] | None = None
+
+    def __call__(self, input_lengths: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the number of frames for each length, as the method would."""
+        original = getattr(type(self.owner), self.method)
+        if isinstance(input_lengths, FakeTensor):  # a trace, which follows sizes alone
+            return original(self.owner, input_lengths, *args, **kwargs)
+        reached = int(original(self.owner, torch.tensor([self.size]), *args, **kwargs))
+        if reached not in self.frames:
+            return original(self.owner, input_lengths, *args, **kwargs)
+        count = self.frames.index(reached) + 1
+        if self.tables is not None:
+            table = self.tables[count - 1].to(torch.as_tensor(input_lengths).device)
+            found = table[torch.as_tensor(input_lengths).long().clamp(0, len(table) - 1)]
+        else:
+            lengths = torch.as_tensor(input_lengths)
+            counts = {n: self._frames(n, count) for n in set(lengths.flatten().tolist())}
+            flat = [counts[n] for n in lengths.flatten().tolist()]
+            found = torch.tensor(flat, device=lengths.device).reshape(lengths.shape)
+        return found if isinstance(input_lengths, Tensor) else int(found)
+
+    def freeze(self, size: int) -> None:
+        """Keep what the strides make of every length up to `size`, and forget the layers."""
+        size = max(size, self.size)
+        self.tables = [
+            torch.tensor([self._frames(n, count) for n in range(size + 1)]) for count in range(1, len(self.layers) + 1)
+        ]
+        self.layers = []
+
+    def _frames(self, n: float, count: int) -> int:
+        size = int(n)
+        for layer in self.layers[:count]:
+            size = _output_size(layer, size, self.axis)
+        return size
+
+
+def _output_size(layer: Any, size: int, axis: int) -> int:
+    """Return what a convolution or pooling, with a layer behind it or not, makes of an axis; 0 where nothing fits."""
+    if isinstance(layer, LearnableStrides):
+        try:
+            return layer.output_size(max(1, size))[axis] if size else 0
+        except ValueError:  # fewer samples than taps
+            return 0
+    kernel, stride, padding, dilation = (
+        value[axis] if isinstance(value, tuple) else value
+        for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+    )
+    if isinstance(padding, str):
+        padding = {"same": dilation * (kernel - 1) / 2, "valid": 0}[padding]
+    size = max(0, int((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1))
+    behind = attached(layer)
+    return size if behind is None else _output_size(behind, size, axis)
