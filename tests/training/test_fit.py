@@ -199,6 +199,41 @@ def test_commands_and_help(capsys):
     assert "LazyLinear" not in out  # not every module of torch
 
 
+FURTHER = {
+    "without monitor": [],
+    "weights alone": ["--trainer.callbacks.save_weights_only", "true", "--trainer.callbacks.save_last", "true"],
+    "the best": ["--trainer.callbacks.monitor", "val/accuracy", "--trainer.callbacks.mode", "max"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FURTHER.values(), ids=FURTHER)
+def test_a_further_checkpoint_callback_has_a_folder_of_its_own(run, options):
+    """A run resumes from its own checkpoints, whatever else is saved."""
+    epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs"]
+    further = ["--trainer.callbacks+=ModelCheckpoint", *options]
+    cli, _ = run("one", *epochs, "1", *further)
+    own = {path.name for path in (cli.run_folder / "checkpoints").iterdir()}
+    assert own == {"last.ckpt", "epoch=0.ckpt"}
+    assert any((cli.run_folder / "more_checkpoints").glob("epoch=0*.ckpt"))
+    _, result = run("one", *epochs, "2", *further, "--ckpt_path", "last")
+    assert result["epochs"] == 2
+
+
+def test_callbacks_that_are_set_wrongly_are_one_line(run, tmp_path, capsys):
+    wrong = {
+        "ModelCheckpoint --trainer.callbacks.monitor nope": "could not find the monitored key",
+        "EarlyStopping --trainer.callbacks.monitor nope": "metric `nope` which is not available",
+        f"ModelCheckpoint --trainer.callbacks.dirpath {tmp_path}/x/checkpoints": "must not be",
+    }
+    for i, (options, message) in enumerate(wrong.items()):
+        name = "x" if "dirpath" in options else str(i)
+        arguments = [*SMALL, "--runs", str(tmp_path), "--name", name, "--trainer.max_epochs", "1"]
+        assert main(["fit", *arguments, *f"--trainer.callbacks+={options}".split()]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
 def test_the_cost_term_pushes_strides_up(run):
     _, free = run("free", "--model.cost_weight", "0", steps=12)
     _, costly = run("costly", "--model.cost_weight", "5", steps=12)

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from killing import ended, killed_again_and_again, start, warm_up
 from PIL import Image
 
 from diffstride._check import InterruptedWorkError, UserError
+from diffstride.cli import main
 from diffstride.training import Classifier, fit
 from diffstride.training.checkpoints import WholeFiles, read_checkpoint, read_last
 from diffstride.training.fit import ContinuedCSVLogger, train
@@ -204,6 +206,33 @@ def test_a_machine_that_gives_notice_takes_nothing_away(pictures, tmp_path, monk
     assert read_checkpoint(tmp_path / "killed" / "checkpoints" / "last.ckpt")["global_step"] == 6
     train([*arguments, "--name", "killed", "--ckpt_path", "last"])
     same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_worker_that_is_killed_is_named_with_the_cure(pictures, tmp_path, monkeypatch, capsys):
+    class Kills(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == 5:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    arguments = [*pictures, "--data.num_workers", "2", "--trainer.max_epochs", "1000", "--runs", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Kills)
+        assert main(["fit", *arguments, "--name", "x"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "DataLoader worker (pid" in error
+    assert "lower data.num_workers" in error
+    assert "--ckpt_path last" in error
+
+
+def test_a_picture_that_a_worker_cannot_read_is_named(pictures, tmp_path, capsys):
+    broken = tmp_path / "set" / "train" / "class1" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    arguments = [*pictures, "--data.num_workers", "2", "--runs", str(tmp_path), "--name", "x"]
+    assert main(["fit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(broken) in error
 
 
 @pytest.mark.long

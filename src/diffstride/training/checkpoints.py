@@ -143,7 +143,7 @@ def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
         if (good := _last_good(path.parent)) is None:
             raise
     other, content = good
-    _say(f"{path} is damaged: going on from {other.name} (step {content['global_step']})")
+    say(f"{path} is damaged: going on from {other.name} (step {content['global_step']})")
     return good
 
 
@@ -197,5 +197,6 @@ def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line to standard error, in the first process."""
     print(f"diffstride: {printable(line)}", file=sys.stderr)

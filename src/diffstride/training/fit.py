@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import lightning.pytorch
 import torch
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeFloat
@@ -22,7 +24,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 
@@ -234,6 +236,12 @@ class FitCLI(LightningCLI):
             self.result,
             SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),
         ]
+        further = _as_list(trainer.get("callbacks"))
+        for callback in further:
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = str(callback.dirpath or folder / "more_checkpoints")
+                if Path(callback.dirpath).resolve() == checkpoints.resolve():
+                    raise UserError(f"dirpath of a ModelCheckpoint must not be {checkpoints}, which has the run's own")
         if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
         else:
@@ -244,7 +252,7 @@ class FitCLI(LightningCLI):
         ]
         return super().instantiate_trainer(
             logger=loggers,
-            callbacks=[*(trainer.get("callbacks") or []), *callbacks],
+            callbacks=[*further, *callbacks],
             plugins=[*_as_list(trainer.get("plugins")), WholeFiles()],
             default_root_dir=str(folder),
             **kwargs,
@@ -263,21 +271,32 @@ class FitCLI(LightningCLI):
         except (UserError, WorkError, MisconfigurationException, torch.OutOfMemoryError):
             raise
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
-            resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
-            cure = "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
-            raise InterruptedWorkError(f"interrupted: {cure}") from stop
+            raise InterruptedWorkError(f"interrupted: {self._how_to_go_on()}") from stop
         except OSError as error:
             if not _is_of_a_disk(error):
                 raise
             where = error.filename or f"in {self.run_folder}"  # a write itself has no name
             raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
-        except Exception as error:  # whatever libraries make of a checkpoint that is damaged, or of another program
+        except Exception as error:
+            for one in _causes(error):
+                if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker (pid"):
+                    raise WorkError(
+                        f"{one_line(one).rstrip('.')}: lower data.num_workers or data.batch_size if memory was short, "
+                        f"then {self._how_to_go_on()}"
+                    ) from error
+            if _is_of_lightning(error):
+                raise UserError(one_line(error)) from error
             if self.resumed_step is None or self.result.has_stepped:
                 raise
+            # Whatever libraries make of a checkpoint that is damaged, or of another program.
             raise UserError(
                 f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give "
                 "another checkpoint with --ckpt_path, or start without it"
             ) from error
+
+    def _how_to_go_on(self) -> str:
+        resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
+        return "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
 
     def _check(self) -> None:
         """Find what would stop the training at its start, before anything is written."""
@@ -352,7 +371,8 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", f"(?s).*{harmless}")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
-        threading.excepthook = lambda failed: None if _is_of_a_disk(failed.exc_value) else said_of_threads(failed)
+        # TensorBoard writes in a thread, which passes the errors of files on.
+        threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else said_of_threads(failed)
         try:
             yield
         finally:
@@ -362,7 +382,7 @@ def quiet() -> Iterator[None]:
 
 
 def _is_of_a_disk(error: BaseException | None) -> bool:
-    """Whether a disk has refused, whatever wrote there: TensorBoard does it in a thread, which passes the error on."""
+    """Whether a disk has refused, whatever wrote there."""
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
@@ -433,11 +453,23 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
 
 def _own_words(error: BaseException | None) -> str | None:
     """What a class of ours has said of its arguments, where the parser has wrapped it in words of its own."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
+    return next((str(one) for one in _causes(error) if isinstance(one, UserError)), None)
+
+
+def _is_of_lightning(error: Exception) -> bool:
+    """Return whether Lightning itself raised an error: of a callback that the user has set wrongly, mostly."""
+    places = traceback.extract_tb(error.__traceback__)
+    own = os.path.dirname(lightning.pytorch.__file__)
+    return isinstance(error, RuntimeError | ValueError) and bool(places) and places[-1].filename.startswith(own)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # an error that is raised again may be among its own causes
+        yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return None
 
 
 def fit(arguments: Sequence[str]) -> None:

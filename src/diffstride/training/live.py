@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from diffstride._files import trouble
+from diffstride._text import printable
 from diffstride.tracking import StrideRow
+from diffstride.training.checkpoints import say
 
 # TensorBoard sorts groups (what stands before the slash) and their curves by name, and opens the first two groups.
 TAGS = {
@@ -24,10 +29,29 @@ TAGS = {
 STRIDES, SIZES = "layer strides", "map sizes"
 
 
+def _as_long_as_it_works(write: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that stops writing events, and prints a line, where that fails: the run does not depend on it."""
+
+    @functools.wraps(write)
+    def guarded(self: LiveView, *args: Any, **kwargs: Any) -> None:
+        if self._lost:
+            return
+        try:
+            write(self, *args, **kwargs)
+        except Exception as error:  # Lightning wraps those of files
+            self._lost = True
+            cause = error.__cause__ or error
+            why = trouble(cause, self.log_dir) if isinstance(cause, OSError) else f"TensorBoard failed ({cause})"
+            say(f"{why}; the run goes on without TensorBoard, metrics.csv has everything")
+
+    return guarded
+
+
 class LiveView(TensorBoardLogger):
     """TensorBoard with names and groups that make its first page useful; `metrics.csv` has the names of the code.
 
-    Its tab *Custom scalars* has all strides in one chart, all sizes of maps in another.
+    Its tab *Custom scalars* has all strides in one chart, all sizes of maps in another. Where its folder is deleted, or
+    cannot be written, the run goes on without it.
 
     Args:
         folder: of the run; events go to `tensorboard/` in it.
@@ -38,22 +62,42 @@ class LiveView(TensorBoardLogger):
         # What Lightning logs is numbered by steps done before, so that it repeats at most the step of the checkpoint.
         purge_step = None if resumed_step is None else resumed_step + 1
         super().__init__(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
-        self._laid_out = False
+        self._laid_out = self._lost = False
 
     @rank_zero_only
+    @_as_long_as_it_works
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Scalars, those of `TAGS` under the names they have there."""
-        super().log_metrics({TAGS.get(name, name): value for name, value in metrics.items()}, step)
+        super().log_metrics({TAGS.get(name, printable(name)): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
+    @_as_long_as_it_works
     def log_strides(self, rows: Iterable[StrideRow]) -> None:
         """Strides and output sizes of one moment. The layers are numbered so that they stand in order."""
         places: dict[str, int] = {}
         for row in rows:
-            name = f"{places.setdefault(row.layer, len(places) + 1)} {row.layer} {row.axis}"
+            name = printable(f"{places.setdefault(row.layer, len(places) + 1)} {row.layer} {row.axis}")
             self.experiment.add_scalar(f"{STRIDES}/{name}", row.stride, row.step)
             self.experiment.add_scalar(f"{SIZES}/{name}", row.size, row.step)
         if places and not self._laid_out:
             charts = {group: ["Multiline", [f"{group}/.*"]] for group in (STRIDES, SIZES)}
             self.experiment.add_custom_scalars({"all layers": charts})
             self._laid_out = True
+
+    @rank_zero_only
+    @_as_long_as_it_works
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Record the settings of the model."""
+        super().log_hyperparams(*args, **kwargs)
+
+    @rank_zero_only
+    @_as_long_as_it_works
+    def save(self) -> None:
+        """Flush."""
+        super().save()
+
+    @rank_zero_only
+    @_as_long_as_it_works
+    def finalize(self, status: str) -> None:
+        """Flush and close."""
+        super().finalize(status)
