@@ -190,8 +190,8 @@ def _from_tables(path: str, files: Mapping[str, Sequence[Path]], cure: str) -> S
 def _table(files: Sequence[Path]) -> datasets.Dataset:
     """Return the rows of parquet files, mapped from an Arrow file in the cache, where any row is found at once."""
     import datasets
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     file = files[0]
 
