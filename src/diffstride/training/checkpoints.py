@@ -22,6 +22,7 @@ from diffstride._check import UserError
 from diffstride._files import trouble
 from diffstride._text import printable
 from diffstride.training.schema import Saved, check_kind
+from diffstride.training.signals import EndTogether
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -73,7 +74,7 @@ class SaveWithinEpochs(Checkpoint):
     """Keep `last.ckpt` of a long epoch recent, so that little is lost with the machine; nothing where it gives notice.
 
     Notice is SIGTERM, as clusters send it before they take a machine away: Lightning then ends the training between
-    two batches, each process for itself, so that several have no time at which they could save together.
+    two batches. Several processes end, and save, together: see `EndTogether`.
 
     A `Checkpoint`, which Lightning calls behind all other callbacks, the model's own too: what these do after a step is
     in it.
@@ -89,25 +90,37 @@ class SaveWithinEpochs(Checkpoint):
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.minutes = path, minutes
+        self._end = EndTogether()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals."""
+        self._end.listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and listen to signals."""
         self._saved, self._step, self._stepped = time.monotonic(), trainer.global_step, False
+        self._end.listen(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End here, where the last epoch is saved."""
+        self._end.agree(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time, after a step of the optimiser."""
         self._stepped = trainer.global_step != self._step
         self._step = trainer.global_step
+        if not self._stepped or trainer.is_last_batch:  # the end of an epoch is saved with what is evaluated there
+            return
+        self._end.agree(trainer)
         every: int = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        looks = self._stepped and self._step % every == 1 % every
-        if not looks or trainer.is_last_batch:  # the end of an epoch is saved anyway, with what is evaluated there
+        if self._step % every != 1 % every:
             return
         if trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
             trainer.save_checkpoint(self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the machine has given notice, unless gradients are half accumulated."""
-        noticed = isinstance(exception, SIGTERMException) and trainer.world_size == 1
+        noticed = isinstance(exception, SIGTERMException)
         if noticed and trainer.training and self._stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 

@@ -58,6 +58,7 @@ from diffstride.training.keys import in_plain_words, unknown_key, unreadable_con
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line, read_result
 from diffstride.training.schema import check_kind
+from diffstride.training.signals import end_with_parent
 
 DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
 
@@ -271,6 +272,8 @@ class FitCLI(LightningCLI):
         except (UserError, WorkError, MisconfigurationException, torch.OutOfMemoryError):
             raise
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
+            if not self._is_first:  # which prints for all; with another status, Lightning would kill it
+                sys.exit(0)
             raise InterruptedWorkError(f"interrupted: {self._how_to_go_on()}") from stop
         except OSError as error:
             if not _is_of_a_disk(error):
@@ -278,21 +281,31 @@ class FitCLI(LightningCLI):
             where = error.filename or f"in {self.run_folder}"  # a write itself has no name
             raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
         except Exception as error:
-            for one in _causes(error):
-                if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker (pid"):
-                    raise WorkError(
-                        f"{one_line(one).rstrip('.')}: lower data.num_workers or data.batch_size if memory was short, "
-                        f"then {self._how_to_go_on()}"
-                    ) from error
-            if _is_of_lightning(error):
-                raise UserError(one_line(error)) from error
-            if self.resumed_step is None or self.result.has_stepped:
+            if (explained := self._explained(error)) is None:
                 raise
-            # Whatever libraries make of a checkpoint that is damaged, or of another program.
-            raise UserError(
-                f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give "
-                "another checkpoint with --ckpt_path, or start without it"
-            ) from error
+            raise explained from error
+
+    def _explained(self, error: Exception) -> Exception | None:
+        """Return what users can cure of an error that a library has raised, in one line; None for any other."""
+        for one in _causes(error):
+            if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker (pid"):
+                if "Terminated" in str(one):  # who ends a whole group of processes ends the workers, too
+                    return InterruptedWorkError(f"interrupted: {self._how_to_go_on()}")
+                return WorkError(
+                    f"{one_line(one).rstrip('.')}: lower data.num_workers or data.batch_size if memory was short, then "
+                    f"{self._how_to_go_on()}"
+                )
+        if self.trainer.world_size > 1 and _is_of_other_processes(error):
+            return WorkError(f"another process of the training has ended: {self._how_to_go_on()}")
+        if _is_of_lightning(error):
+            return UserError(one_line(error))
+        if self.resumed_step is None or self.result.has_stepped:
+            return None
+        # Whatever libraries make of a checkpoint that is damaged, or of another program.
+        return UserError(
+            f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give another "
+            "checkpoint with --ckpt_path, or start without it"
+        )
 
     def _how_to_go_on(self) -> str:
         resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
@@ -391,6 +404,8 @@ def train(arguments: Sequence[str]) -> FitCLI:
     inherited = os.environ.get(_RUN_NAME)
     with quiet(), ExitStack() as holds:
         try:
+            if _get_rank():  # of the processes of one machine, the first one starts the others
+                end_with_parent()
             cli = _construct(arguments, holds)
             cli.run()
         except MisconfigurationException as error:
@@ -454,6 +469,11 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
 def _own_words(error: BaseException | None) -> str | None:
     """What a class of ours has said of its arguments, where the parser has wrapped it in words of its own."""
     return next((str(one) for one in _causes(error) if isinstance(one, UserError)), None)
+
+
+def _is_of_other_processes(error: Exception) -> bool:
+    """Return whether a process has waited in vain for another one."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _is_of_lightning(error: Exception) -> bool:

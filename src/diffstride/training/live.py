@@ -38,11 +38,12 @@ def _as_long_as_it_works(write: Callable[..., None]) -> Callable[..., None]:
             return
         try:
             write(self, *args, **kwargs)
-        except Exception as error:  # Lightning wraps those of files
+        except (OSError, ValueError) as error:
+            cause = error.__cause__ if isinstance(error, ValueError) else error  # Lightning wraps those of files
+            if not isinstance(cause, OSError):
+                raise
             self._lost = True
-            cause = error.__cause__ or error
-            why = trouble(cause, self.log_dir) if isinstance(cause, OSError) else f"TensorBoard failed ({cause})"
-            say(f"{why}; the run goes on without TensorBoard, metrics.csv has everything")
+            say(f"{trouble(cause, self.log_dir)}; the run goes on without TensorBoard, metrics.csv has everything")
 
     return guarded
 
