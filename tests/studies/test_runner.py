@@ -212,7 +212,7 @@ def test_whatever_a_label_is_the_runs_of_others_stay(write, label, capsys):
     for other in (runs / "other", runs / "tiny" / "mine", runs.parent / "x"):
         other.mkdir(parents=True)
         (other / "result.json").write_text("mine")
-    (runs / "tiny" / ".diffstride").touch()
+    (runs / "tiny" / ".diffstride-study").touch()
     for request in (runs, runs / "tiny", runs.parent):  # as one that was asked for otherwise, and never began
         (request / "request.json").write_text(json.dumps({"config": {}, "settings": {}, "cpus": 1}))
     before = {path: path.read_bytes() for path in file.parent.rglob("*") if path.is_file()}

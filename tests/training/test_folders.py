@@ -14,7 +14,7 @@ from diffstride._check import UserError
 from diffstride.cli import main
 from diffstride.tracking import read_dicts, read_rows
 from diffstride.training.fit import train
-from diffstride.training.folders import LOCK, MARK, as_name, check_name, held
+from diffstride.training.folders import LOCK, RUN, as_name, check_name, held
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 SMALL = [
@@ -86,7 +86,7 @@ def test_what_a_run_left_that_never_reached_a_checkpoint_makes_room_for_the_next
     assert process.exitcode == -signal.SIGKILL
     (tmp_path / "x" / "notes.txt").write_text("mine")
     left = {path.name for path in (tmp_path / "x").iterdir()}
-    assert {"config.yaml", "metrics.csv", "strides.csv", "tensorboard", MARK} <= left
+    assert {"config.yaml", "metrics.csv", "strides.csv", "tensorboard", RUN} <= left
     cli = train([*SMALL, "--runs", str(tmp_path), "--name", "x"])
     assert (tmp_path / "x" / "notes.txt").read_text() == "mine"
     assert steps_of(tmp_path / "x") == [0, 1, 2, 3]
@@ -105,6 +105,18 @@ def test_a_checkpoint_of_another_run_starts_a_new_one_and_changes_neither(tmp_pa
     three = train([*SMALL, "--runs", str(tmp_path), "--name", "three", *more])
     assert three.trainer.global_step == 6
     assert {name: data for name, data in content(tmp_path).items() if not name.startswith("three")} == before
+
+
+def test_a_run_and_a_study_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *SMALL, "--name", "one"]) == 0
+    Path("tiny.yaml").write_text(f"{{base: {CONFIG}, axes: {{seed: [0]}}, settings: {{trainer.max_steps: 1}}}}")
+    assert main(["study", "tiny.yaml"]) == 0
+    before = content(tmp_path)
+    assert main(["fit", *SMALL, "--name", "tiny"]) == 2
+    assert main(["study", "tiny.yaml", "--name", "one"]) == 2
+    assert capsys.readouterr().err.count("has files of something else") == 2
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("link", ["the run", "all runs", "an empty folder"])
@@ -166,7 +178,7 @@ def test_a_hold_ends_with_its_process_and_with_no_other(tmp_path):
         child.start()
     with held(folder):
         child.kill()
-    assert {path.name for path in folder.iterdir()} == {MARK, LOCK}
+    assert {path.name for path in folder.iterdir()} == {RUN, LOCK}
 
 
 def test_home_is_where_it_is_for_other_programs(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from diffstride.tracking import read_dicts
 from diffstride.training.callbacks import provenance
 from diffstride.training.documents import load_yaml, read_yaml
 from diffstride.training.fit import parse, quiet
-from diffstride.training.folders import check_name, held, runs_folder
+from diffstride.training.folders import STUDY, check_name, held, runs_folder
 from diffstride.training.saved import build_classifier, build_data, one_line
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
@@ -66,7 +66,7 @@ def study(arguments: Sequence[str]) -> None:
         executor = Ray(options.ray)
         if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
             executor.connect(cpus=plan.cpus, gpus=plan.gpus)
-    with held(folder, adopt=_has_been_done(folder)):
+    with held(folder, STUDY, adopt=_has_been_done(folder)):
         _do(plan, folder, executor, console)
 
 

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from diffstride._check import UserError, shown
 from diffstride._files import trouble
 
-MARK, LOCK = ".diffstride", ".lock"
+RUN, STUDY = ".diffstride-run", ".diffstride-study"  # marks in folders that a run, or a study, has made
+LOCK = ".lock"
 _WAIT = 6.0  # seconds; workers of a training that was killed take up to five to end, and older file locks with them
 _LONGEST = 255  # bytes, in the file systems of today
 
@@ -48,7 +49,7 @@ def runs_folder(text: str) -> Path:
 
 
 @contextmanager
-def held(folder: Path, *, adopt: bool = False) -> Iterator[None]:
+def held(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None]:
     """Hold the folder of a run or of a study, which no other process can meanwhile; make it if it is not there.
 
     The hold ends with the process, however that ends. A mark in the folder says whose it is: what is in a folder
@@ -56,6 +57,7 @@ def held(folder: Path, *, adopt: bool = False) -> Iterator[None]:
 
     Args:
         folder: of the run or of the study.
+        mark: `RUN` or `STUDY`.
         adopt: hold a folder without a mark, too.
 
     Raises:
@@ -65,10 +67,10 @@ def held(folder: Path, *, adopt: bool = False) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not adopt:
-            check_unused(folder)
+            check_unused(folder, mark)
         with suppress(NotImplementedError):  # a file system without locks
             lock.acquire(timeout=_WAIT)
-        (folder / MARK).touch()
+        (folder / mark).touch()
     except Timeout:
         raise UserError(
             f"{folder} is being worked on by another process: wait for it, or give another --name"
@@ -81,7 +83,7 @@ def held(folder: Path, *, adopt: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def check_unused(folder: Path) -> None:
+def check_unused(folder: Path, mark: str) -> None:
     """Check that nothing in the folder belongs to something else.
 
     Raises:
@@ -93,7 +95,7 @@ def check_unused(folder: Path) -> None:
         return
     except OSError as error:
         raise UserError(trouble(error)) from error
-    if MARK not in names and (others := sorted({*names} - {LOCK})):
+    if mark not in names and (others := sorted({*names} - {LOCK})):
         raise UserError(f"{folder} has files of something else (such as {others[0]}): give another --name")
 
 
@@ -105,7 +107,7 @@ def check_new(folder: Path) -> None:
     """
     if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
         raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
-    check_unused(folder)
+    check_unused(folder, RUN)
 
 
 def clear(folder: Path) -> None:
