@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -369,3 +370,10 @@ def test_a_hover_shows_values_and_the_legend_hides_lines(opened):
     assert "Zoom" in buttons
     assert not [title for title in buttons if re.search("share|cloud|edit", title, re.IGNORECASE)]
     assert page.problems == []
+
+
+def test_the_name_of_a_folder_may_have_bytes_that_are_not_utf_8(copy, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff<b>"))
+    shutil.copytree(copy / NAMES[2], folder)
+    page = page_of(folder, "--out", tmp_path / "page.html")
+    assert "\\udcff<b>" in page.text
