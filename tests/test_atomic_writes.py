@@ -19,8 +19,13 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / ("n" * 250 + ".html")  # hardly room for a suffix
     write_whole(path, "before")
-    with pytest.raises(KeyboardInterrupt), whole(path) as unfinished:
-        unfinished.write_text("half")
-        raise KeyboardInterrupt
+
+    def fail_half_way():
+        with whole(path) as unfinished:
+            unfinished.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -13,7 +13,7 @@ from PIL import Image
 from wrong import content, without_bars
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-RESULT = {"accuracy": 1.0, "macs": 1, "resampling_macs": 0, "strides": {}, "step_time_ms": 1.0}
+RESULT = {"accuracy": 1.0, "macs": 1, "resampling_macs": 0, "strides": {}, "strides_initial": {}, "step_time_ms": 1.0}
 
 
 def study(name, axes, data="diffstride.data.PlantedBands", result=RESULT):
@@ -101,7 +101,7 @@ def of_study(script, of):
         (f"{script} text it", r"text is not the folder of a study: study\.yaml cannot be read"),
         (f"{script} open it", r"open must be a study with runs that are done, got none"),
         (f"{script} seeds it", r"seeds must be a study that varies .*strides, got none for "),
-        (f"{script} torn it", r"torn/run/result\.json is not the result of a run, which has "),
+        (f"{script} torn it", r"torn/run/result\.json is not the result of a run \(it must have macs\)"),
         (f"{script} {of} none/it", r"argument out: there is no folder none: make it, or give another path"),
         (f"{script} {of} it it", r"unrecognized arguments: it"),
         (f"{script} {of} taken", r"argument out: taken\.png is a folder: give the path of a file"),
@@ -135,7 +135,7 @@ CASES = [
     ("draw_layer image.png it --smoothness 0", r"smoothness must be > 0 and finite"),
     ("draw_layer set it --index 7", r"--index must be < 2, the test images of set, got 7"),
     ("draw_layer set it --index -1", r"argument --index: must be a whole number >= 0, got -1"),
-    ("draw_layer folder it", r"could not read folder"),
+    ("draw_layer folder it", r"folder has no images"),
     ("write_performance", r"the following arguments are required: results, page"),
     ("write_performance none.json page.md", r"No such file or directory: 'none\.json'"),
     ("write_performance other.json none.md", r"No such file or directory: 'none\.md'"),

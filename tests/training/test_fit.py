@@ -346,6 +346,25 @@ def test_the_module_trains_with_plain_loaders_too():
     assert 0 <= trainer.callback_metrics["val/accuracy"] <= 1
 
 
+class Exponential(torch.nn.Module):
+    """The parametrization `S = exp(raw)`."""
+
+    def forward(self, raw):
+        return raw.exp()
+
+    def right_inverse(self, stride):
+        return stride.log()
+
+
+def test_the_parameters_behind_a_parametrized_stride_are_clipped():
+    network = TinyCNN(width=4)
+    torch.nn.utils.parametrize.register_parametrization(network.down, "stride", Exponential())
+    raw = network.down.parametrizations.stride.original
+    raw.grad = torch.tensor([30.0, 40.0])
+    Classifier(network, stride_clip=0.5).on_before_optimizer_step(None)
+    torch.testing.assert_close(raw.grad, torch.tensor([0.3, 0.4]))
+
+
 @pytest.mark.long
 def test_ctrl_c_ends_cleanly_and_the_run_can_be_resumed(tmp_path):
     arguments = [

@@ -252,7 +252,7 @@ class Classifier(LightningModule):
         """Clip each layer's stride gradient, apart from the weights'."""
         if self.stride_clip is not None:
             for _, layer in learnable_layers(self.network):
-                clip_grad_norm_(layer.stride, self.stride_clip)
+                clip_grad_norm_(layer.stride_parameters, self.stride_clip)
 
     def configure_callbacks(self) -> list[Callback]:
         """The exploration's."""
