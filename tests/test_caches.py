@@ -1,7 +1,9 @@
 """Caches that a model's code keeps outside of its modules: tracing leaves nothing in them that is no value."""
 
 import functools
-from collections import deque
+from collections import deque, namedtuple
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -171,6 +173,136 @@ def test_models_compute_after_tracing_what_they_computed_before(name, by_size, f
     with pytest.raises(UserError, match="late"):
         ds.plan(failing, x)
     torch.testing.assert_close(model(x), expected)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    kept: torch.Tensor
+
+
+Pair = namedtuple("Pair", "length kept")
+
+
+def ramp(n):
+    return torch.full((n,), 0.5).cumsum(0) / n
+
+
+def variable(value):
+    made = ContextVar("made")
+    made.set(value)
+    return made
+
+
+def module(value):
+    made = nn.Module()
+    made.register_buffer("kept", value)
+    return made
+
+
+KEPT = {  # what a table is put in, and how it is found there
+    "frozen dataclass": (Frozen, lambda kept: kept.kept),
+    "named tuple": (lambda value: Pair(len(value), value), lambda kept: kept.kept[: kept.length]),
+    "context variable": (variable, ContextVar.get),
+    "deep": (lambda value: [[[[[[[value]]]]]]], lambda kept: kept[0][0][0][0][0][0][0]),
+    "key": (lambda value: {value: 1}, lambda kept: next(iter(kept))),
+    "partial": (lambda value: functools.partial(torch.mul, value), lambda kept: kept(1.0)),
+    "buffer": (module, lambda kept: kept.kept),
+    "view": (lambda value: value.view(-1, 1), lambda kept: kept[:, 0]),
+}
+
+
+class Once:
+    """A table that is made once, and a flag that it is there."""
+
+    def __init__(self, put, get):
+        self.put, self.get, self.ready = put, get, False
+
+    def __call__(self, y):
+        if not self.ready:
+            self.kept, self.ready = self.put(ramp(y.shape[-1])), True
+        return self.get(self.kept)
+
+
+class Growing:
+    """A table that is made anew when it is too short."""
+
+    length = 0
+
+    def __call__(self, y):
+        if y.shape[-1] > self.length:
+            self.kept, self.length = y.new_ones(y.shape[-1]).cumsum(0), y.shape[-1]
+        return self.kept[: y.shape[-1]] / 2 / y.shape[-1]
+
+
+class Two(nn.Module):
+    """Two strided convolutions with a table between them."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.one, self.two, self.table = nn.Conv1d(1, 4, 5, 2), nn.Conv1d(4, 4, 3, 2), table
+
+    def forward(self, x):
+        y = self.one(x)
+        return self.two(y * self.table(y)).mean(-1)
+
+
+@pytest.mark.parametrize("kind", [*KEPT, "growing"])
+def test_a_table_that_is_kept_is_that_of_a_run_on_the_example(kind):
+    torch.manual_seed(0)
+    table = Growing() if kind == "growing" else Once(*KEPT[kind])
+    model, x = Two(table), torch.randn(2, 1, 64)
+    y = model.one(x)
+    expected = model.two(y * ramp(30)).mean(-1)
+    plan = ds.plan(model, x)
+    assert [site.name for site in plan.sites] == (["one", "two"] if kind == "growing" else ["two"])
+    assert (type(table.length) is int) if kind == "growing" else table.ready
+    torch.testing.assert_close(model(x), expected)
+    ds.CostModel(nn.Sequential(ds.DiffStride1d(1.0, bounds=(1.0, 1.0), window="inner"), model), x).least()
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_sizes_that_are_kept_alone_become_numbers():
+    sizes = {}
+
+    class Noting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(1, 4, 5, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            sizes.update(list=[y.shape[-1]], shape=y.shape, half=(y.shape[-1] // 2, None))
+            return y.mean(-1)
+
+    ds.plan(Noting(), torch.randn(2, 1, 64))
+    n = sizes["list"][0]  # of the last size that was tried
+    assert {type(n), type(sizes["shape"][-1]), type(sizes["half"][0])} == {int}
+    assert sizes == {"list": [n], "shape": torch.Size([2, 4, n]), "half": (n // 2, None)}
+    assert abs(n - 30) <= 1
+
+
+def test_a_table_of_the_inputs_is_made_anew():
+    """What depends on the inputs has no value in a trace."""
+    kept = {}
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(1, 4, 5, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            if "scale" not in kept:
+                table = torch.zeros(y.shape[-1])
+                table[:2] = y.detach()[0, 0, :2]
+                kept["scale"] = table
+            return (y * kept["scale"]).mean(-1)
+
+    model, x = Scaled(), torch.randn(2, 1, 64)
+    y = model.conv(x)
+    ds.plan(model, x)
+    assert not kept
+    torch.testing.assert_close(model(x), (y[..., :2] * y[0, 0, :2]).sum(-1) / 30)
 
 
 def test_tensors_outside_of_the_model_are_not_written_to():

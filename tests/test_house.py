@@ -10,7 +10,8 @@ import diffstride
 SOURCE = Path(diffstride.__file__).parent
 ROOMS = [
     "cli", "studies", "training", "plotting", "data", "models", "export", "convert", "cutoff", "cost", "program",
-    "trace", "tracking", "nn", "functional", "backends", "geometry", "_caches", "_check", "_files", "_text", "_version",
+    "trace", "tracking", "nn", "functional", "backends", "geometry", "_caches", "_replay", "_check", "_files", "_text",
+    "_version",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffstride._caches import TraceTensors
 from diffstride._check import UserError, WorkError, first_words
+from diffstride._replay import storage_of, tensors_in, written_by
 
 if TYPE_CHECKING:
     import sympy
@@ -201,12 +202,13 @@ class Session:
             allow_dynamic_output_shape_ops=False,
         )
         self._environment.session = self
-        self.tensors = TraceTensors()
+        self.tensors = TraceTensors(self.number)
         self.ended = False
-        """Whether sizes are now equal to no others, whatever cache has them for keys."""
+        """Whether the run is over. Questions about a size that somebody has kept are answered, but not noted."""
         self.keys: dict[Any, Any] = {}
         """What the symbols are called."""
         self._symbols: dict[Any, Any] = {}
+        self._sizes: dict[Any, Any] = {}
         self.derived: dict[Any, Any] = {}
         """Symbols that stand for quotients and remainders, in the order in which they were made."""
         self._shortened: dict[Any, Any] = {}
@@ -229,12 +231,13 @@ class Session:
             )
             self.hints[symbol] = expression(hint)  # `xreplace` takes sympy's numbers alone
             self.keys[symbol] = key
-            self._symbols[key] = self._environment.create_symintnode(symbol, hint=hint, source=source)
-        return self._symbols[key]
+            self._symbols[key] = symbol
+            self._sizes[key] = self._environment.create_symintnode(symbol, hint=hint, source=source)
+        return self._sizes[key]
 
     def symbol(self, key: Any) -> Any:
         """The symbol of the size that is called `key`."""
-        return expression(self._symbols[key])
+        return self._symbols[key]
 
     def short(self, node: Any) -> Any:
         """A quotient or a remainder as a symbol of its own: nested ones would take sympy minutes to simplify."""
@@ -265,6 +268,19 @@ class Session:
         """What an expression comes to."""
         return int(expr.xreplace(self.hints))
 
+    def number(self, size: Any) -> Any:
+        """Return a symbolic number of this run as a number; anything else as it is."""
+        if isinstance(size, torch.SymInt | torch.SymFloat) and size.node.shape_env is self._environment:
+            return size.node.pytype(size.node.expr.xreplace(self.hints))
+        return size
+
+    def end(self) -> None:
+        """Leave nothing behind that code outside of the run could compute with."""
+        self._sizes.clear()
+        self._shortened.clear()
+        self.tensors.forget()
+        self.ended = True
+
     @property
     def module(self) -> str:
         """The innermost module that is running."""
@@ -273,12 +289,11 @@ class Session:
     def _answer(self, expr: Any) -> Any:
         import sympy
 
-        if self.ended and isinstance(expr, sympy.Eq | sympy.Ne):
-            return sympy.false if isinstance(expr, sympy.Eq) else sympy.true
         answer = self._answers.get(expr)
         if answer is None:
             answer = self._answers[expr] = sympy.sympify(expr.xreplace(self.hints))
-        self.relations.append(Relation(expr, answer, self.module, self.function))
+        if not self.ended:
+            self.relations.append(Relation(expr, answer, self.module, self.function))
         return answer
 
 
@@ -317,11 +332,11 @@ def run(
     if scripted:
         raise UserError(f"model must be Python code, got a scripted module: {scripted[0] or 'the model itself'}")
     session = Session({module: name for name, module in model.named_modules()})
-    with _ONE_AT_A_TIME, _hashable_sizes(session):
+    with _ONE_AT_A_TIME, _watched_sizes(session):
         try:
             _run(session, model, example, forwards, training, symbolic_inputs)
         finally:
-            session.tensors.forget()
+            session.end()
     return session
 
 
@@ -353,10 +368,10 @@ def _run(
         stack.enter_context(torch.set_grad_enabled(training))
         if training:
             stack.enter_context(_saved_storages(session, model))
+        inputs = _fake_inputs(example, fake, session if symbolic_inputs else None)
+        session.tensors.note(tensors_in((inputs.args, inputs.kwargs)))
         stack.enter_context(_Operations(session, fake))
         stack.enter_context(_Functions(session))
-        inputs = _fake_inputs(example, fake, session if symbolic_inputs else None)
-        session.tensors.note(_tensors((inputs.args, inputs.kwargs)))
         try:
             inputs.call(model)
         except Exception as error:
@@ -374,22 +389,28 @@ def _without_frames(error: Exception) -> Exception:
 
 
 @contextmanager
-def _hashable_sizes(session: Session) -> Iterator[None]:
-    """Let the session's sizes be keys of dictionaries and caches: their hash is that of their value.
+def _watched_sizes(session: Session) -> Iterator[None]:
+    """Note sizes that are made, and let those of the session be keys of dictionaries: their hash is their value's.
 
     Whether two of them are the same key is a comparison like any other, which is noted.
     """
-    original = torch.SymInt.__hash__
+    original, make = torch.SymInt.__hash__, torch.SymInt.__init__
+
+    def noted(size: torch.SymInt, node: Any) -> None:
+        make(size, node)  # type: ignore[no-untyped-call]
+        session.tensors.note_size(size)
 
     def by_value(size: torch.SymInt) -> int:
-        return hash(session.value(size.node.expr)) if size.node.shape_env is session._environment else original(size)
+        number = session.number(size)
+        return original(size) if number is size else hash(number)
 
     torch.SymInt.__hash__ = by_value  # type: ignore[assignment, method-assign]
+    torch.SymInt.__init__ = noted  # type: ignore[method-assign]
     try:
         yield
     finally:
-        session.ended = True
         torch.SymInt.__hash__ = original  # type: ignore[method-assign]
+        torch.SymInt.__init__ = make  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -501,12 +522,12 @@ def _watched(session: Session) -> Iterator[None]:
 @contextmanager
 def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
     """Note the bytes of every storage that is saved for backward, once, parameters excluded."""
-    seen = set(map(_storage, model.parameters()))
+    seen = set(map(storage_of, model.parameters()))
     alive = []  # an address is taken again once its owner is gone
 
     def pack(tensor: Tensor) -> None:  # there is no backward pass, and a graph that holds its own output is never freed
-        if _storage(tensor) not in seen:
-            seen.add(_storage(tensor))
+        if storage_of(tensor) not in seen:
+            seen.add(storage_of(tensor))
             alive.append(tensor)
             session.storages.append(expression(tensor.untyped_storage().nbytes()))
 
@@ -534,15 +555,15 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         kwargs = kwargs or {}
         real = not any(isinstance(leaf, FakeTensor | torch.SymInt) for leaf in pytree.tree_leaves((args, kwargs)))
-        written = [t for t in _written(func, args, kwargs) if not isinstance(t, FakeTensor)]
-        if real and all(_storage(t) in self._constants for t in written):
+        written = [t for t in written_by(func, args, kwargs) if not isinstance(t, FakeTensor)]
+        if real and all(storage_of(t) in self._constants for t in written):
             return self._carry_out(func, args, kwargs)
         if written:
             for tensor in written:  # a constant no longer
-                self.session.tensors.note(self._constants.pop(_storage(tensor), ()))
+                self.session.tensors.note(self._constants.pop(storage_of(tensor), ()))
             args, kwargs = pytree.tree_map(self._faked, (args, kwargs))
         output = _apply(func, args, kwargs)
-        self.session.tensors.note(_tensors(output))
+        self.session.tensors.record(func, args, kwargs, output)
         packet = func._overloadpacket
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=output)
@@ -556,32 +577,14 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         with unset_fake_temporarily():
             output = func(*args, **kwargs)
-        outside = {_storage(t) for t in _tensors((args, kwargs))} - self._constants.keys()
-        for tensor in _tensors(output):
-            if _storage(tensor) not in outside:  # which a view has
-                self._constants.setdefault(_storage(tensor), []).append(tensor)
+        outside = {storage_of(t) for t in tensors_in((args, kwargs))} - self._constants.keys()
+        for tensor in tensors_in(output):
+            if storage_of(tensor) not in outside:  # which a view has
+                self._constants.setdefault(storage_of(tensor), []).append(tensor)
         return output
 
     def _faked(self, leaf: Any) -> Any:
         return self.fake.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """Return the tensors that an operation writes to."""
-    if not func._schema.is_mutable:
-        return []
-    named = {argument.name: argument.alias_info for argument in func._schema.arguments}
-    given = [*zip(named.values(), args, strict=False), *((named[name], value) for name, value in kwargs.items())]
-    return _tensors([value for alias, value in given if alias is not None and alias.is_write])
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
-    return address
 
 
 def _apply(func: Any, args: Any, kwargs: Any) -> Any:
