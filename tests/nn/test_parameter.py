@@ -80,6 +80,7 @@ MOVES = {
     "assign in part": lambda: loaded_in_part(converted(META)),
     "assign twice": lambda: assigned(assigned(converted(META))),
     "overwrite": under(OVERWRITE, lambda: converted().double().float()),
+    "overwrite, unchanged": under(OVERWRITE, lambda: converted().cpu().half().float()),
     "swap": under(SWAP, lambda: converted().double().float()),
     "swap from meta": under(SWAP, lambda: converted(META).to_empty(device="cpu")),
     "swap, assign": under(SWAP, lambda: assigned(converted(META))),
@@ -100,6 +101,29 @@ def test_branches_still_meet_after_their_model_was_moved(move):
     assert [name for name, _ in model.named_parameters() if "stride" in name] == ["a.stride"]
     model(X).sum().backward()
     assert stride.grad is not None
+
+
+def test_a_model_without_values_is_converted_like_any_other():
+    def branches():
+        return nn.ModuleDict({"a": nn.Conv2d(3, 4, 3, 2, 1), "b": nn.Conv2d(3, 4, 1, 2)})
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of = branches()
+
+        def forward(self, x):
+            return self.of["a"](x) + self.of["b"](x)
+
+    plan = ds.plan(Sum(), X)
+    with META:
+        model = Sum()
+    assert ds.convert(model, X.to("meta")) == plan
+    assert {p.device for p in model.parameters()} == {META}
+    model.to_empty(device="cpu")
+    model.of.apply(lambda module: getattr(module, "reset_parameters", lambda: None)())
+    assert model.of["a"].stride is model.of["b"].stride
+    assert model.of["b"].strides == (2.0, 2.0)
 
 
 def test_layers_that_part_stay_apart():

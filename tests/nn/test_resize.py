@@ -99,3 +99,39 @@ def test_a_resize_whose_source_has_not_run_is_refused():
     layer.follow(nn.Identity())
     with pytest.raises(RuntimeError, match=r"the module that ResizeTo follows must run before it"):
         layer(torch.randn(1, 1, 4, 4))
+
+
+class Nested(nn.Module):
+    """A skip connection that is itself a sum with an upsampled map, as in UNet++."""
+
+    def __init__(self, up):
+        super().__init__()
+        self.down, self.pool, self.again = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, 2, 1)
+        self.inner, self.outer = up(), up()
+
+    def forward(self, x):
+        first = self.down(x)
+        skip = self.inner(self.pool(first)) + first
+        return self.outer(self.again(skip)), skip
+
+
+@pytest.mark.parametrize("up", [lambda: nn.Upsample(scale_factor=2), lambda: nn.ConvTranspose2d(4, 4, 2, 2)])
+def test_upsampling_follows_a_map_that_is_upsampled_itself(up):
+    class Sum(Nested):
+        def forward(self, x):
+            return torch.add(*super().forward(x))
+
+    torch.manual_seed(0)
+    model = Sum(up)
+    plan = ds.convert(model, torch.randn(1, 3, 32, 32), upsample=True)
+    assert [(resize.name, resize.source) for resize in plan.resizes] == [("inner", "down"), ("outer", "inner")]
+    with torch.no_grad():
+        model.down.stride.fill_(2.6)
+        model.again.stride.fill_(1.8)
+        x = torch.randn(1, 3, 40, 32)
+        outer, skip = Nested.forward(model, x)
+        torch.testing.assert_close(model(x), outer + skip)
+    if isinstance(model.outer, ds.nn.resize.ResizeTo):
+        with torch.no_grad():
+            expected = ds.spectral_resize(model.again(skip), skip.shape[-2:])
+        torch.testing.assert_close(outer, expected)

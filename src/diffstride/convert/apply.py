@@ -94,14 +94,20 @@ def _check_site(site: Site, module: nn.Module) -> None:
         raise UserError(f"excess of {site.name} must be from 0 to {most}, got {shown(site.excess)}")
 
 
-def edit(model: nn.Module, plan: Plan) -> None:
-    """Change the model; what fails half-way is the caller's to put back."""
+def edit(model: nn.Module, plan: Plan, *, device: torch.device | None = None) -> None:
+    """Change the model; what fails half-way is the caller's to put back.
+
+    Args:
+        model: the model that was planned for.
+        plan: what to change.
+        device: of the strides; by default that of the weights.
+    """
     modules = dict(model.named_modules())
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    default = next((p.device for p in model.parameters()), torch.device("cpu"))
     strides: dict[int, nn.Parameter] = {}
     for site in plan.sites:
         module = modules[site.name]
-        layer = _layer(site, plan, next((p.device for p in module.parameters()), device))
+        layer = _layer(site, plan, device or next((p.device for p in module.parameters()), default))
         # Not by assignment, for which accelerate's `init_empty_weights` makes a new parameter each time.
         layer._parameters["stride"] = shared = strides.setdefault(site.group, layer.stride)
         if site.fused:
@@ -113,16 +119,16 @@ def edit(model: nn.Module, plan: Plan) -> None:
             sites.unstride(module, layer)
     for name in plan.global_poolings:
         _replace(model, modules[name], sites.global_pooling(modules[name]))
-    now = dict(model.named_modules())
     basis, norm = plan.options.get("basis", "dft"), plan.options.get("norm", "forward")
-    for link in plan.resizes:
-        resize = ResizeTo(link.ndim, basis=basis, norm=norm).train(modules[link.name].training)
-        resize.follow(now[link.source])
+    resizes = [ResizeTo(r.ndim, basis=basis, norm=norm).train(modules[r.name].training) for r in plan.resizes]
+    for link, resize in zip(plan.resizes, resizes, strict=True):
         if isinstance(modules[link.name], nn.Upsample):
             _replace(model, modules[link.name], resize)
         else:
             attach(modules[link.name], resize)
-
+    now = dict(model.named_modules())
+    for link, resize in zip(plan.resizes, resizes, strict=True):
+        resize.follow(now[link.source])  # which may be a resized map, too
     for method in plan.lengths:
         if method.layers:
             layers = [now[name] for name in method.layers]

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import sympy
+import torch
 from torch import Tensor, nn
 
 from diffstride import program, trace
@@ -356,7 +357,7 @@ class Finder:
         )
         try:
             with trace.preserved(self.model):
-                apply.edit(self.model, plan)
+                apply.edit(self.model, plan, device=torch.device("cpu"))  # strides have values there
                 return self._tried(plan)
         except (TraceError, _ElsewhereError) as error:
             if self.fuse and any(site.fused for site in plan.sites):

@@ -255,7 +255,8 @@ class LearnableStrides(Traceable):
         def keep_wide(t: Tensor) -> Tensor:
             new = fn(t)
             narrow = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
-            return t.to(new.device) if narrow and id(t) in strides else new
+            new = t.to(new.device) if narrow and id(t) in strides else new
+            return Tensor.detach(new) if new is stride else new  # of a subclass, torch makes no parameter
 
         successor = successor_of(stride)
         super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
