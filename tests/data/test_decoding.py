@@ -60,6 +60,28 @@ def packed(samples):
     return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
 
 
+def planes(pixels, order="<", *, compressed=False, fill=1, photometric=2, extra=()):
+    """A TIFF file of pixels `[H, W, C]` in which every channel is a plane of its own."""
+    height, width, count = pixels.shape
+    strips = [pixels[..., i].astype(pixels.dtype.newbyteorder(order)).tobytes() for i in range(count)]
+    strips = [zlib.compress(strip) for strip in strips] if compressed else strips
+    sizes = [len(strip) for strip in strips]
+    tags = {256: [width], 257: [height], 258: [8 * pixels.itemsize] * count, 259: [8 if compressed else 1]}
+    tags |= {262: [photometric], 266: [fill], 273: sizes, 277: [count], 278: [height], 279: sizes, 284: [2]}
+    tags |= {338: list(extra)} if extra else {}
+    end = 8 + 2 + 12 * len(tags) + 4  # of the directory; the values that do not fit into it follow, then the strips
+    first = end + 4 * sum(len(values) for values in tags.values() if len(values) > 1)
+    tags[273] = [first + sum(sizes[:i]) for i in range(count)]
+    entries, more = b"", b""
+    for tag in sorted(tags):
+        values = struct.pack(f"{order}{len(tags[tag])}I", *tags[tag])
+        if len(values) > 4:
+            values, more = struct.pack(order + "I", end + len(more)), more + values
+        entries += struct.pack(order + "HHI", tag, 4, len(tags[tag])) + values
+    start = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    return start + entries + bytes(4) + more + b"".join(strips)
+
+
 def channels(*samples):
     return np.stack(samples, -1)
 
@@ -107,6 +129,40 @@ def test_images_of_all_widths_come_out_on_one_scale(kind):
 def test_images_without_a_defined_range_are_refused(kind):
     with pytest.raises(DataError, match=r"no defined range: convert it to 8 or 16 bits|its format is none of"):
         ImageDecoder()(REFUSED[kind])
+
+
+WIDE = np.random.default_rng(0).integers(0, 2**16, (8, 8, 5), np.uint16)
+NARROW = (WIDE >> 8).astype(np.uint8)
+PLANES = {
+    "8 bits": (NARROW[..., :3], {}),
+    "8 bits, compressed": (NARROW[..., :3], {"compressed": True}),
+    "8 bits, alpha": (NARROW[..., :4], {"extra": [2]}),
+    "8 bits, alpha, compressed": (NARROW[..., :4], {"extra": [2], "compressed": True}),
+}
+MISREAD_PLANES = {
+    "16 bits": (WIDE[..., :3], {}),
+    "16 bits, big-endian": (WIDE[..., :3], {"order": ">"}),
+    "16 bits, alpha": (WIDE[..., :4], {"extra": [2]}),
+    "16 bits, CMYK": (WIDE[..., :4], {"photometric": 5}),
+    "16 bits, undeclared channel, compressed": (WIDE[..., :4], {"compressed": True}),
+    "8 bits, undeclared channel, compressed": (NARROW[..., :4], {"compressed": True}),
+    "8 bits, white is zero": (NARROW[..., :1], {"photometric": 0}),
+    "8 bits, L*a*b*": (NARROW[..., :3], {"photometric": 8}),
+    "8 bits, reversed": (NARROW[..., :3], {"fill": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANES)
+def test_separate_planes_are_the_channels_of_an_image(kind):
+    pixels, options = PLANES[kind]
+    assert np.array_equal(ImageDecoder()(planes(pixels, **options)), pixels[..., :3].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", MISREAD_PLANES)
+def test_separate_planes_that_pillow_misreads_are_refused(kind):
+    pixels, options = MISREAD_PLANES[kind]
+    with pytest.raises(DataError, match="separate planes that are not plain 8-bit ones: save it with interleaved"):
+        ImageDecoder()(planes(pixels, **options))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,12 @@ import PIL.ImageOps
 import torch
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    EXTRASAMPLES,
+    FILLORDER,
     PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
     SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
     TILELENGTH,
     TILEWIDTH,
     TiffImageFile,
@@ -32,9 +36,10 @@ from diffstride.data.stored import Split, StoredData
 Pixels = npt.NDArray[np.uint8]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_DECODING = 2  # raise when decoding changes, so that older caches are not used
+_DECODING = 3  # raise when decoding changes, so that older caches are not used
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")  # none starts another program
 _MOST_PIXELS = 100_000_000
+_OTHER_PLANES = (0, 8)  # grey in which 0 is white; L*a*b*, whose last two channels are signed
 _NO_RANGE = "which have no defined range: convert it to 8 or 16 bits"
 
 
@@ -183,6 +188,8 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         if set(image.tag_v2.get(SAMPLEFORMAT, (1,))) != {1}:
             raise DataError(f"its samples are signed or floating-point, {_NO_RANGE}")
         bits, inverted = image.tag_v2.get(BITSPERSAMPLE, (1,))[0], image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+        if image.tag_v2.get(PLANAR_CONFIGURATION) == 2 and not _has_plain_planes(image.tag_v2):
+            raise DataError("it has separate planes that are not plain 8-bit ones: save it with interleaved channels")
     for width, height in sizes:
         if width * height > _MOST_PIXELS:
             raise DataError(f"it declares {width}x{height} pixels, above the limit of {_MOST_PIXELS:,}")
@@ -194,6 +201,17 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         levels = np.rint(np.arange(2**16).clip(max=2**bits - 1) * (255 / (2**bits - 1))).astype(np.uint8)
         image = PIL.Image.fromarray((255 - levels if inverted else levels)[np.asarray(image)])
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _has_plain_planes(tags: Mapping[int, Any]) -> bool:
+    """Return whether Pillow reads a TIFF image with separate planes correctly.
+
+    It reads each uncompressed plane as unsigned 8-bit samples in which 0 is black. In a compressed image, it confuses
+    the planes where a fourth channel is not declared.
+    """
+    colours = tags.get(PHOTOMETRIC_INTERPRETATION, 0)
+    plain = tags.get(BITSPERSAMPLE, (1,))[0] == 8 and tags.get(FILLORDER, 1) == 1 and colours not in _OTHER_PLANES
+    return plain and (EXTRASAMPLES in tags or colours != 2 or tags.get(SAMPLESPERPIXEL, 1) == 3)
 
 
 def _middle_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
