@@ -252,6 +252,17 @@ def test_a_part_of_a_sound_is_that_of_the_whole(kind, subtype, rate, seconds):
     assert np.abs(found - expected).max() < 0.6  # of a 16-bit step: 0.5 is the rounding
 
 
+@pytest.mark.parametrize(("kind", "subtype"), LOSSY)
+@pytest.mark.parametrize("block", [1 << 20, 1000])
+def test_a_part_of_a_compressed_tone_is_that_of_the_whole(kind, subtype, block, monkeypatch):
+    """In a tone, unlike in noise, the first samples after a seek depend on frames long before it."""
+    monkeypatch.setattr("diffstride.data.audio._BLOCK", block)
+    content = recording(kind, subtype, samples=TONES[:40000], rate=8000)
+    whole = soundfile.read(io.BytesIO(content), dtype="float32")[0].astype(np.float64) * 32768
+    found = SoundDecoder(None, 1.0)(content)
+    assert np.abs(found - whole[(len(whole) - 8000) // 2 :][:8000]).max() < 0.6
+
+
 def wave(data, *, rate=RATE, count=1, bits=16, kind=1, declared=None):
     """A WAV file with any header."""
     width = count * bits // 8
@@ -272,6 +283,30 @@ def flac(frames):
     """A FLAC file of 4 seconds whose header declares another number of frames."""
     content = recording("FLAC")
     return content[:21] + bytes([content[21] & 0xF0 | frames >> 32]) + struct.pack(">I", frames % 2**32) + content[26:]
+
+
+CUT_OFF = [
+    ("WAV", "PCM_16", "LITTLE"), ("WAV", "PCM_16", "BIG"), ("WAV", "IMA_ADPCM", "LITTLE"), ("WAVEX", "FLOAT", "LITTLE"),
+    ("RF64", "PCM_16", "FILE"), ("W64", "PCM_16", "FILE"), ("AIFF", "PCM_16", "FILE"), ("AU", "PCM_16", "BIG"),
+    ("AU", "PCM_16", "LITTLE"), ("CAF", "ULAW", "FILE"), ("NIST", "PCM_16", "FILE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "subtype", "endian"), CUT_OFF)
+@pytest.mark.parametrize("missing", [40, 20000])
+def test_a_sound_that_was_cut_off_is_refused(kind, subtype, endian, missing):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, NOISE, RATE, format=kind, subtype=subtype, endian=endian)
+    content = buffer.getvalue()
+    assert len(SoundDecoder(None, 4.0)(content)) == 4 * RATE
+    with pytest.raises(DataError, match=r"it ends before the length that its header declares|file is malformed"):
+        SoundDecoder(None, 4.0)(content[:-missing])
+
+
+@pytest.mark.parametrize("declared", [0x7FFFF000, 0x7FFFFFFF, 2**32 - 1])
+def test_a_sound_that_was_written_to_a_pipe_has_the_length_of_the_file(declared):
+    samples = np.arange(RATE, dtype="<i2")
+    assert np.array_equal(SoundDecoder(None, 1.0)(wave(samples.tobytes(), declared=declared)), samples)
 
 
 WRONG_SOUNDS = {

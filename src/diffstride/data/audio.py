@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from diffstride.data.sound import LogMel, SoundData, a_log_mel
 from diffstride.data.sources import first_line
 from diffstride.data.stored import Split, StoredData
 
-_DECODING = 2  # raise when decoding changes, so that older caches are not used
+_DECODING = 3  # raise when decoding changes, so that older caches are not used
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
 # First bytes of these formats. For others libsndfile guesses, with the help of another file in the working directory.
 _BEGINNINGS = (
@@ -38,7 +39,13 @@ _BEGINNINGS = (
     b"NIST",
 )
 _UNKNOWN = f"its format is none of {', '.join(_FORMATS)}"
+# Samples that do not depend on earlier ones. After a seek in other formats (MP3, Vorbis), the first samples differ.
+_INDEPENDENT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "ALAC_")
 _TOO_SHORT = "it ends before the length that its header declares"
+# libsndfile shortens the declared length of a file that was cut off, and notes that in its log.
+_SHORTENED = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_SPHERE_LENGTH = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+_UNKNOWN_LENGTH = 0x7F000000  # bytes; programs that write to a pipe declare this length or more
 _HIGHEST_RATE = 10_000_000  # Hz
 _NO_LENGTH = 2**62  # frames; libsndfile gives more for files that were written to a pipe
 _BLOCK = 1 << 20  # values decoded at once
@@ -191,7 +198,7 @@ def _opened(content: bytes | BinaryIO) -> Iterator[Any]:
     import soundfile  # needs a library of the system, which images do not
 
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
-    beginning = stream.read(4)
+    beginning = stream.read(1024)
     stream.seek(0)
     try:
         if not beginning.startswith(_BEGINNINGS) and not (
@@ -207,20 +214,30 @@ def _opened(content: bytes | BinaryIO) -> Iterator[Any]:
                 )
             if not 1 <= file.samplerate <= _HIGHEST_RATE:
                 raise DataError(f"its sample rate is {file.samplerate} Hz, not between 1 and {_HIGHEST_RATE}")
+            if _is_cut_off(file, beginning):
+                raise DataError(_TOO_SHORT)
             yield file
     except soundfile.SoundFileError as error:
         raise DataError(first_line(error).rsplit(": ", 1)[-1]) from error
 
 
+def _is_cut_off(file: Any, beginning: bytes) -> bool:
+    """Return whether the header declares more samples than there are. A length that stands for none does not count."""
+    if file.format == "NIST":
+        return any(int(frames) > file.frames for frames in _SPHERE_LENGTH.findall(beginning))
+    return any(int(there) < int(declared) < _UNKNOWN_LENGTH for declared, there in _SHORTENED.findall(file.extra_info))
+
+
 def _mono(file: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Return the mean of the channels of the frames from `start` to `stop`."""
     block = max(1, _BLOCK // file.channels)
-    if file.seekable() and file.subtype != "VORBIS":  # in Vorbis, seeking ends at another sample
+    if file.seekable() and file.subtype.startswith(_INDEPENDENT):
         try:
             file.seek(start)
         except RuntimeError as error:
             raise DataError(_TOO_SHORT) from error
     else:
+        file.seekable = lambda: False  # otherwise soundfile ends every read with a seek
         for skipped in range(0, start, block):
             _frames(file, min(block, start - skipped))
     wave = np.empty(stop - start, np.float32)
