@@ -132,6 +132,33 @@ def test_damaged_entries_are_made_again(tmp_path, cache, age, entries, kind):
     assert not list(cache.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("entries", ["*.npy", "sources/*.arrow", "sources/*"])
+def test_a_folder_in_the_place_of_an_entry_is_described(tmp_path, cache, age, entries):
+    table(tmp_path / "set")
+    age()
+    first = ready(tmp_path / "set")
+    for file in cache.glob(entries):
+        file.unlink()
+        file.mkdir()
+    age()
+    with pytest.raises(DataError, match=r"cannot write to the cache .* \(Is a directory\): set DIFFSTRIDE_CACHE"):
+        ready(tmp_path / "set")
+    for file in cache.glob("**/*.*"):
+        file.rmdir() if file.is_dir() else None
+    assert ready(tmp_path / "set").fingerprint == first.fingerprint  # folders in the place of notes do no harm
+
+
+@pytest.mark.parametrize("cache_gb", [4, 0])
+def test_a_cache_that_cannot_be_written_is_described(tmp_path, cache, monkeypatch, cache_gb):
+    def refuse(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    table(tmp_path / "set")
+    monkeypatch.setattr(module, "whole", refuse)
+    with pytest.raises(DataError, match=r"cannot write to the cache .* \(Permission denied\): set DIFFSTRIDE_CACHE"):
+        ready(tmp_path / "set", cache_gb=cache_gb)
+
+
 def test_an_old_file_is_read_once(tmp_path, cache, monkeypatch):
     """Sets may have many gigabytes."""
     monkeypatch.setattr(module, "_RECENT", 0)

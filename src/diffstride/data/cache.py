@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -25,9 +26,7 @@ def folder(*parts: str) -> Path:
     try:
         found.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"cannot write to the cache {found} ({error.strerror}): set DIFFSTRIDE_CACHE to a writable folder"
-        ) from error
+        raise _unwritable(found, error) from error
     return found
 
 
@@ -41,13 +40,25 @@ def entry(path: Path, write: Callable[[BinaryIO], object], *, once: bool = False
         write: writes the content to a new file.
         once: check the content only where the entry's size or times have changed since the last check.
     """
-    if not (_is_known_intact(path) if once else _is_intact(path)):
+    if _is_known_intact(path) if once else _is_intact(path):
+        return path
+    try:
+        if path.is_dir():  # known before anything is decoded
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         with whole(path) as unfinished:
             with unfinished.open("xb") as file:
                 write(file)
             with unfinished.open("rb+") as file:
                 file.write(_sha256(file, unfinished.stat().st_size))
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write to the cache {path} ({error.strerror}): set DIFFSTRIDE_CACHE to a writable folder")
 
 
 def digest_of_files(files: Sequence[Path]) -> str:
@@ -69,7 +80,7 @@ def digest_of_files(files: Sequence[Path]) -> str:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
     found = total.hexdigest()[:32]
     if settled:
-        with suppress(OSError):  # a cache that can only be read
+        with suppress(OSError, DataError):  # a cache that can only be read
             entry(note, lambda opened: opened.write(found.encode()))
     return found
 
@@ -100,7 +111,7 @@ def _is_known_intact(path: Path) -> bool:
     except OSError:
         return False
     note = folder("sources") / digest("intact", stamps)
-    if settled and note.exists():
+    if settled and note.is_file():
         return True
     intact = _is_intact(path)
     if settled and intact:
