@@ -159,6 +159,56 @@ def test_a_test_folder_without_classes_gives_way_to_validation(tmp_path, kind):
     assert contents(ready(tmp_path, kind), kind) == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("link", ["split", "class", "file", "hard link", "table", "table of names"])
+def test_a_file_in_both_splits_is_refused(tmp_path, kind, link):
+    name = f"0{kind.suffix}"
+    if link.startswith("table"):
+        write(tmp_path / "train.parquet", kind, [1, 2], [0, 0])
+        (tmp_path / "test.parquet").symlink_to("train.parquet")
+        if link == "table of names":
+            (tmp_path / name).write_bytes(kind.content(1))
+            file = pa.array([{"bytes": None, "path": str(tmp_path / name)}], datasets.Image().pa_type)
+            for split in ("train", "test"):
+                (tmp_path / f"{split}.parquet").unlink()
+                pq.write_table(pa.table({"file": file, "label": [0]}), tmp_path / f"{split}.parquet")
+        name = "" if link == "table" else name
+    else:
+        fill(
+            tmp_path, kind, ["train/a", "train/b"] + (["test/a", "test/c"] if "link" in link or link == "file" else [])
+        )
+        if link == "split":
+            (tmp_path / "test").symlink_to("train")
+        elif link == "class":
+            (tmp_path / "test").mkdir()
+            (tmp_path / "test" / "b").symlink_to(tmp_path / "train" / "a")
+        elif link == "file":
+            (tmp_path / "test" / "a" / f"9{kind.suffix}").symlink_to(tmp_path / "train" / "b" / name)
+        else:
+            os.link(tmp_path / "train" / "a" / name, tmp_path / "test" / "a" / f"9{kind.suffix}")
+    with pytest.raises(DataError, match=r"of the train split and .* of the test split are one file: remove") as error:
+        ready(tmp_path, kind)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    parts = {"train_split": "train[:50%]", "test_split": "train[50%:]"}
+    if link != "table of names":
+        assert len(ready(tmp_path, kind, **parts).test_set[1])  # of one split that the user divides
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path, kind):
+    fill(tmp_path, kind, ["train/a", "test/a"])
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert contents(ready(tmp_path, kind), kind) == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "metadata.jsonl"])
+def test_tables_of_other_formats_are_named(tmp_path, kind, name):
+    (tmp_path / name).write_text("file_name,label")
+    with pytest.raises(
+        DataError, match=rf"has no {kind.noun}s that are read \({name} is no parquet file\): it must be"
+    ):
+        ready(tmp_path, kind)
+
+
 LAYOUTS = {
     "no splits": (
         ["cat", "dog"],
@@ -168,6 +218,8 @@ LAYOUTS = {
     "no folders": (["."], r"outside of SPLIT/CLASS, at 0\.\w+"),
     "one level too many": (["set/train/cat", "set/test/cat"], r"outside of SPLIT/CLASS, at set/test/cat/0\.\w+"),
     "nested classes": (["train/a", "train/b/c", "test/a"], r"outside of SPLIT/CLASS, at train/b/c/0\.\w+"),
+    "deeply nested classes": (["train/a", "train/b/c/d/e/f/g", "test/a"], r"outside .*, at train/b/c/d/e/f/g/0\.\w+"),
+    "all too deep": (["a/b/c/d/e/f"], r"outside of SPLIT/CLASS, at a/b/c/d/e/f/0\.\w+"),
     "beside classes": (["train/a", "train", "test/a"], r"outside of SPLIT/CLASS, at train/0\.\w+"),
     "flat test": (["train/a", "test"], r"outside of SPLIT/CLASS, at test/0\.\w+"),
     "no test": (["train/a", "train/b"], r"has no split 'test', only train: add a folder test/<class>/<\w+>"),
@@ -284,8 +336,14 @@ CHOICES = [
     (
         {"animal": ["cat", "dog"]},
         None,
-        "no column looks like the label_column: set label_column to one of file, animal",
+        "no column looks like the label_column: set label_column to animal$",
     ),
+    (
+        {"animal": ["cat", "dog"], "caption": ["x", "y"], "score": [0.5, 1.5]},
+        None,
+        "no column looks like the label_column: set label_column to one of animal, caption$",
+    ),
+    ({"score": [0.5, 1.5]}, None, "no column looks like the label_column: set label_column to one of file, score$"),
     ({"label": [0.5, 1.5], "id": [0, 1]}, None, "labels of the train split are float64, not classes"),
     ({"label": [[0], [1]], "id": [0, 1]}, None, "column 'label' holds no classes"),
     ({"label": [0, 1], "class": [0, 1]}, None, "columns label, class could all be the label_column"),

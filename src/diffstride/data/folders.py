@@ -7,14 +7,15 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from diffstride.data.base import DataError
 
 Parts: TypeAlias = tuple[str, ...]  # of a path below the folder
+Identity: TypeAlias = tuple[int, int]  # device and inode
 
-_DEPTH = 4  # one more than any layout has, so that files that lie too deep are noticed
 USUAL = ("train", "validation", "test")
 _SPLITS = {
     "train": "train", "training": "train",
@@ -29,8 +30,8 @@ def canonical(split: str) -> str:
 
 
 def listed(folder: Path) -> list[Parts]:
-    """Return the visible files in a folder and three levels of folders below it, in order of their paths."""
-    return sorted(_walk(os.fspath(folder), _DEPTH), key="/".join)
+    """Return the visible files in a folder and in all folders below it, in order of their paths."""
+    return sorted(_walk(os.fspath(folder)), key="/".join)
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -38,15 +39,39 @@ def in_order(splits: Iterable[str]) -> list[str]:
     return sorted(splits, key=lambda split: (USUAL.index(split) if split in USUAL else len(USUAL), split))
 
 
-def _walk(folder: str, depth: int) -> Iterator[Parts]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                yield (entry.name,)
-            elif depth > 1:
-                yield from ((entry.name, *rest) for rest in _walk(entry.path, depth - 1))
+def _walk(folder: str) -> Iterator[Parts]:
+    waiting: list[tuple[str, Parts, tuple[Identity, ...]]] = [(folder, (), ())]
+    while waiting:
+        path, parts, above = waiting.pop()
+        identity = identify(path)
+        if identity in above:  # a link to a folder that it lies in
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((entry.path, (*parts, entry.name), (*above, identity)))
+                else:
+                    yield (*parts, entry.name)
+
+
+def identify(path: str | Path) -> Identity:
+    """Return what two paths of one file or folder have in common."""
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
+
+
+def shared(first: Iterable[Path], second: Iterable[Path]) -> tuple[Path, Path] | None:
+    """Return two paths of one file, if there is a file in both of two lists. Files that are missing are left out."""
+    known = dict(_identified(first))
+    return next(((known[identity], file) for identity, file in _identified(second) if identity in known), None)
+
+
+def _identified(files: Iterable[Path]) -> Iterator[tuple[Identity, Path]]:
+    for file in files:
+        with suppress(OSError):
+            yield identify(file), file
 
 
 def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:

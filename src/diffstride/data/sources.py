@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 ROWS = 128  # read and decoded at once: sounds may take megabytes each
 _PART = re.compile(r"(.+)(\[[^\[\]]*\])")  # of a split: `train[:90%]`
 _PARTS = "set train_split and test_split to parts of one, such as train[:90%] and train[90%:], if rows are shuffled"
+_OTHER_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".xlsx", ".npz", ".tar", ".zip")
 _USUAL_COLUMNS = {"image_column": ("image", "img"), "audio_column": ("audio",), "label_column": ("label", "class")}
 
 
@@ -70,24 +71,32 @@ class Source:
         names: of the splits.
         load: returns the table of a split.
         cure: what to do where the set has one split only; `{split}` stands for the other one.
+        tables: the local parquet files of each split; empty for other sets.
     """
 
     path: str
     names: Sequence[str]
     load: Callable[[str], datasets.Dataset]
     cure: str
+    tables: Mapping[str, Sequence[Path]]
+
+    def resolve(self, name: str) -> tuple[str | None, str]:
+        """Return the split that a name means, or None where there is none, and the part of it."""
+        base, part = (name, "") if name in self.names else base_and_part(name)
+        return next((each for each in (base, folders.canonical(base)) if each in self.names), None), part
 
     def split(self, name: str) -> datasets.Dataset:
         """Return a split by any of its usual names, or a part of it, as `datasets` writes one: `train[:90%]`."""
         import datasets
 
-        base, part = (name, "") if name in self.names else base_and_part(name)
-        found = next((each for each in (base, folders.canonical(base)) if each in self.names), None)
+        found, part = self.resolve(name)
         if found is None:
             names = ", ".join(self.names)
             if len(self.names) > 1:
                 raise DataError(f"{self.path} has no split {name!r}: set train_split and test_split to two of {names}")
-            raise DataError(f"{self.path} has no split {name!r}, only {names}: {self.cure.format(split=base)}")
+            raise DataError(
+                f"{self.path} has no split {name!r}, only {names}: {self.cure.format(split=base_and_part(name)[0])}"
+            )
         rows = self.load(found)
         if part:
             try:
@@ -135,9 +144,10 @@ def open_source(path: str, subset: str | None, decoder: Decoder, wanted: Sequenc
         return _from_tables(path, absolute, f"add {{split}}.parquet, or {_PARTS}")
     splits = folders.class_folders(path, files, decoder.feature.lower(), noun, suffixes)
     if not splits:
+        other = next(("/".join(file) for file in files if file[-1].lower().endswith(_OTHER_TABLES)), None)
         raise DataError(
-            f"{path} has no {noun}s: it must be a folder with train.parquet and test.parquet, or with "
-            f"train/<class>/<{noun}> and test/<class>/<{noun}>"
+            f"{path} has no {noun}s{f' that are read ({other} is no parquet file)' if other else ''}: it must be a "
+            f"folder with train.parquet and test.parquet, or with train/<class>/<{noun}> and test/<class>/<{noun}>"
         )
     used = {base_and_part(name)[0] for name in wanted}.union(folders.USUAL)
     splits = {split: found for split, found in splits.items() if split in used} or splits
@@ -163,7 +173,7 @@ def _from_hub(path: str, subset: str | None, decoder: Decoder) -> Source:
             return datasets.Dataset.from_dict({})
         return builder.as_dataset(split)
 
-    return Source(path, [str(name) for name in builder.info.splits], load, _PARTS)
+    return Source(path, [str(name) for name in builder.info.splits], load, _PARTS, {})
 
 
 @contextmanager
@@ -184,7 +194,7 @@ def _quiet_unless_watched() -> Iterator[None]:
 
 
 def _from_tables(path: str, files: Mapping[str, Sequence[Path]], cure: str) -> Source:
-    return Source(path, folders.in_order(files), functools.cache(lambda split: _table(files[split])), cure)
+    return Source(path, folders.in_order(files), functools.cache(lambda split: _table(files[split])), cure, files)
 
 
 def _table(files: Sequence[Path]) -> datasets.Dataset:
@@ -212,6 +222,8 @@ def _table(files: Sequence[Path]) -> datasets.Dataset:
     try:
         entry = cache.entry(cache.folder("sources") / f"{key}.arrow", write, once=True)
         return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(entry)), fingerprint=key)
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -256,9 +268,8 @@ def _from_class_folders(
         table = pa.table([files, labels], schema=features.arrow_schema)
         return datasets.Dataset(datasets.table.InMemoryTable(table), fingerprint="files")
 
-    return Source(
-        path, folders.in_order(splits), functools.cache(load), f"add a folder {{split}}/<class>/<{decoder.noun}>"
-    )
+    cure = f"add a folder {{split}}/<class>/<{decoder.noun}>"
+    return Source(path, folders.in_order(splits), functools.cache(load), cure, {})
 
 
 def columns(features: datasets.Features, decoder: Decoder, column: str | None, label: str | None) -> tuple[str, str]:
@@ -270,7 +281,9 @@ def columns(features: datasets.Features, decoder: Decoder, column: str | None, l
             return "bytes" in feature
         return isinstance(feature, getattr(datasets, decoder.feature)) or "binary" in getattr(feature, "dtype", "")
 
-    def choose(option: str, named: str | None, candidates: list[str], usual: list[str]) -> str:
+    def choose(
+        option: str, named: str | None, candidates: list[str], usual: list[str], possible: Sequence[str] = ()
+    ) -> str:
         everything = ", ".join(features)
         if named is not None:
             if named not in features:
@@ -281,7 +294,8 @@ def columns(features: datasets.Features, decoder: Decoder, column: str | None, l
             return found[0]
         if found:
             raise DataError(f"columns {', '.join(found)} could all be the {option}: set {option} to one of them")
-        raise DataError(f"no column looks like the {option}: set {option} to one of {everything}")
+        choice = _either(possible) if possible else f"one of {everything}"
+        raise DataError(f"no column looks like the {option}: set {option} to {choice}")
 
     def of_type(*kinds: str) -> list[str]:
         values = {name: each.dtype for name, each in features.items() if isinstance(each, datasets.Value)}
@@ -291,10 +305,11 @@ def columns(features: datasets.Features, decoder: Decoder, column: str | None, l
     declared = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     whole = of_type("int", "bool")
     # A text may be a class or a caption. Beside one, a number may be a class or an index: neither is guessed.
-    guesses = declared or (whole and [*whole, *of_type("string")])
+    texts = of_type("string")
+    guesses = declared or (whole and [*whole, *texts])
     option = decoder.option
     column = choose(option, column, files, files)
-    label = choose("label_column", label, guesses, [name for name in features if name != column])
+    label = choose("label_column", label, guesses, [name for name in features if name != column], texts)
     if not is_file(features[column]):
         raise DataError(
             f"column {column!r} holds no {decoder.noun}s: set {option} to {_either(files or list(features))}"

@@ -19,7 +19,7 @@ from diffstride import _check
 from diffstride._files import open_regular
 from diffstride.data import cache
 from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, at_least, digest, not_negative
-from diffstride.data.folders import canonical
+from diffstride.data.folders import canonical, shared
 from diffstride.data.sources import ROWS, Array, Decoder, Source, base_and_part, columns, open_source
 
 if TYPE_CHECKING:
@@ -114,11 +114,26 @@ class StoredData(ClassificationData):
             choose(test_rows, test_split, self.test_samples),
         ]
         self.settle(*splits)
+        self._refuse_shared_files(source, *splits)
         decoded = sum(len(split) * int(np.prod(split.shape)) * split.dtype.itemsize for split in splits)
         if decoded <= self.cache_gb * 1e9:
             self._cached(splits, classes)
         else:
             self._streamed(splits, classes)
+
+    def _refuse_shared_files(self, source: Source, train: Split, test: Split) -> None:
+        """Check that no file belongs to both splits, unless they are parts of one, which the user has divided."""
+        names = [source.resolve(split.name)[0] for split in (train, test)]
+        if names[0] != names[1]:
+            files = [
+                [*source.tables.get(str(name), ()), *split.named_files()]
+                for name, split in zip(names, (train, test), strict=True)
+            ]
+            if both := shared(*files):
+                raise DataError(
+                    f"{self.path}: {both[0]} of the {train.name} split and {both[1]} of the {test.name} split are one "
+                    "file: remove it from one of them"
+                )
 
     def _test_rows(self, source: Source, label: str) -> tuple[datasets.Dataset, str]:
         """Return the rows and the name of the test split: `validation` where `test` is missing or has no labels."""
@@ -293,13 +308,16 @@ class Split:
         A local table stands for its files' contents, one of the hub for its commit there. Files that a table only
         names count by their contents, too.
         """
+        return digest(self.rows._fingerprint, self.decoder.key, cache.digest_of_files(self.named_files()))
+
+    def named_files(self) -> list[Path]:
+        """Return the files that rows name without holding their content. Rows that were not chosen count, too."""
         named: list[Any] = []
         for chunk in self.rows[:].column(self.column).chunks:
             names = [field.name for field in chunk.type] if chunk.type.num_fields else []
             if "path" in names:
                 named += chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist()
-        files = [Path(os.fsdecode(path)) for path in named if path]
-        return digest(self.rows._fingerprint, self.decoder.key, cache.digest_of_files(files))
+        return [Path(os.fsdecode(path)) for path in named if path]
 
     def _where(self, number: int, file: str) -> str:
         return f"{self.name} split, row {number}" + (f" ({file})" if file else "")
