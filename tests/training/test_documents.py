@@ -26,6 +26,10 @@ BOMBS = {
     "a list of lists": "- " * 3000 + "x",
     "a date that there is not": "2001-99-99",
     "a long number": "9" * 5000,
+    "a long number in base 16": f"a: [0x{'F' * 5000}]",
+    "a long number in base 60": f"a: {{1{':1' * 5000}: b}}",
+    "aliases of a long text": f"- &a {'x' * 1_000_000}\n" + "- *a\n" * 20_000,
+    "aliases of a key": f"? &a {'x' * 100_000}\n: 1\n" + "".join(f"{i}: *a\n" for i in range(100)),
     "bytes that are not UTF-8": "\udcff",
 }  # fmt: skip
 OURS = {
@@ -33,6 +37,8 @@ OURS = {
     "a merge": ("a: &x {k: 1}\nb: {<<: *x, j: 2}", {"a": {"k": 1}, "b": {"k": 1, "j": 2}}),
     "a thousand runs": ("\n".join(f"{i}: {{seed: {i}}}" for i in range(1000)), {i: {"seed": i} for i in range(1000)}),
     "nothing": ("", None),
+    "a long text": ("x" * 2**21, "x" * 2**21),
+    "numbers": ("[0xFF, 1.0e+300, -9223372036854775807]", [255, 1e300, -9223372036854775807]),
 }  # fmt: skip
 
 
@@ -63,6 +69,9 @@ def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json(tmp_path / "deep.json")
+    (tmp_path / "number.json").write_text(f'{{"a": [{10**308}]}}')
+    with pytest.raises(ValueError, match="must be below 2"):
+        read_json(tmp_path / "number.json")
     with (tmp_path / "large.yaml").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(ValueError, match="more than"):

@@ -11,18 +11,30 @@ from torch import Tensor
 
 from diffstride._check import shown
 
+LARGEST = 1e150  # of numbers in files, so that their sums and squares are floats, too
+
+
+def check_whole_number(value: int, where: str = "a whole number") -> None:
+    """Check that a whole number from a file is below 2**63 in size.
+
+    Raises:
+        ValueError: a larger one, which floats, tensors or texts might not hold.
+    """
+    if value.bit_length() > 63:
+        raise ValueError(f"{where} must be below 2**63 in size, got one of {value.bit_length()} bits")
+
 
 def check_kind(value: Any, kind: Any, where: str = "it") -> None:
-    """Check that a value, and all within it, is what an annotation says.
+    """Check that a value, and all within it, is what an annotation says, and that its numbers are of ordinary size.
 
     Args:
         value: from a file.
         kind: a class, `list[...]`, `tuple[...]`, `dict[..., ...]`, a union of these, or a `TypedDict`. A tuple and a
-            list of one kind are one kind, since JSON has lists alone; a `float` may be an int.
+            list of one kind are one kind, since JSON has lists alone; a `float` may be an int, infinite or NaN.
         where: how messages call the value.
 
     Raises:
-        ValueError: another kind; it names the place.
+        ValueError: another kind, or a number that is too large; it names the place.
     """
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
@@ -40,11 +52,11 @@ def check_kind(value: Any, kind: Any, where: str = "it") -> None:
                 raise ValueError(f"{where} must have {name}")
     elif not isinstance(value, _CLASSES.get(origin, origin)) or (isinstance(value, bool) and origin is not bool):
         raise ValueError(f"{where} must be {_NAMES.get(origin, origin.__name__)}, got {shown(value)}")
+    elif isinstance(value, int):
+        check_whole_number(value, where)
     elif origin is float:
-        try:
-            float(value)
-        except OverflowError:
-            raise ValueError(f"{where} must be within the range of a float") from None
+        if LARGEST < abs(value) < math.inf:
+            raise ValueError(f"{where} must be at most {LARGEST:g} in size, got {value}")
     elif origin is dict:
         for name, entry in value.items() if inner else ():
             check_kind(name, inner[0], f"a key of {where}")
