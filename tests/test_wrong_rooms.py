@@ -514,6 +514,21 @@ CASES = {
         (lambda: tracking.read_rows(__file__), UserError, r"py is damaged, it has rows that are no strides: remove it"),
         (lambda: tracking.read_rows(torch._C.__file__), UserError, r" is damaged, no table can be read from it: remove"),
     ],
+    "tracking.read_history": [
+        (lambda: tracking.read_history(None), TypeError, r"path must be a path, got None"),
+        (lambda: tracking.read_history([ROW]), TypeError, r"path must be a path, got \[StrideRow\("),
+        (lambda: tracking.read_history(""), ValueError, r"path must be the name of a file, got ''"),
+        (lambda folder: tracking.read_history(folder), UserError, r"cannot open .*folder \(Is a directory\): check the"),
+        (lambda: tracking.read_history(torch._C.__file__), UserError, r" is damaged, no table can be read from it: "),
+    ],
+    "tracking.whole_number": [
+        (lambda: tracking.whole_number(""), ValueError, r"a whole number must have 1 to 18 digits, got ''"),
+        (lambda: tracking.whole_number("²"), ValueError, r"a whole number must have 1 to 18 digits, got '²'"),
+        (lambda: tracking.whole_number("-1"), ValueError, r"a whole number must have 1 to 18 digits, got '-1'"),
+        (lambda: tracking.whole_number("1_0"), ValueError, r"a whole number must have 1 to 18 digits, got '1_0'"),
+        (lambda: tracking.whole_number("9" * 19), ValueError, r"a whole number must have 1 to 18 digits, got '9{19}'"),
+        (lambda: tracking.whole_number(None), ValueError, r"a whole number must have 1 to 18 digits, got None"),
+    ],
     "tracking.read_dicts": [
         (lambda: tracking.read_dicts(None), TypeError, r"path must be a path, got None"),
         (lambda: tracking.read_dicts([ROW]), TypeError, r"path must be a path, got \[StrideRow\("),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,9 @@ def stride_rows(
                 yield StrideRow(step, name, axis, stride, size)
 
 
+History = dict[tuple[str, str], list[StrideRow]]  # by layer and axis
+
+
 def _rows(name: str, rows: Any) -> list[StrideRow]:
     """Check that what is given are rows, with steps and strides that are numbers."""
     if not isinstance(rows, Iterable) or isinstance(rows, (str, StrideRow)):
@@ -138,13 +141,53 @@ def read_rows(path: str | Path) -> list[StrideRow]:
     """
     rows = read_dicts(path)
     try:
-        return [StrideRow(int(r["step"]), r["layer"], r["axis"], float(r["stride"]), int(r["size"])) for r in rows]
+        return [_row(r) for r in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged, it has rows that are no strides: remove it ({error})") from error
 
 
+def _row(texts: Mapping[str, str]) -> StrideRow:
+    step, size = (whole_number(texts[name]) for name in ("step", "size"))
+    return StrideRow(step, texts["layer"], texts["axis"], float(texts["stride"]), size)
+
+
+def whole_number(text: str | None) -> int:
+    """Return the whole number that a cell of a table has: digits, of at most 64 bits.
+
+    Raises:
+        ValueError: any other text.
+    """
+    if not (isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError(f"a whole number must have 1 to 18 digits, got {_check.shown(text)}")
+    return int(text)
+
+
+def read_history(path: str | Path) -> History:
+    """Return the strides in a file that may just be written, or be damaged.
+
+    Of each layer, only those steps are returned that have the axes of its first one. A layer has one to three axes.
+
+    Raises:
+        UserError: a file that is no table.
+    """
+    layers: dict[str, list[dict[str, StrideRow]]] = {}
+    for texts in read_dicts(path):
+        with suppress(KeyError, TypeError, ValueError):
+            row = _row(texts)
+            steps = layers.setdefault(row.layer, [])
+            if not steps or next(iter(steps[-1].values())).step != row.step:
+                steps.append({})
+            steps[-1][row.axis] = row
+    return {
+        (layer, axis): [step[axis] for step in steps if step.keys() == steps[0].keys()]
+        for layer, steps in layers.items()
+        if len(steps[0]) in AXES
+        for axis in steps[0]
+    }
+
+
 def read_dicts(path: str | Path) -> list[dict[str, str]]:
-    """The rows of any CSV file with a header; none where there is no file.
+    """Return the rows of any CSV file with a header; none where there is no file. A line without its end is torn.
 
     Raises:
         UserError: a file that is no table.
@@ -154,21 +197,31 @@ def read_dicts(path: str | Path) -> list[dict[str, str]]:
         return []
     try:
         with _named_errors(path), open_text(path) as file:
-            return list(csv.DictReader(file))
+            return list(csv.DictReader(line for line in file if line.endswith(("\n", "\r"))))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is damaged, no table can be read from it: remove it ({error})") from error
 
 
 def drop_rows_from(path: str | Path, step: int) -> None:
-    """Forget the rows of a CSV file of `step` and later: a resumed run writes them again. A torn last row goes too."""
+    """Drop the rows of a CSV file from `step` on, which a resumed run writes again, and those without a step."""
     _check.whole("step", step, 0)
     path = _check.a_path(path)
     rows = read_dicts(path)
     if rows and "step" not in rows[0]:
         raise UserError(f"{path} is damaged, its rows have no step: remove it")
-    if rows:
-        complete = [row for row in rows if None not in row.values() and row["step"].isdigit()]
-        with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(row for row in complete if int(row["step"]) < step)
+    if not rows:  # what may be there is a torn line, behind which nothing can be written
+        path.unlink(missing_ok=True)
+        return
+    kept = [row for row in rows if None not in row.values() and _is_before(row["step"], step)]
+    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if name is not None], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def _is_before(cell: str, step: int) -> bool:
+    """Return whether a cell has a step, and one before `step`."""
+    try:
+        return whole_number(cell) < step
+    except ValueError:
+        return False

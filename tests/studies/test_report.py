@@ -372,6 +372,54 @@ def test_a_hover_shows_values_and_the_legend_hides_lines(opened):
     assert page.problems == []
 
 
+TORN = {
+    "between the rows of a step": lambda lines: lines[:-1],
+    "within a row": lambda lines: [*lines[:-1], lines[-1][:-3]],
+    "in the first step": lambda lines: lines[:2],
+    "in the header": lambda lines: [lines[0][:4]],
+    "a step of other axes": lambda lines: [*lines, "7,down,depth,2,3\r\n"],
+    "more axes than there are": lambda lines: [*lines[:3], "0,down,a,2,3\r\n", "0,down,b,2,3\r\n", *lines[3:]],
+    "no step": lambda lines: [*lines, "²,down,width,2,3\r\n", f"{'9' * 5000},,,,\r\n"],
+    "no size": lambda lines: [*lines, "7,down,height,2,3\r\n", f"7,down,width,2,{'9' * 400}\r\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("result", [True, False], ids=["done", "going on"])
+@pytest.mark.parametrize("cut", TORN.values(), ids=TORN)
+def test_strides_that_are_just_being_written(cut, result, copy):
+    """Steps are shown where they are complete."""
+    folder = copy / NAMES[2]
+    file = folder / "strides.csv"
+    lines = file.read_bytes().decode().splitlines(keepends=True)
+    file.write_bytes("".join(cut(lines)).encode())
+    if not result:
+        (folder / "result.json").unlink()
+    shown = [trace["x"] for trace in page_of(folder).traces("stride").values()]
+    assert len({tuple(steps) for steps in shown}) <= 1
+    assert all(steps[0] == 0 and steps[-1] <= 6 for steps in shown)
+    page_of(copy)
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_a_result_of_another_network(ndim, copy):
+    file = copy / NAMES[2] / "result.json"
+    result = json.loads(file.read_text())
+    strides = {"down": [2.0] * ndim}
+    file.write_text(json.dumps(result | {"strides": strides, "strides_initial": strides, "cutoffs": None}))
+    page = page_of(copy / NAMES[2])
+    assert [line[3] for line in page.tables["Strides"][1:]] == ["2"] * ndim
+    page_of(copy)
+
+
+def test_text_of_a_study_is_shown_without_control_characters(copy):
+    study = yaml.safe_load((copy / "study.yaml").read_text())
+    text = {"question": "\x1b[2J<b>?", "notes": "one\ntwo \u202e\x07", "name": "\x9b"}
+    (copy / "study.yaml").write_text(yaml.safe_dump(study | text))
+    page = page_of(copy)
+    assert "\\x1b[2J<b>?" in page.text
+    assert all(text.replace("\n", "").isprintable() for text in page.texts)
+
+
 def test_the_name_of_a_folder_may_have_bytes_that_are_not_utf_8(copy, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff<b>"))
     shutil.copytree(copy / NAMES[2], folder)

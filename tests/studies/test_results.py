@@ -143,7 +143,14 @@ def test_hostile_values_stay_in_their_cells(tmp_path):
     """Values of a study's axes and errors of libraries, in a table for spreadsheets and in one for Markdown."""
     values = ["=1+1", "a|b", "a\nb", "a\rb", "\x1b[2J", "<script>", -1]
     runs = {f"run{i}": {"method": "conv", "value": value} for i, value in enumerate(values)}
-    study = {"name": "s", "question": "\x1b?", "runs": runs, "tables": [{"rows": "value", "columns": "method"}]}
+    notes = "one\n\ntwo \x1b[2J"
+    study = {
+        "name": "s",
+        "question": "\x1b?",
+        "notes": notes,
+        "runs": runs,
+        "tables": [{"rows": "value", "columns": "method"}],
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     for name in runs:
         (tmp_path / name).mkdir()
@@ -156,7 +163,10 @@ def test_hostile_values_stay_in_their_cells(tmp_path):
     assert {len(row) for row in found} == {len(found[0])}
     assert not any(cell.startswith(("=", "+", "@")) for row in found for cell in row)
     assert found[-1][3] == "-1"
-    table = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("\\x1b?\n\none\n\ntwo \\x1b[2J\n\n")
+    assert all(line.isprintable() for line in text.split("\n"))
+    table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == (2 + len(values) + 1) + (2 + len(values))
     assert {len(line.replace("\\|", "").split("|")) for line in table[: 3 + len(values)]} == {4}
     assert not any("<script" in line for line in table)

@@ -37,6 +37,7 @@ from diffstride.studies.results import (
     Table,
     groups,
     is_study,
+    printable_lines,
     read_latency,
     read_study,
     row_of,
@@ -45,7 +46,7 @@ from diffstride.studies.results import (
     tables,
 )
 from diffstride.studies.study import shown
-from diffstride.tracking import StrideRow, axis_names, read_dicts
+from diffstride.tracking import History, axis_names, read_dicts, read_history, whole_number
 from diffstride.training.documents import load_yaml, read_json
 from diffstride.training.fit import quiet
 from diffstride.training.saved import build_data, load_run, one_line
@@ -66,7 +67,6 @@ POINTS = 400  # that a line of a figure has at most
 DASH = "–"  # stands for what is missing or not finite
 
 Spec = dict[str, Any]  # a part of a plotly figure
-History = dict[tuple[str, str], list[StrideRow]]  # by layer and axis
 
 
 # What a page is made of; the template writes it
@@ -131,11 +131,17 @@ class Page(NamedTuple):
         from jinja2 import Environment, StrictUndefined
         from plotly.offline import get_plotlyjs
 
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
+        )
         environment.policies["json.dumps_function"] = lambda value, **_: json.dumps(_finite(value))
         template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-        page = template.render(page=self, plotly=get_plotlyjs())
-        return page.encode("utf-8", "backslashreplace").decode()  # names of files may have bytes that are not UTF-8
+        return template.render(page=self, plotly=get_plotlyjs())
+
+
+def _printable(value: Any) -> Any:
+    """Return a value as the page has it; markup, which the template itself makes, stays as it is."""
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 # One run
@@ -161,7 +167,7 @@ def run_report(folder: Path, row: Row, batch: Callable[[str], Tensor | str]) -> 
     """
     text = _text_of(folder / "config.yaml")
     metrics = read_dicts(folder / "metrics.csv")
-    history = _history(folder / "strides.csv")
+    history = read_history(folder / "strides.csv")
     result = row.result or {}
     axes = list(dict.fromkeys(axis for _, axis in history))
     remarks = list(_state(row, metrics))
@@ -196,16 +202,6 @@ def _text_of(file: Path) -> str:
         return read_text(file)
     except ValueError as error:
         return f"({file.name} cannot be shown: {one_line(error)})"
-
-
-def _history(file: Path) -> History:
-    """`strides.csv` by layer and axis, without a row that is just being written."""
-    lines: History = {}
-    for r in read_dicts(file):
-        with suppress(KeyError, TypeError, ValueError):
-            row = StrideRow(int(r["step"]), r["layer"], r["axis"], float(r["stride"]), int(r["size"]))
-            lines.setdefault((row.layer, row.axis), []).append(row)
-    return lines
 
 
 def _state(row: Row, metrics: Sequence[Mapping[str, str]]) -> Iterable[str]:
@@ -311,7 +307,9 @@ def _strides(result: Mapping[str, Any], history: History, seen: Seen | None) -> 
         found = measured
     for layer, strides in (result.get("strides") or _strides_at(history, -1)).items():
         unit = ", ".join(units.values()) if measured else "cycles per " + ("sample" if len(strides) == 1 else "pixel")
-        cutoffs = found.get(layer, (None,) * len(strides))
+        cutoffs: Sequence[float | None] = found.get(layer, ())
+        if len(cutoffs) != len(strides):  # of another network than the result, of a step that is not complete
+            cutoffs = (None,) * len(strides)
         names = axis_names(len(strides), [axis for name, axis in history if name == layer])
         for axis, start, end, cutoff in zip(names, starts[layer], strides, cutoffs, strict=True):
             rows = history.get((layer, axis))
@@ -578,7 +576,7 @@ def _all_trajectories(folder: Path, rows: Sequence[Row]) -> Iterable[Figure]:
     styles: dict[str, None] = {}  # a set that keeps its order
     for label, group in groups(rows).items():
         for row in group:
-            for (layer, axis), line in _history(folder / row.name / "strides.csv").items():
+            for (layer, axis), line in read_history(folder / row.name / "strides.csv").items():
                 key = legend.setdefault(label, Key(label, _colour(len(legend)), "solid"))
                 dash = DASHES.get(axis, "solid")
                 styles[f"{ {'dash': 'dashed', 'dot': 'dotted'}.get(dash, dash) } along the {axis}"] = None
@@ -673,7 +671,7 @@ def _series(rows: Iterable[Mapping[str, str]], column: str) -> list[tuple[int, f
     for row in rows:
         with suppress(KeyError, TypeError, ValueError):
             value = float(row[column])
-            found.append((int(row["step"]) + 1, value if math.isfinite(value) else None))
+            found.append((whole_number(row["step"]) + 1, value if math.isfinite(value) else None))
     return found
 
 

@@ -131,7 +131,7 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def striding_factor(result: Mapping[str, Any], key: str = "strides") -> float | None:
     """The product of all learned strides, over layers and axes: how many times fewer samples the last map has."""
     layers = result[key].values()
-    return math.prod(math.prod(layer) for layer in layers) if layers else None
+    return math.prod((math.prod(layer, start=1.0) for layer in layers), start=1.0) if layers else None
 
 
 class Statistic(NamedTuple):
@@ -170,6 +170,11 @@ class Table(NamedTuple):
         lines = [self.columns, ("---", *("--:" for _ in self.columns[1:])), *self.rows]
         table = "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
         return f"**{_markdown(self.title)}**\n\n{table}"
+
+
+def printable_lines(text: str) -> str:
+    """Return text of several lines with an escape for each character that is not printable."""
+    return "\n".join(map(printable, text.replace("\r\n", "\n").split("\n")))
 
 
 def _markdown(text: str) -> str:
@@ -299,7 +304,7 @@ def line_of(row: Row, axis: str) -> Any:
 
 
 def _first_stride(axis: int, result: Mapping[str, Any]) -> float:
-    return float(next(iter(result["strides"].values()))[axis])
+    return float(result["strides"][next(iter(result["cutoffs"]["exact"]))][axis])
 
 
 def first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
@@ -413,7 +418,7 @@ def write_tables(folder: Path) -> list[Table]:
     made = tables(definition, rows, read_latency(folder))
     write_whole(folder / "results.csv", text.getvalue())
     notes = "\n\n".join(filter(None, (definition.get("question"), definition.get("notes"))))
-    write_whole(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
+    write_whole(folder / "table.md", f"{printable_lines(notes)}\n\n" + "\n".join(table.markdown() for table in made))
     return made
 
 
