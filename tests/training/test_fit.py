@@ -170,6 +170,13 @@ def test_precisions(run, precision):
         (["--trainer.logger", "false"], "trainer.logger cannot be set"),
         (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing cannot be false"),
         (["--runs", "/dev/null"], "cannot write to /dev/null/x"),
+        (["--trainer.strategy", "ddp_spawn"], "trainer.strategy must start processes of their own, as ddp does"),
+        (["--trainer.strategy", "ddp_fork"], "trainer.strategy must start processes of their own, as ddp does"),
+        (["--trainer.callbacks", "[ModelCheckpoint, ModelCheckpoint]"], "more than one stateful callback"),
+        (
+            ["--trainer.callbacks", "[diffstride.training.checkpoints.EpochCheckpoint]"],
+            "more than one stateful callback",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_status_2(arguments, message, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from wrong import content
 
 from diffstride._check import UserError
 from diffstride.cli import main
-from diffstride.tracking import read_dicts, read_rows
+from diffstride.tracking import StrideRow, append_rows, drop_rows_from, read_dicts, read_rows
 from diffstride.training.fit import train
 from diffstride.training.folders import LOCK, RUN, as_name, check_name, held
 
@@ -77,6 +78,65 @@ def test_a_folder_of_something_else_is_left_as_it_is(files, mistake, tmp_path, c
     assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "x", *mistake]) == 2
     assert "has files of something else" in capsys.readouterr().err
     assert content(tmp_path) == before
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one epoch, kept as it is: tests change copies."""
+    folder = tmp_path_factory.mktemp("runs")
+    return train([*SMALL, "--runs", str(folder), "--name", "x", "--trainer.max_epochs", "1"]).run_folder
+
+
+@pytest.mark.parametrize("files", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("place", ["start.ckpt", "checkpoints/last.ckpt"])
+def test_a_checkpoint_in_a_folder_of_something_else_does_not_make_it_a_run(files, place, run, tmp_path, capsys):
+    for name, text in {**files, "config.yaml": "{model: {}, data: {}, trainer: {}}", place: ""}.items():
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_text(text)
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "x" / place)
+    before = content(tmp_path)
+    for checkpoint in [str(tmp_path / "x" / place), *(["last"] if "last" in place else [])]:
+        assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "x", "--ckpt_path", checkpoint]) == 2
+        assert "has files of something else" in capsys.readouterr().err
+    assert content(tmp_path) == before
+    elsewhere = ["--runs", str(tmp_path), "--name", "new", "--ckpt_path", str(tmp_path / "x" / place)]
+    assert main(["fit", *SMALL, *elsewhere]) == 0
+    assert {name: data for name, data in content(tmp_path).items() if not name.startswith("new")} == before
+
+
+def test_a_run_of_an_earlier_version_which_left_no_mark_is_resumed(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "x"))
+    (folder / RUN).unlink()
+    train([*SMALL, "--runs", str(tmp_path), "--name", "x", "--ckpt_path", "last"])
+    assert steps_of(folder) == [0, 1, 2, 3]
+    assert (folder / RUN).exists()
+
+
+NO_STEPS = ["²", "9" * 5000, "", "-1", "1_0", "nan", "1.5"]
+
+
+@pytest.mark.parametrize("step", NO_STEPS, ids=lambda step: step[:5])
+def test_rows_without_a_step_do_not_hinder_a_resumed_run(step, run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "x"))
+    for name in "metrics.csv", "strides.csv":
+        header, first, *_ = (folder / name).read_text().splitlines()
+        place = header.split(",").index("step")
+        cells = [step if i == place else cell for i, cell in enumerate(first.split(","))]
+        with (folder / name).open("a") as file:
+            file.write(f"{','.join(cells)}\n{first[:-1]}")  # and one that is torn
+    train([*SMALL, "--runs", str(tmp_path), "--name", "x", "--ckpt_path", "last"])
+    assert steps_of(folder) == [0, 1, 2, 3]
+    rows = read_rows(folder / "strides.csv")
+    assert len({row[:3] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("left", ["step,lay", "step,layer,axis,stride,size\r\n0,down,hei"], ids=["header", "first row"])
+def test_nothing_is_written_behind_a_torn_line(left, tmp_path):
+    file, row = tmp_path / "strides.csv", StrideRow(1, "down", "height", 2.5, 3)
+    file.write_text(left)
+    drop_rows_from(file, 1)
+    append_rows(file, [row])
+    assert read_rows(file) == [row]
 
 
 def test_what_a_run_left_that_never_reached_a_checkpoint_makes_room_for_the_next(tmp_path, monkeypatch):
@@ -186,3 +246,14 @@ def test_home_is_where_it_is_for_other_programs(tmp_path, monkeypatch):
     assert main(["fit", *SMALL, "--runs=~/runs", "--name", "x"]) == 0
     assert (tmp_path / "runs" / "x" / "result.json").exists()
     assert not os.path.exists("~")
+
+
+def test_a_name_and_a_folder_of_runs_from_outside_are_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *SMALL, "--runs", "~nobody-of-that-name/x", "--name", "x"]) == 2
+    assert "--runs names the home of a user who does not exist" in capsys.readouterr().err
+    monkeypatch.setenv("DIFFSTRIDE_RUN_NAME", "../x")
+    Path("nameless.yaml").write_text(Path(CONFIG).read_text().replace("\nname: demo\n", "\n"))
+    assert main(["fit", "--config", "nameless.yaml", *SMALL[2:], "--runs", "runs"]) == 2
+    assert "DIFFSTRIDE_RUN_NAME must be a plain file name" in capsys.readouterr().err
+    assert content(tmp_path).keys() == {"nameless.yaml"}

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 import diffstride.data
 import diffstride.models  # noqa: F401 - so that classes are found by their bare names
@@ -53,7 +54,7 @@ from diffstride.training.checkpoints import (
 )
 from diffstride.training.classifier import Classifier
 from diffstride.training.diverged import StopWhenDiverged
-from diffstride.training.folders import check_name, check_new, clear, held, runs_folder
+from diffstride.training.folders import check_name, check_new, clear, held, is_run, runs_folder
 from diffstride.training.keys import in_plain_words, unknown_key, unreadable_config
 from diffstride.training.live import LiveView
 from diffstride.training.saved import one_line, read_result
@@ -190,10 +191,12 @@ class FitCLI(LightningCLI):
                 raise UserError(f"trainer.{option} cannot be set: records are kept in RUNS/NAME (--runs, --name)")
         if config.trainer.enable_checkpointing is False:
             raise UserError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
-        # Processes that Lightning starts for further devices inherit the name.
         if config.name is not None:
             check_name("--name", config.name)
-        config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
+        elif inherited := os.environ.get(_RUN_NAME):  # by processes that Lightning starts for further devices
+            config.name = check_name(_RUN_NAME, inherited)
+        else:
+            config.name = datetime.now().strftime("%Y%m%d-%H%M%S")
         os.environ[_RUN_NAME] = config.name
         self.run_folder = runs_folder(config.runs) / config.name
         if config.ckpt_path:
@@ -207,7 +210,7 @@ class FitCLI(LightningCLI):
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
-        self.resumes = path.resolve().is_relative_to(folder.resolve())
+        self.resumes = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
         if self.resumes and self._is_first:  # before it is read: another process may be about to write the next one
             self._holds.enter_context(held(folder, adopt=True))
             sweep(folder / "checkpoints")
@@ -251,13 +254,16 @@ class FitCLI(LightningCLI):
             ContinuedCSVLogger(folder, name="", version=""),
             LiveView(folder, self.resumed_step),
         ]
-        return super().instantiate_trainer(
+        made = super().instantiate_trainer(
             logger=loggers,
             callbacks=[*further, *callbacks],
             plugins=[*_as_list(trainer.get("plugins")), WholeFiles()],
             default_root_dir=str(folder),
             **kwargs,
         )
+        if isinstance(made.strategy.launcher, _MultiProcessingLauncher):  # what such a process notes is lost with it
+            raise UserError("trainer.strategy must start processes of their own, as ddp does, not copies of this one")
+        return made
 
     def run(self) -> None:
         """Train, evaluate what was trained, write the result."""
@@ -426,6 +432,23 @@ def parse(arguments: Sequence[str]) -> Any:
         return _construct(arguments, ExitStack(), _ParsedFit).config
 
 
+def has_several_processes(config: Mapping[str, Any]) -> bool:
+    """Return whether a training with such arguments of the trainer has several processes, which Lightning starts.
+
+    Lightning starts them with the command line of this process, which must be that of the training and of nothing else.
+    """
+    given = {name: config[name] for name in ("accelerator", "devices", "num_nodes")}
+    strategy = config["strategy"] if isinstance(config["strategy"], str) else "auto"
+    try:
+        with quiet():
+            trainer = Trainer(
+                **given, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False
+            )
+            return bool(trainer.world_size > 1)
+    except (MisconfigurationException, RuntimeError, ValueError):  # the training itself says what is wrong
+        return False
+
+
 class _ParsedFit(FitCLI):
     """Parses, and leaves it at that."""
 
@@ -464,6 +487,10 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
         raise
     except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
         raise UserError(_own_words(error) or one_line(str(error))) from error
+    except RuntimeError as error:
+        if not _is_of_lightning(error):
+            raise
+        raise UserError(one_line(error)) from error
 
 
 def _own_words(error: BaseException | None) -> str | None:

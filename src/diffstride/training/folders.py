@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
 from filelock import FileLock, Timeout
 
 from diffstride._check import UserError, shown
 from diffstride._files import trouble
+from diffstride._text import printable
+from diffstride.training.documents import read_yaml
 
 RUN, STUDY = ".diffstride-run", ".diffstride-study"  # marks in folders that a run, or a study, has made
 LOCK = ".lock"
@@ -44,8 +47,29 @@ def as_name(text: str) -> str:
 
 
 def runs_folder(text: str) -> Path:
-    """Return the folder of all runs; `~` is the user's home."""
-    return Path(os.path.expanduser(text))
+    """Return the folder of all runs; `~` is the user's home.
+
+    Raises:
+        UserError: `~NAME` without a user of that name.
+    """
+    if (path := os.path.expanduser(text)).startswith("~"):
+        raise UserError(
+            f"--runs names the home of a user who does not exist: {shown(text)} (./{printable(text)} is a folder)"
+        )
+    return Path(path)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether `diffstride fit` made the folder: by its mark, or by the files of versions that left no mark."""
+    if (folder / RUN).is_file():
+        return True
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        return False
+    try:
+        config = read_yaml(folder / "config.yaml")
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and {"name", "runs", "model", "data", "trainer"} <= config.keys()
 
 
 @contextmanager
@@ -105,7 +129,7 @@ def check_new(folder: Path) -> None:
     Raises:
         UserError: the folder has a run, or files of something else.
     """
-    if (folder / "checkpoints" / "last.ckpt").exists() or (folder / "result.json").exists():
+    if is_run(folder) and any((folder / file).exists() for file in ("checkpoints/last.ckpt", "result.json")):
         raise UserError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
     check_unused(folder, RUN)
 
