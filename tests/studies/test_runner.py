@@ -256,6 +256,38 @@ def test_labels_that_make_one_name_are_refused(write, capsys):
     assert "at most 255 bytes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "label", ["results.csv", "Table.md", "STUDY.YAML", "report.html", "pareto.png", "latency.json"]
+)
+def test_a_run_cannot_be_called_like_a_file_of_its_study(write, label, capsys):
+    file = write(axes={"setting": {label: {"model.network.width": 4}}})
+    assert study(file) == 2
+    assert "the name of a run must not be that of a file of the study" in capsys.readouterr().err
+    assert not (file.parent / "runs").exists()
+
+
+def test_runs_of_several_devices_have_a_process_of_their_own(write, capsys):
+    file = write(axes={"method": "conv", "seed": 0})
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    assert study(file, *devices) == 0
+    assert "conv-seed0: accuracy" in capsys.readouterr().out
+    single = ["--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
+    assert study(file, *single, "--name", "other") == 1
+    assert "1 of 1 runs failed" in (error := capsys.readouterr().err)
+    assert "trainer.strategy must start processes of their own" in error
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+def test_a_study_goes_on_where_a_result_does_not_tell_its_time(write, value, capsys):
+    file = write(axes={"method": "conv", "seed": 0})
+    assert study(file) == 0
+    folder = file.parent / "runs" / "tiny"
+    result = json.loads((folder / "conv-seed0" / "result.json").read_text())
+    (folder / "conv-seed0" / "result.json").write_text(json.dumps(result | {"train_seconds": value}))
+    assert study(file) == 0
+    assert json.loads((folder / "provenance.json").read_text())["seconds"] == 0
+
+
 def test_a_folder_of_something_else_is_no_study(write, capsys):
     file = write(axes={"method": "conv", "seed": 0})
     folder = file.parent / "runs" / "tiny"

@@ -22,7 +22,7 @@ from diffstride.nn import DiffStride2d
 from diffstride.studies.console import PlainConsole
 from diffstride.studies.parser import CommandParser
 from diffstride.training.documents import read_json
-from diffstride.training.fit import FitCLI, parse, train
+from diffstride.training.fit import FitCLI, has_several_processes, parse, train
 from diffstride.training.folders import runs_folder
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
@@ -71,6 +71,8 @@ def demo(arguments: Sequence[str]) -> None:
     config = parse(["--config", options.config])
     if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
         raise UserError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
+    if has_several_processes(config.trainer):
+        raise UserError(f"{options.config}: the demo trains on one device: set trainer.devices to 1")
     folder = runs_folder(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = PlainConsole()

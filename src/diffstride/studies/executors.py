@@ -28,6 +28,7 @@ import torch
 from diffstride._check import UserError
 from diffstride.studies.study import Request
 from diffstride.studies.work import failed, read_request, work, write_request
+from diffstride.training.fit import has_several_processes, parse
 
 
 class Executor(Protocol):
@@ -38,8 +39,22 @@ class Executor(Protocol):
 
 
 def in_process(folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
-    """One after another, here."""
+    """One after another, here; those of several devices in a process of their own."""
     for folder in folders:
+        _work(folder)
+
+
+def _work(folder: Path) -> None:
+    """Do a run here if it has one process, else in a process of its own."""
+    request = read_request(folder)
+    assert request is not None, folder
+    try:
+        several = has_several_processes(parse(request.arguments()).trainer)
+    except UserError:  # `work` writes it down
+        several = False
+    if several:
+        Processes(1)([folder], cpus=request.cpus, gpus=0)
+    else:
         work(folder)
 
 
@@ -66,7 +81,7 @@ class Processes:
                 place = places.pop()
                 children[folder] = child = subprocess.Popen(
                     [sys.executable, "-m", "diffstride.studies.work", str(folder)],
-                    env=os.environ | _share(place, cpus),
+                    env=os.environ | _share(place, self.number, cpus),
                     stdin=alive,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -93,10 +108,10 @@ class Processes:
                 os.close(alive)
 
 
-def _share(place: int, cpus: int) -> dict[str, str]:
-    """What a process gets of the machine."""
+def _share(place: int, number: int, cpus: int) -> dict[str, str]:
+    """Return what one of `number` processes gets of the machine; a single one gets all GPUs."""
     environment = {"OMP_NUM_THREADS": str(cpus)}
-    if torch.cuda.is_available():
+    if number > 1 and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = visible.split(",")
         environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
@@ -183,11 +198,11 @@ def _remote_work(cwd: str, folder: Path, request: str, token: str) -> bytes | No
     if os.path.isdir(cwd):
         os.chdir(cwd)  # relative paths of data mean what they mean to the user
     if (folder.parent / f".{token}").exists():
-        work(folder)
+        _work(folder)
         return None
     own = Path(tempfile.gettempdir()) / f"diffstride-{token}" / folder.name
     write_request(own, Request(**json.loads(request)))
-    work(own)
+    _work(own)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         tar.add(own, arcname=".")

@@ -29,7 +29,7 @@ from diffstride.studies.parser import CommandParser
 from diffstride.studies.results import Row, row_of
 from diffstride.studies.study import Study, label_of, load_study
 from diffstride.studies.work import read_request, write_request
-from diffstride.tracking import read_dicts
+from diffstride.tracking import read_dicts, whole_number
 from diffstride.training.callbacks import provenance
 from diffstride.training.documents import load_yaml, read_yaml
 from diffstride.training.fit import parse, quiet
@@ -135,7 +135,8 @@ def _has_been_done(folder: Path) -> bool:
 def _provenance(folder: Path, plan: Study) -> None:
     """Of the tables and figures; each run has its own in `result.json`. The time is that of all runs, one by one."""
     rows = [row_of(folder, run.name, run.axes) for run in plan.runs]
-    seconds = sum(row.result["train_seconds"] for row in rows if row.result is not None)
+    known = [row.result["train_seconds"] or 0.0 for row in rows if row.result is not None]
+    seconds = sum(each for each in known if math.isfinite(each))
     facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_whole(folder / "provenance.json", json.dumps(facts | {"seconds": round(seconds, 1)}, indent=1) + "\n")
 
@@ -234,9 +235,9 @@ def _share_done(folder: Path) -> float:
         limits = read_yaml(folder / "config.yaml")["trainer"]
         last = read_dicts(folder / "metrics.csv")[-1]
         if (limits["max_steps"] or -1) > 0:
-            return min(1.0, int(last["step"]) / int(limits["max_steps"]))
-        return min(1.0, int(last["epoch"]) / int(limits["max_epochs"]))
-    except (OSError, yaml.YAMLError, IndexError, KeyError, TypeError, ValueError):
+            return min(1.0, whole_number(last["step"]) / int(limits["max_steps"]))
+        return min(1.0, whole_number(last["epoch"]) / int(limits["max_epochs"]))
+    except (OSError, yaml.YAMLError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return 0.0  # it has only begun, or its file is being written
 
 

@@ -45,6 +45,9 @@ _SHOWN = {
 }  # fmt: skip
 
 
+FILES = "study.yaml", "results.csv", "table.md", "provenance.json", "latency.json", "report.html"  # beside the runs
+
+
 class Request(NamedTuple):
     """What a run is asked to do: a configuration of `fit`, arguments that go over it, and CPUs to run on."""
 
@@ -155,8 +158,14 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
         for grid in grids
         for axes, chosen in _combinations(file, _mapping(file, "axes", grid), settings or {})
     ]
+    own = {*FILES, *(f"{figure}.{suffix}" for figure in figures for suffix in ("png", "svg"))}
     for run in runs:
         check_name(f"{file}: axes: the name of a run, made of its values,", run.name)
+        if run.name.casefold() in own:
+            raise UserError(
+                f"{file}: axes: the name of a run must not be that of a file of the study, got {run.name} (a mapping "
+                "gives values labels of their own)"
+            )
     names = Counter(run.name.casefold() for run in runs)  # some file systems take capitals for small letters
     if twice := [run.name for run in runs if names[run.name.casefold()] > 1]:
         raise UserError(

@@ -44,7 +44,7 @@ def read_request(folder: Path) -> Request | None:
         return request._replace(config=dict(request.config), settings=dict(request.settings), cpus=int(request.cpus))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error
 
 
