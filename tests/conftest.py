@@ -5,6 +5,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import reference`, `import sets` from any folder below
+pytest_plugins = ["workplace"]  # the fixtures `made` and `here`
 
 
 @pytest.fixture(autouse=True)

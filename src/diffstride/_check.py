@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 import numbers
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,80 +53,9 @@ def first_words(error: Exception, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def a_module(name: str, value: object) -> None:
-    """Check that `value` is a module."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {shown(value)}")
-
-
-def an_instance(name: str, value: object, kinds: type | tuple[type, ...], described: str) -> None:
-    """Check that `value` is one of `kinds`, which are `described` in words."""
-    if not isinstance(value, kinds):
-        raise TypeError(f"{name} must be {described}, got {shown(value)}")
-
-
-def a_mapping(name: str, value: object, of: str) -> None:
-    """Check that `value` has things by their names; `of` says which."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name} must be a mapping from {of}, got {shown(value)}")
-
-
-def annotated(name: str, value: Any, kind: Any) -> None:
-    """Check that `value`, and all within it, is what the annotation `kind` says."""
-    origin, inner = get_origin(kind) or kind, get_args(kind)
-    if origin is Mapping:
-        a_mapping(name, value, "names")
-        entries = [(f"[{key!r}]", entry, inner[1]) for key, entry in value.items()]
-    elif origin in (Sequence, tuple):
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            raise TypeError(f"{name} must be a sequence, got {shown(value)}")
-        if origin is tuple and len(value) != len(inner):
-            raise ValueError(f"{name} must have {len(inner)} entries, got {len(value)}: {shown(value)}")
-        kinds = inner if origin is tuple else inner * len(value)
-        entries = [(f"[{i}]", *both) for i, both in enumerate(zip(value, kinds, strict=True))]
-    elif issubclass(origin, tuple):
-        an_instance(name, value, origin, f"{'an' if origin.__name__[0] in 'AEIO' else 'a'} {origin.__name__}")
-        entries = [(f".{field}", entry, of) for (field, of), entry in zip(_fields(origin), value, strict=True)]
-    elif origin is float:
-        number(name, value)
-        return
-    elif origin is int:
-        whole(name, value)
-        return
-    else:
-        an_instance(name, value, origin, {str: "a text", Tensor: "a torch.Tensor"}[origin])
-        if origin is Tensor and not value.numel():
-            raise ValueError(f"{name} must have an entry, got shape {tuple(value.shape)}")
-        return
-    for where, entry, of in entries:
-        if type(entry) is not of or of not in (int, float, str):  # histories are long, and mostly plain
-            annotated(name + where, entry, of)
-
-
-@functools.cache
-def _fields(kind: type) -> list[tuple[str, Any]]:
-    """Names and kinds of the fields of a named tuple."""
-    return list(get_type_hints(kind).items())
-
-
-def some(name: str, value: Any) -> None:
-    """Check that a container is not empty."""
-    if not len(value):
-        raise ValueError(f"{name} must have an entry, got {shown(value)}")
-
-
-def a_path(path: object) -> Path:
-    """Check that `path` is the name of a file."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a path, got {shown(path)}")
-    if not Path(path).name:
-        raise ValueError(f"path must be the name of a file, got {str(path)!r}")
-    return Path(path)
-
-
-def target(path: object) -> Path:
+def target(path: str | os.PathLike[str]) -> Path:
     """Check that there is a folder for such a file."""
-    path = a_path(path)
+    path = Path(path)
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}: make it, or give another path")
     return path
@@ -185,14 +113,6 @@ def number(name: str, value: float) -> float:
     return float(value)
 
 
-def a_list(name: str, values: object, one: Callable[[str, Any], Any] = number) -> None:
-    """Check that `values` is a sequence of numbers, each of which `one` takes."""
-    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise TypeError(f"{name} must be a sequence of numbers, got {shown(values)}")
-    for value in values:
-        one(name, value)
-
-
 def above_zero(name: str, value: float) -> float:
     """Check that `value` is a finite number > 0."""
     if not 0 < number(name, value) < math.inf:
@@ -245,21 +165,6 @@ def positive_int(name: str, value: object) -> int:
     return whole(name, value, 1)
 
 
-def whole_numbers(name: str, values: object) -> None:
-    """Check that `values` is a sequence of ints >= 1."""
-    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise TypeError(f"{name} must be a sequence of ints, got {shown(values)}")
-    for value in values:
-        positive_int(name, value)
-
-
-def boolean(name: str, value: bool) -> bool:
-    """Check that `value` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
-    return value
-
-
 def a_sequence(name: str, value: object) -> None:
     """Check that `value` has one entry per axis where a bare number would not say how many axes are meant."""
     if not isinstance(value, (Sequence, Tensor)) or isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0:
@@ -301,21 +206,10 @@ def stride_bounds(bounds: object) -> tuple[float, float | None]:
     return float(lower), None if upper is None else float(upper)
 
 
-def parameter_dtype(dtype: object) -> None:
+def parameter_dtype(dtype: torch.dtype | None) -> None:
     """Check that parameters can be of this dtype; None: torch's default."""
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype or None, got {shown(dtype)}")
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"dtype must be floating point ({_FLOATS}), got {dtype}")
-
-
-def a_device(device: object) -> None:
-    """Check that torch knows the device; None: torch's default."""
-    try:
-        torch.empty(0, device=device)  # type: ignore[call-overload]
-    except (RuntimeError, TypeError, AssertionError) as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"device must be one that torch has here, got {shown(device)}: {line}") from error
 
 
 def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:

@@ -42,8 +42,6 @@ def cutoff_frequencies(
         ValueError: a spacing not above 0 or with a wrong number of entries, a layer whose input is not the model's
             where no example inputs are given, an axis that is none of the input's (a spectrogram's made inside).
     """
-    _check.a_module("model", model)
-    _check.boolean("whole_bins", whole_bins)
     if example_inputs is None:
         if whole_bins:
             raise ValueError(

@@ -2,28 +2,20 @@
 
 Each function writes `path` with the suffixes `.png` and `.svg`. Colours are Okabe and Ito's, which colour-blind eyes
 tell apart; lines also differ in style, points in shape.
-
-What is given is held against the annotations first:
-
-Raises:
-    TypeError, ValueError: what is of another kind than annotated, or empty, or does not fit together.
-    UserError: no folder to write to.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from diffstride import _check, _files
+from diffstride import _files
 from diffstride.tracking import StrideRow
 
 if TYPE_CHECKING:
@@ -35,29 +27,7 @@ STYLES = {"height": "-", "width": "--", "depth": ":", "length": "-", "time": "-"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-def _checked(draw: Callable[P, R]) -> Callable[P, R]:
-    """Look at what is given to `draw` before it does anything."""
-
-    @functools.wraps(draw)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        kinds = get_type_hints(draw)
-        for name, value in inspect.signature(draw).bind(*args, **kwargs).arguments.items():
-            if name == "path":
-                _check.target(value)
-            else:
-                _check.annotated(name, value, kinds[name])
-                if isinstance(value, (Mapping, Sequence)) and not isinstance(value, str):
-                    _check.some(name, value)
-        return draw(*args, **kwargs)
-
-    return checked
-
-
-@_checked
 def stride_trajectories(rows: Sequence[StrideRow], path: str | Path, *, title: str = "Strides while training") -> None:
     """Stride against step, one line per layer (colour) and axis (style): Figure 3a of the paper."""
     figure, axes = _figure(1, 1)
@@ -69,7 +39,6 @@ def stride_trajectories(rows: Sequence[StrideRow], path: str | Path, *, title: s
     _save(figure, path)
 
 
-@_checked
 def trajectories_to_bands(
     runs: Mapping[str, Sequence[StrideRow]], limits: Mapping[str, tuple[float, float]], path: str | Path
 ) -> None:
@@ -80,10 +49,6 @@ def trajectories_to_bands(
         limits: by axis, the stride up to which the window keeps the class's band whole, and up to which it sees it.
         path: of the pictures.
     """
-    for name, rows in runs.items():
-        _check.some(f"runs[{name!r}]", rows)
-        for layer, by_axis in _by_layer(rows).items():
-            _has(f"{layer} in runs[{name!r}]", by_axis, limits)
     figure, axes = _figure(1, len(limits), width=4.2, sharey=True)
     top = 1.1 * max(row.stride for rows in runs.values() for row in rows)
     for panel, (axis, (whole, seen)) in zip(axes, limits.items(), strict=True):
@@ -110,7 +75,6 @@ class Explored(NamedTuple):
     used: tuple[Sequence[int], Sequence[float]]
 
 
-@_checked
 def explored_strides(panels: Mapping[str, Explored], seen: float, path: str | Path, *, axis: str) -> None:
     """Learned strides and those that training used in their place, a panel per way of exploring.
 
@@ -121,9 +85,6 @@ def explored_strides(panels: Mapping[str, Explored], seen: float, path: str | Pa
         axis: "height" or "width".
     """
     lines = [line for explored in panels.values() for line in (explored.used, *explored.learned)]
-    for line in lines:
-        _check.some("strides", line[1])
-        _as_long("steps and strides", *line)
     figure, axes = _figure(1, len(panels), width=3.1, sharey=True)
     top = 1.1 * max(max(strides) for _, strides in lines)
     for panel, (title, explored) in zip(axes, panels.items(), strict=True):
@@ -140,7 +101,6 @@ def explored_strides(panels: Mapping[str, Explored], seen: float, path: str | Pa
     _save(figure, path)
 
 
-@_checked
 def windows_over_spectrum(
     spectra: Mapping[str, Tensor],
     windows: Mapping[str, Mapping[str, Tensor]],
@@ -155,13 +115,6 @@ def windows_over_spectrum(
         bands: by axis, the cycles at which the class sits.
         path: of the pictures.
     """
-    _has("windows", windows, spectra)
-    _has("bands", bands, spectra)
-    for axis in spectra:
-        _shaped(f"spectra along the {axis}", spectra[axis], "N")
-        for name, values in windows[axis].items():
-            _shaped(f"{name} along the {axis}", values, "N")
-            _as_long(f"frequencies of spectra and of {name} along the {axis}", spectra[axis], values)
     figure, axes = _figure(1, len(spectra), width=4.2, sharey=True)
     for panel, (axis, spectrum) in zip(axes, spectra.items(), strict=True):
         panel.bar(
@@ -176,11 +129,8 @@ def windows_over_spectrum(
     _save(figure, path)
 
 
-@_checked
 def before_and_after(pictures: Mapping[str, Tensor], path: str | Path) -> None:
     """Images `[H, W]` of one field of view side by side, each over its own range of grey, with name and size."""
-    for name, picture in pictures.items():
-        _shaped(name, picture, "HW")
     figure, axes = _figure(1, len(pictures), width=3)
     for panel, (name, picture) in zip(axes, pictures.items(), strict=True):
         panel.imshow(_array(picture), cmap="gray", extent=(0, 1, 1, 0), interpolation="nearest")
@@ -192,7 +142,6 @@ def before_and_after(pictures: Mapping[str, Tensor], path: str | Path) -> None:
 # One layer, one run
 
 
-@_checked
 def layer_steps(
     image: Tensor, spectrum: Tensor, window: Tensor, kept: Tensor, output: Tensor, path: str | Path, *, title: str
 ) -> None:
@@ -212,12 +161,6 @@ def layer_steps(
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    for name, values in {"image": image, "output": output}.items():
-        _shaped(name, values, "3HW"[values.ndim != 3 :])
-    for name, values in {"spectrum": spectrum, "window": window, "kept": kept}.items():
-        _shaped(name, values, "HW")
-    if window.shape != spectrum.shape:
-        raise ValueError(f"window must have the shape {tuple(spectrum.shape)} of spectrum, got {tuple(window.shape)}")
     if not 0 < spectrum.max() < math.inf:
         raise ValueError(f"spectrum must have amplitudes above 0, all finite, got a largest one of {spectrum.max():g}")
     figure, axes = _figure(2, 3, width=2.8, height=2.9)
@@ -257,7 +200,6 @@ def layer_steps(
     _save(figure, path)
 
 
-@_checked
 def layer_windows(
     windows: Sequence[tuple[str, str, Sequence[float], Sequence[float], Sequence[float]]],
     path: str | Path,
@@ -271,9 +213,6 @@ def layer_windows(
         path: of the pictures.
         title: above all.
     """
-    for layer, axis, *curves in windows:
-        _check.some(f"spectrum of {layer} along {axis}", curves[0])
-        _as_long(f"spectrum and windows of {layer} along {axis}", *curves)
     columns = sum(layer == windows[0][0] for layer, *_ in windows)
     figure, axes = _grid(len(windows), columns, width=max(4.2, 8.4 / columns), height=2.3)
     for panel, (layer, axis, spectrum, initial, learned) in zip(axes, windows, strict=False):
@@ -300,7 +239,6 @@ def layer_windows(
     _save(figure, path)
 
 
-@_checked
 def resolution_staircases(
     runs: Mapping[str, Sequence[tuple[str, Sequence[int], Sequence[int]]]],
     axes_names: Sequence[str],
@@ -316,10 +254,6 @@ def resolution_staircases(
         path: of the pictures.
         title: above all.
     """
-    for name, steps in runs.items():
-        _check.some(f"runs[{name!r}]", steps)
-        for layer, *both in steps:
-            _as_long(f"axes_names and sizes of {layer} in runs[{name!r}]", axes_names, *both)
     columns = min(2, len(runs))
     figure, axes = _grid(len(runs), columns, width=8.4 / columns, height=2.4, sharey=True)
     sizes = [size for steps in runs.values() for _, *both in steps for end in both for size in end]
@@ -360,7 +294,6 @@ def resolution_staircases(
 # Many runs
 
 
-@_checked
 def trajectories_of_runs(
     runs: Mapping[str, Sequence[Sequence[StrideRow]]], path: str | Path, *, title: str, legend: str
 ) -> None:
@@ -374,7 +307,6 @@ def trajectories_of_runs(
     """
     layers = _by_layer(row for group in runs.values() for rows in group for row in rows)
     panels = [(layer, axis) for layer, by_axis in layers.items() for axis in by_axis]
-    _check.some("rows of runs", panels)
     columns = len(layers[panels[0][0]])
     width = max(4.2, 8.4 / columns)
     figure, axes = _grid(len(panels), columns, width=width, height=2.3, sharex=True, sharey="row")
@@ -396,7 +328,6 @@ def trajectories_of_runs(
     _save(figure, path)
 
 
-@_checked
 def learned_strides(
     strides: Mapping[str, Sequence[tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]]]]],
     axes_names: Sequence[str],
@@ -417,13 +348,7 @@ def learned_strides(
         title: above all.
         legend: title of the legend.
     """
-    for name, group in strides.items():
-        for initial, learned in group:
-            _has(f"initial strides in strides[{name!r}]", initial, learned)
-            for layer, ends in learned.items():
-                _as_long(f"axes_names and strides of {layer} in strides[{name!r}]", axes_names, initial[layer], ends)
     layers = list(dict.fromkeys(layer for group in strides.values() for _, learned in group for layer in learned))
-    _check.some("layers of strides", layers)
     figure, axes = _figure(len(axes_names), 1, width=max(6.4, 2.8 * len(layers)), height=3.2, sharex=True, sharey=True)
     for k, (panel, axis) in enumerate(zip(axes, axes_names, strict=True)):
         for x, layer in enumerate(layers):
@@ -452,7 +377,6 @@ def learned_strides(
     _save(figure, path)
 
 
-@_checked
 def striding_factors(
     factors: Mapping[str, tuple[float, Sequence[float]]], path: str | Path, *, title: str, legend: str
 ) -> None:
@@ -464,9 +388,6 @@ def striding_factors(
         title: above all.
         legend: what the names of `factors` are.
     """
-    for name, (initial, learned) in factors.items():
-        _check.some(f"learned in factors[{name!r}]", learned)
-        _check.positive(f"factors[{name!r}]", (initial, *learned))
     figure, (panel,) = _figure(1, 1, width=7, height=1.6 + 0.38 * len(factors))
     names = list(factors)
     for i, (initial, learned) in enumerate(factors.values()):
@@ -512,7 +433,6 @@ class Point(NamedTuple):
     deviation: float
 
 
-@_checked
 def pareto(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str | Path, *, title: str) -> None:
     """Accuracy against cost, with what each series can reach for at most some cost as a line.
 
@@ -521,10 +441,6 @@ def pareto(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: str | Path
         path: of the pictures.
         title: above all.
     """
-    _each_has_some(panels)
-    for p in (p for series in panels.values() for points in series.values() for p in points):
-        if not 0 < p.low <= p.cost <= p.high < math.inf or not 0 <= p.deviation < math.inf:
-            raise ValueError(f"points must have 0 < low <= cost <= high and a deviation >= 0, got {_check.shown(p)}")
     figure, axes = _figure(len(panels), 1, width=8.4, height=4.2)
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     for panel, (cost, series) in zip(axes, panels.items(), strict=True):
@@ -563,7 +479,6 @@ class Spread(NamedTuple):
     deviation: float
 
 
-@_checked
 def accuracy_bars(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path: str | Path, *, title: str) -> None:
     """Accuracies as bars with deviations: by panel, by method (colour) and by task (place). Table 1 of the paper.
 
@@ -572,7 +487,6 @@ def accuracy_bars(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path
         path: of the pictures.
         title: above all.
     """
-    _each_has_some(panels)
     figure, axes = _figure(len(panels), 1, width=8.4, height=3.0, sharey=True)
     methods = list(dict.fromkeys(method for panel in panels.values() for method in panel))
     wide = 0.8 / len(methods)
@@ -597,7 +511,6 @@ def accuracy_bars(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path
     _save(figure, path)
 
 
-@_checked
 def cutoff_points(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path: str | Path, *, title: str) -> None:
     """Cut-off frequencies: by axis (panel), by the way of reading (marker) and by task (place). Table 2 of the paper.
 
@@ -606,7 +519,6 @@ def cutoff_points(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path
         path: of the pictures.
         title: above all.
     """
-    _each_has_some(panels)
     figure, axes = _figure(1, len(panels), width=4.6, height=3.4)
     for panel, (name, series) in zip(axes, panels.items(), strict=True):
         tasks = list(dict.fromkeys(task for found in series.values() for task in found))
@@ -624,7 +536,6 @@ def cutoff_points(panels: Mapping[str, Mapping[str, Mapping[str, Spread]]], path
     _save(figure, path)
 
 
-@_checked
 def spectrograms(pictures: Mapping[str, Tensor], extent: tuple[float, float], path: str | Path, *, title: str) -> None:
     """Maps over time and frequency, pairs of before and after in rows.
 
@@ -634,10 +545,6 @@ def spectrograms(pictures: Mapping[str, Tensor], extent: tuple[float, float], pa
         path: of the pictures.
         title: above all.
     """
-    for name, values in pictures.items():
-        _shaped(name, values, "TF")
-    if len(pictures) % 2:
-        raise ValueError(f"pictures must be pairs of before and after, got {len(pictures)}")
     figure, axes = _figure(len(pictures) // 2, 2, width=4.4, height=2.9)
     for panel, (name, values) in zip(axes, pictures.items(), strict=True):
         panel.imshow(
@@ -650,7 +557,6 @@ def spectrograms(pictures: Mapping[str, Tensor], extent: tuple[float, float], pa
     _save(figure, path)
 
 
-@_checked
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Those points than which none is both cheaper and better, from the cheapest on."""
     best: list[Point] = []
@@ -766,28 +672,6 @@ def _legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[Any],
         handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / lines), title=title, frameon=False,
         fontsize="small", title_fontsize="small",
     )  # fmt: skip
-
-
-def _has(name: str, given: Mapping[str, Any], wanted: Iterable[str]) -> None:
-    if missing := [key for key in wanted if key not in given]:
-        raise ValueError(f"{name} must have {missing[0]!r}, got {', '.join(map(repr, given)) or 'none'}")
-
-
-def _each_has_some(panels: Mapping[str, Mapping[str, Collection[Any]]]) -> None:
-    for name, series in panels.items():
-        _check.some(f"panels[{name!r}]", series)
-        for key, found in series.items():
-            _check.some(f"panels[{name!r}][{key!r}]", found)
-
-
-def _as_long(name: str, *values: Sequence[Any] | Tensor) -> None:
-    if len(set(lengths := [len(each) for each in values])) > 1:
-        raise ValueError(f"{name} must be equally many, got {', '.join(map(str, lengths))}")
-
-
-def _shaped(name: str, values: Tensor, dims: str) -> None:
-    if values.ndim != len(dims) or (dims[0] == "3" != str(len(values))):
-        raise ValueError(f"{name} must have the shape [{', '.join(dims)}], got {tuple(values.shape)}")
 
 
 def _by_layer(rows: Iterable[StrideRow]) -> dict[str, dict[str, tuple[list[int], list[float]]]]:

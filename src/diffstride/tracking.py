@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from diffstride import _check
-from diffstride._check import UserError
+from diffstride._check import UserError, shown
 from diffstride._files import PATH_ERRORS, open_text, trouble, whole
 from diffstride._text import csv_cell
 from diffstride.nn.strides import learnable_layers
@@ -21,10 +20,6 @@ AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 def axis_names(ndim: int, given: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of `ndim` spatial axes: those given, where they are as many, else those of an image."""
-    if _check.whole("ndim", ndim) not in AXES:
-        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"names of axes must be a sequence of texts, got {_check.shown(given)}")
     return tuple(given) if len(given) == ndim else AXES[ndim]
 
 
@@ -81,8 +76,6 @@ def stride_rows(
     model: nn.Module, step: int, input_sizes: Mapping[str, tuple[int, ...]], axes: Sequence[str] = ()
 ) -> Iterator[StrideRow]:
     """A row per learnable layer and axis (named as in `axis_names`), for the layers whose input size is known."""
-    _check.whole("step", step, 0)
-    _check.a_mapping("input_sizes", input_sizes, "layers to sizes, as InputSizes.sizes is")
     for name, layer in learnable_layers(model):
         if name in input_sizes:
             new_sizes = layer.output_size(input_sizes[name])
@@ -93,28 +86,13 @@ def stride_rows(
 History = dict[tuple[str, str], list[StrideRow]]  # by layer and axis
 
 
-def _rows(name: str, rows: Any) -> list[StrideRow]:
-    """Check that what is given are rows, with steps and strides that are numbers."""
-    if not isinstance(rows, Iterable) or isinstance(rows, (str, StrideRow)):
-        raise TypeError(f"{name} must be a sequence of StrideRow, got {_check.shown(rows)}")
-    found = list(rows)
-    for row in found:
-        if not isinstance(row, StrideRow):
-            raise TypeError(f"{name} must be a sequence of StrideRow, got {_check.shown(row)} in it")
-        _check.whole(f"step in {name}", row.step)
-        _check.number(f"stride in {name}", row.stride)
-    return found
-
-
 def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
     """Append to a CSV file, with a header if it is new.
 
     Raises:
-        TypeError: what are no rows; nothing is written.
         UserError: no folder to write to, or a folder in place of the file.
     """
-    path = _check.target(path)
-    rows = _rows("rows", rows)
+    path = Path(path)
     new = not path.exists()
     with _named_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -158,7 +136,7 @@ def whole_number(text: str | None) -> int:
         ValueError: any other text.
     """
     if not (isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 18):
-        raise ValueError(f"a whole number must have 1 to 18 digits, got {_check.shown(text)}")
+        raise ValueError(f"a whole number must have 1 to 18 digits, got {shown(text)}")
     return int(text)
 
 
@@ -192,7 +170,7 @@ def read_dicts(path: str | Path) -> list[dict[str, str]]:
     Raises:
         UserError: a file that is no table.
     """
-    path = _check.a_path(path)
+    path = Path(path)
     if not path.exists():
         return []
     try:
@@ -204,8 +182,7 @@ def read_dicts(path: str | Path) -> list[dict[str, str]]:
 
 def drop_rows_from(path: str | Path, step: int) -> None:
     """Drop the rows of a CSV file from `step` on, which a resumed run writes again, and those without a step."""
-    _check.whole("step", step, 0)
-    path = _check.a_path(path)
+    path = Path(path)
     rows = read_dicts(path)
     if rows and "step" not in rows[0]:
         raise UserError(f"{path} is damaged, its rows have no step: remove it")

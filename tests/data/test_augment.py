@@ -94,14 +94,14 @@ def test_settings_of_one_do_not_leak_into_another(batch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pad_crop": -1}, "pad_crop must be 0 or more"),
-        ({"mixup": -0.1}, "mixup must be 0 or more"),
-        ({"resized_crop": 0}, "resized_crop must be at least 1"),
+        ({"pad_crop": -1}, "pad_crop must be >= 0"),
+        ({"mixup": -0.1}, "mixup must be >= 0"),
+        ({"resized_crop": 0}, "resized_crop must be >= 1"),
         ({"resized_crop": 8, "pad_crop": 2}, "exclude each other: set one"),
     ],
 )
 def test_bad_settings(settings, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         Augment(**settings)
 
 

@@ -430,14 +430,14 @@ def test_images_of_several_sizes(bad):
         ({"label_column": "img"}, "column 'img' holds no classes: set label_column to label"),
         ({"train_split": "trian"}, "no split 'trian': set train_split and test_split to two of train, test"),
         ({"train_samples": 31}, "train split has 30 images, not 31: lower"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"image_size": 0}, "image_size must be at least 1"),
-        ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"image_size": 0}, "image_size must be >= 1"),
+        ({"num_workers": -1}, "num_workers must be >= 0"),
         ({"augment": Augment(resized_crop=9)}, "set image_size to at least 9"),
     ],
 )
 def test_wrong_options(folder, options, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         ready(folder.path, **options)
 
 

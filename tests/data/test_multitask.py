@@ -233,7 +233,7 @@ class Broken(Numbered):
         ({"a": Numbered(4), "b": Numbered(4, width=2)}, 4, r"one shape, not \(1,\) for a and \(2,\) for b: change"),
         ({"a": Numbered(4), "b": Broken(4)}, 4, r"^task b: row 3 is missing: remove it$"),
         ({"a": Numbered(4), "b": Numbered(4)}, 9, r"batch_size 9 is larger than the 8 training samples of a rank"),
-        ({"a": Numbered(4), "b": Numbered(4)}, 0, r"batch_size must be at least 1, not 0"),
+        ({"a": Numbered(4), "b": Numbered(4)}, 0, r"batch_size must be >= 1, got 0"),
     ],
 )
 def test_mistakes_get_one_line(tasks, batch_size, message):
@@ -242,7 +242,7 @@ def test_mistakes_get_one_line(tasks, batch_size, message):
         data.setup()
         return data.train_dataloader()
 
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(ValueError, match=message) as error:
         start()
     assert "\n" not in str(error.value)
 

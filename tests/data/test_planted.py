@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffstride.data import DataError, PlantedBands
+from diffstride.data import PlantedBands
 from diffstride.functional import stride_mask
 
 
@@ -85,11 +85,11 @@ def test_images_are_a_function_of_the_seed():
         ({"band": (4, 12)}, r"band must be even and band < nuisance .*, not 12, 12"),
         ({"nuisance": (8, 20)}, r"nuisance <= size / 2, not 8, 20 and 32 / 2"),
         ({"size": (32,)}, r"size must be two positive numbers \(height, width\), not \(32,\)"),
-        ({"batch_size": 0}, r"batch_size must be at least 1, not 0"),
+        ({"batch_size": 0}, r"batch_size must be >= 1, got 0"),
     ],
 )
 def test_bad_settings(options, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         PlantedBands(**options)
 
 

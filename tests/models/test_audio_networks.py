@@ -183,7 +183,6 @@ def test_a_waveform_network_takes_every_way_that_one_axis_knows(method):
         (lambda: WaveformCNN(strides=[2, 2]), "strides must have 4 entries, got 2"),
         (lambda: WaveformCNN(strides=[(2, 2)] * 4), "stride must have 1 entries"),
         (lambda: WaveformCNN(ramp=0), "ramp must be > 0 and finite, got 0"),
-        (lambda: WaveformCNN(length=0), "length must be >= 1, got 0"),
         (lambda: WaveformCNN(width=-1), "width must be > 0 and finite, got -1"),
         (lambda: WaveformCNN(downsample="blur"), "another method than 'blur'"),
     ],

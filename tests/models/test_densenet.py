@@ -173,7 +173,6 @@ def test_strides_learn_cost_and_freeze():
     [
         ({"depth": 41}, "depth must be 6 n \\+ 4 .* got 41"),
         ({"depth": 4}, "depth must be 6 n \\+ 4 .* got 4"),
-        ({"growth": 0}, "growth must be >= 1, got 0"),
         ({"compression": 1.5}, "compression must be above 0 and at most 1, got 1.5"),
         ({"strides": ()}, "strides must have 1 to 3 entries .* got 0"),
         ({"strides": (1, 2, 2, 2)}, "strides must have 1 to 3 entries .* got 4"),

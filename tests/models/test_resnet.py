@@ -358,7 +358,7 @@ def test_wrong_number_of_strides_raises(depth, strides, message):
     ("kwargs", "message"),
     [
         ({"depth": 34}, "depth must be one of 18, 50, 56, got 34"),
-        ({"stem": "mnist"}, "stem must be cifar or imagenet, got 'mnist'"),
+        ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', got 'mnist'"),
         ({"width": 0.0}, "width must be > 0 and finite, got 0.0"),
         ({"downsample": "stride"}, "downsample must be one of 'conv', .*got 'stride'"),
     ],

@@ -363,7 +363,6 @@ def test_macs_of_volumes(stride, order):
         ((4, 6, 3, 2, "full"), ValueError, "padding must be one of 'same', 'valid', got 'full'"),
         ((4, 6, 3, 2, 1, 1, 3), ValueError, "in_channels must be divisible by groups=3, got 4"),
         ((4, 6, 3, 2, 1, 1, 1, True, "mirror"), ValueError, "padding_mode must be one of 'zeros'.*got 'mirror'"),
-        ((4, 6, 3, 2, 1, 1, 1, None), TypeError, "bias must be True or False, got None"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, error, message):

@@ -415,3 +415,21 @@ def test_excess_in_a_compiled_graph():
         layer.excess = (0,) * layer.ndim
         ds.refresh_sizes(layer)
         assert compiled(x).shape == layer(x).shape != expected.shape
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_stride_that_went_astray_names_its_layer(value):
+    layer = ds.DiffStride2d((2.0, 3.0), window="inner")
+    with torch.no_grad():
+        layer.stride[1] = value
+    with pytest.raises(ValueError, match=r"stride must be finite, got 2, \w+ in DiffStride2d\(stride=\(2, "):
+        layer(torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("layer", [ds.DiffStride2d(2.0), ds.SpectralPool2d(2.0)])
+@pytest.mark.parametrize("backend", ["fft", "matmul"])
+def test_an_empty_batch_works(layer, backend):
+    layer.backend = backend
+    y = layer(torch.empty(0, 3, 16, 17, requires_grad=True))
+    assert y.shape == (0, 3, *layer.output_size((16, 17)))
+    y.sum().backward()

@@ -123,15 +123,15 @@ def test_every_configuration_has_a_test():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("fsdd", ["--data.seconds", "0"], "seconds must be above 0 and finite, not 0.0"),
-        ("fsdd", ["--data.features.bands", "0"], "features.bands must be at least 1, not 0"),
+        ("fsdd", ["--data.seconds", "0"], "seconds must be > 0 and finite, got 0.0"),
+        ("fsdd", ["--data.features.bands", "0"], "features.bands must be >= 1, got 0"),
         ("fsdd", ["--data.features.bands", "x"], "data.features.bands must be a whole number, got x"),
         (
             "sounds",
             ["--data.pitches", "[300, 200]"],
             "pitches must be rising, from above 0 to below half of the sample",
         ),
-        ("cifar10", ["--data.image_size", "0"], "image_size must be at least 1, not 0"),
+        ("cifar10", ["--data.image_size", "0"], "image_size must be >= 1, got 0"),
     ],
 )
 def test_what_a_data_set_says_of_its_arguments_is_all_that_is_said(name, arguments, message, tmp_path):

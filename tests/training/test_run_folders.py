@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from errors import content
 from killing import PROCESSES, fit, start, warm_up
-from wrong import content
 
 from diffstride._check import UserError
 from diffstride.cli import main

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diffstride import _check
-from diffstride.data.base import DataError, above_zero
-from diffstride.data.sound import LogMel, SoundData, a_log_mel
+from diffstride.data.base import DataError
+from diffstride.data.sound import LogMel, SoundData
 from diffstride.data.sources import first_line
 from diffstride.data.stored import Split, StoredData
 
@@ -109,13 +109,11 @@ class AudioData(SoundData, StoredData):
             path, audio_column, label_column, train_split, test_split, batch_size, train_samples, test_samples,
             cache_gb, num_workers, seed, subset,
         )  # fmt: skip
-        _check.an_instance("audio_column", audio_column, (str, type(None)), "a text or None")
         if sample_rate is not None:
-            above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
-        above_zero("seconds", seconds)
+            _check.whole("sample_rate", sample_rate, 1)
+        _check.above_zero("seconds", seconds)
         if crop_seconds is not None:
-            above_zero("crop_seconds", crop_seconds)
-        a_log_mel(features)
+            _check.above_zero("crop_seconds", crop_seconds)
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, crop_seconds, features
 
     @property

@@ -12,7 +12,7 @@ from torch.distributions import Beta
 from torch.nn import functional as F
 
 from diffstride import _check
-from diffstride.data.base import DataError, at_least, not_negative
+from diffstride.data.base import DataError
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        at_least("augment.pad_crop", self.pad_crop, 0)
+        _check.whole("augment.pad_crop", self.pad_crop, 0)
         _check.one_of("augment.pad_mode", self.pad_mode, ("zeros", "reflect"))
-        _check.boolean("augment.flip", self.flip)
-        not_negative("augment.mixup", self.mixup)
+        _check.not_negative("augment.mixup", self.mixup)
         if self.resized_crop is not None:
-            at_least("augment.resized_crop", self.resized_crop, 1)
+            _check.whole("augment.resized_crop", self.resized_crop, 1)
         if self.resized_crop is not None and self.pad_crop:
             raise DataError("augment.resized_crop and augment.pad_crop exclude each other: set one of them")
 
@@ -58,10 +57,9 @@ class Augment:
             The images, and the labels as they were or, with mixup, class probabilities `[B, K]`.
         """
         _images(images)
-        _check.an_instance("labels", labels, Tensor, "a torch.Tensor")
         if labels.shape != images.shape[:1]:
             raise DataError(f"labels must have shape ({len(images)},), one for each image, not {tuple(labels.shape)}")
-        at_least("num_classes", num_classes, 1)
+        _check.whole("num_classes", num_classes, 1)
         spatial = _spatial(self, images.shape[-2], images.shape[-1])
         if spatial is not None:
             images = spatial(images)
@@ -88,7 +86,6 @@ class Augment:
 
 
 def _images(images: Tensor) -> None:
-    _check.an_instance("images", images, Tensor, "a torch.Tensor")
     if images.ndim != 4 or not images.is_floating_point():
         raise DataError(
             f"images must be floating point of shape [B, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -29,27 +28,6 @@ class DataError(UserError):
     def __init__(self, message: str) -> None:
         # A DataLoader worker re-raises with its whole traceback as the message: the last line is ours.
         super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
-
-
-def at_least(name: str, value: int, least: int) -> int:
-    """Check a setting that counts something."""
-    if _check.whole(name, value) < least:
-        raise DataError(f"{name} must be {f'at least {least}' if least else '0 or more'}, not {value}")
-    return value
-
-
-def above_zero(name: str, value: float) -> float:
-    """Check a setting that measures something."""
-    if not 0 < _check.number(name, value) < math.inf:
-        raise DataError(f"{name} must be above 0 and finite, not {value}")
-    return value
-
-
-def not_negative(name: str, value: float) -> float:
-    """Check a setting that may be 0: nothing of something."""
-    if not 0 <= _check.number(name, value) < math.inf:
-        raise DataError(f"{name} must be 0 or more and finite, not {value}")
-    return value
 
 
 class Axis(NamedTuple):
@@ -165,10 +143,10 @@ class ClassificationData(LightningDataModule):
 
     def __init__(self, batch_size: int = 128, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
-        at_least("batch_size", batch_size, 1)
-        at_least("num_workers", num_workers, 0)
-        if not 0 <= _check.whole("seed", seed) < 2**32:  # as numpy has it
-            raise DataError(f"seed must be between 0 and {2**32 - 1}, not {seed}")
+        _check.whole("batch_size", batch_size, 1)
+        _check.whole("num_workers", num_workers, 0)
+        if not 0 <= seed < 2**32:  # as numpy has it
+            raise DataError(f"seed must be between 0 and {2**32 - 1}, got {seed}")
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def load(self) -> None:
@@ -220,7 +198,7 @@ class ClassificationData(LightningDataModule):
         for name in "train_set", "test_set", "num_classes":
             if not hasattr(self, name):
                 raise DataError(f"{kind}.load must set {name}: it did not")
-        at_least("num_classes", self.num_classes, 1)
+        _check.whole("num_classes", self.num_classes, 1)
         if len(getattr(self, "classes", range(self.num_classes))) != self.num_classes:
             raise DataError(f"classes must be names of {self.num_classes} classes, not {_check.shown(self.classes)}")
         for name in "train_set", "test_set":
@@ -234,12 +212,8 @@ class ClassificationData(LightningDataModule):
                         f"labels of {name} must be from 0 to num_classes - 1, {self.num_classes - 1}, not from {least} "
                         f"to {most}"
                     )
-        _check.an_instance("axes", self.axes, Sequence, "a sequence of Axis")
         for axis in self.axes:
-            _check.an_instance("axes", axis, Axis, "a sequence of Axis")
-            above_zero(f"spacing of the axis {axis.name}", axis.spacing)
-        for name in "mean", "std":
-            _check.an_instance(name, getattr(self, name), (Tensor, type(None)), "a torch.Tensor or None")
+            _check.above_zero(f"spacing of the axis {axis.name}", axis.spacing)
 
     @property
     def outputs(self) -> int | dict[str, int]:
@@ -301,7 +275,7 @@ class ClassificationData(LightningDataModule):
         """
         inputs, targets = a_batch("batch", batch)
         if step is not None:
-            at_least("step", step, 0)
+            _check.whole("step", step, 0)
         inputs = as_float(inputs)
         if step is None:
             inputs = self.prepare_evaluation(inputs)

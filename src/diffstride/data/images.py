@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffstride import _check
 from diffstride.data.augment import Augment
-from diffstride.data.base import Batch, DataError, at_least
+from diffstride.data.base import Batch, DataError
 from diffstride.data.sources import first_line
 from diffstride.data.stored import Split, StoredData
 
@@ -98,10 +98,8 @@ class ImageData(StoredData):
             path, image_column, label_column, train_split, test_split, batch_size, train_samples, test_samples,
             cache_gb, num_workers, seed, subset,
         )  # fmt: skip
-        _check.an_instance("image_column", image_column, (str, type(None)), "a text or None")
         if image_size is not None:
-            at_least("image_size", image_size, 1)
-        _check.an_instance("augment", augment, (Augment, type(None)), "an Augment or None")
+            _check.whole("image_size", image_size, 1)
         self.decoder = ImageDecoder(image_size)
         self.settings = augment or Augment()
 

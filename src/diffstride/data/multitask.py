@@ -8,7 +8,6 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from diffstride import _check
 from diffstride.data.base import (
     Axis,
     Batch,
@@ -45,10 +44,6 @@ class MultiTask(ClassificationData):
 
     def __init__(self, tasks: dict[str, ClassificationData], batch_size: int = 128, seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        _check.an_instance("tasks", tasks, Mapping, "a mapping from names to data sets")
-        for task, data in tasks.items():
-            _check.an_instance("the name of a task", task, str, "a text")
-            _check.an_instance(f"tasks[{task!r}]", data, ClassificationData, "a ClassificationData")
         if len(tasks) < 2:
             raise DataError(f"tasks must be two or more, not {len(tasks)}")
         if batch_size < len(tasks):

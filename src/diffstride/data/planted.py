@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffstride import _check
-from diffstride.data.base import Batch, ClassificationData, DataError, at_least, not_negative
+from diffstride.data.base import Batch, ClassificationData, DataError
 
 
 class PlantedBands(ClassificationData):
@@ -58,11 +58,11 @@ class PlantedBands(ClassificationData):
             _check.a_sequence(name, pair)
             if len(pair) != 2 or min(_check.whole(name, n) for n in pair) < 1:
                 raise DataError(f"{name} must be two positive numbers (height, width), not {tuple(pair)}")
-        at_least("train_samples", train_samples, 1)
-        at_least("test_samples", test_samples, 1)
-        at_least("nuisance_waves", nuisance_waves, 0)
-        not_negative("nuisance_amplitude", nuisance_amplitude)
-        not_negative("noise", noise)
+        _check.whole("train_samples", train_samples, 1)
+        _check.whole("test_samples", test_samples, 1)
+        _check.whole("nuisance_waves", nuisance_waves, 0)
+        _check.not_negative("nuisance_amplitude", nuisance_amplitude)
+        _check.not_negative("noise", noise)
         for n, b, lowest in zip(size, band, nuisance, strict=True):
             if b % 2 or not b < lowest <= n / 2:
                 raise DataError(f"band must be even and band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")
@@ -72,7 +72,7 @@ class PlantedBands(ClassificationData):
 
     def stride_limits(self, smoothness: float) -> dict[str, tuple[float, float]]:
         """By axis, the strides that put the band `b` at a window's edge, `N/(2b)`, and its end, `N / (2 (b - R))`."""
-        not_negative("smoothness", smoothness)
+        _check.not_negative("smoothness", smoothness)
         return {
             axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
             for axis, n, b in zip(("height", "width"), self.size, self.band, strict=True)

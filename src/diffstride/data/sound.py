@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffstride import _check
-from diffstride.data.base import Axis, Batch, ClassificationData, DataError, above_zero, as_float, at_least, digest
+from diffstride.data.base import Axis, Batch, ClassificationData, DataError, as_float, digest
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LogMel:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        at_least("features.bands", self.bands, 1)
+        _check.whole("features.bands", self.bands, 1)
         for name in ("window", "hop", "floor"):
-            above_zero(f"features.{name}", getattr(self, name))
+            _check.above_zero(f"features.{name}", getattr(self, name))
         _check.number("features.lowest", self.lowest)
         if self.highest is not None:
             _check.number("features.highest", self.highest)
@@ -50,7 +50,6 @@ class LogMel:
     def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
         """Spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
         window, hop, n_fft = self.samples(sample_rate)
-        _check.an_instance("waves", waves, Tensor, "a torch.Tensor")
         if waves.ndim != 2 or not waves.is_floating_point() or waves.shape[1] < hop:
             raise DataError(
                 f"waves must be floating point of shape [B, T], T at least a hop of {hop} samples, not {waves.dtype} "
@@ -71,7 +70,7 @@ class LogMel:
 
     def samples(self, sample_rate: int) -> tuple[int, int, int]:
         """Samples of the window, of the hop and of the Fourier transform, the next power of two."""
-        above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
+        _check.whole("sample_rate", sample_rate, 1)
         window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
         if not 1 <= hop <= window:
             raise DataError(
@@ -79,11 +78,6 @@ class LogMel:
                 f"at {sample_rate} Hz"
             )
         return window, hop, 1 << (window - 1).bit_length()
-
-
-def a_log_mel(features: object) -> None:
-    """Check the features of a set of sounds."""
-    _check.an_instance("features", features, (LogMel, type(None)), "a LogMel or None")
 
 
 @lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffstride import _check
 from diffstride._files import open_regular
 from diffstride.data import cache
-from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, at_least, digest, not_negative
+from diffstride.data.base import Batch, BatchDataset, ClassificationData, DataError, digest
 from diffstride.data.folders import canonical, shared
 from diffstride.data.sources import ROWS, Array, Decoder, Source, base_and_part, columns, open_source
 
@@ -50,17 +50,12 @@ class StoredData(ClassificationData):
         subset: str | None,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        _check.an_instance("path", path, (str, os.PathLike), "a path or a name on the hub")
         if not os.fspath(path):
             raise DataError("path must not be empty: give a local path, or a name on the hub")
-        for name, text in ("train_split", train_split), ("test_split", test_split):
-            _check.an_instance(name, text, str, "a text")
-        for name, given in ("label_column", label_column), ("subset", subset):
-            _check.an_instance(name, given, (str, type(None)), "a text or None")
         for name, value in ("train_samples", train_samples), ("test_samples", test_samples):
             if value is not None:
-                at_least(name, value, 1)
-        not_negative("cache_gb", cache_gb)
+                _check.whole(name, value, 1)
+        _check.not_negative("cache_gb", cache_gb)
         self.path, self.subset, self.cache_gb = os.fspath(path), subset, cache_gb
         self.column, self.label_column = column, label_column
         self.train_split, self.test_split = train_split, test_split
@@ -80,7 +75,6 @@ class StoredData(ClassificationData):
 
     def read(self, file: Path) -> Tensor:
         """Return one raw sample from a file on disk."""
-        _check.an_instance("file", file, (str, os.PathLike), "a path")
         try:
             with open_regular(file, self.decoder.largest) as content:
                 return torch.from_numpy(self.decoder(content))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffstride import _check
-from diffstride.data.base import Batch, DataError, above_zero, at_least, not_negative, seed_of
-from diffstride.data.sound import LogMel, SoundData, a_log_mel
+from diffstride.data.base import Batch, DataError, seed_of
+from diffstride.data.sound import LogMel, SoundData
 
 # Amplitudes of the harmonics 1, 2, 3, ..
 TIMBRES = {
@@ -65,21 +65,19 @@ class SyntheticSounds(SoundData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        above_zero("sample_rate", _check.whole("sample_rate", sample_rate))
-        above_zero("seconds", seconds)
+        _check.whole("sample_rate", sample_rate, 1)
+        _check.above_zero("seconds", seconds)
         if not isinstance(task, str) or task not in TASKS:
             near = _check.did_you_mean(task, TASKS)
             raise DataError(f"task must be one of {', '.join(TASKS)}, not {_check.shown(task)}{near}")
-        _check.a_list("pitches", pitches)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
             raise DataError(
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
-        at_least("train_samples", train_samples, 1)
-        at_least("test_samples", test_samples, 1)
-        not_negative("noise", noise)
-        a_log_mel(features)
+        _check.whole("train_samples", train_samples, 1)
+        _check.whole("test_samples", test_samples, 1)
+        _check.not_negative("noise", noise)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples
@@ -90,7 +88,7 @@ class SyntheticSounds(SoundData):
         On `N` samples it has `b = max(pitches) * seconds` cycles: the edge is there for `N / (2 b)`, the end of a ramp
         of `smoothness` bins for `N / (2 (b - smoothness))`.
         """
-        not_negative("smoothness", smoothness)
+        _check.not_negative("smoothness", smoothness)
         n, b = round(self.seconds * self.inputs.sample_rate), self.pitches[-1] * self.seconds
         return n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf
 

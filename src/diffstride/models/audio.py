@@ -42,8 +42,6 @@ class SpectrogramBlock(nn.Sequential):
         downsample: str | DownsampleFactory = "diffstride",
         downsample_options: Mapping[str, Any] | None = None,
     ) -> None:
-        _check.positive_int("in_channels", in_channels)
-        _check.positive_int("channels", channels)
         options = check_downsample(downsample, [stride], downsample_options)
         whole, down = make_downsample(downsample, stride, **options)
         time, frequency = (whole, whole) if isinstance(whole, int) else whole
@@ -157,7 +155,6 @@ class WaveformCNN(Network):
         super().__init__()
         check_ends(in_channels, num_classes)
         _check.above_zero("ramp", ramp)
-        _check.positive_int("length", length)
         channels = widened(_WAVEFORM_CHANNELS, width)
         check_strides(strides, len(channels), len(channels))
         given = check_downsample(downsample, strides, downsample_options, ndim=1)

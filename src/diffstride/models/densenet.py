@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride import _check
 from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
 from diffstride.models.network import Network, check_batch, check_ends, draw_convolutions, make_classifier
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
@@ -26,8 +25,6 @@ class DenseLayer(nn.Module):
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
-        _check.positive_int("in_channels", in_channels)
-        _check.positive_int("growth", growth)
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, 4 * growth, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(4 * growth)
@@ -99,10 +96,9 @@ class DenseNet(Network):
     ) -> None:
         super().__init__()
         check_ends(in_channels, num_classes)
-        if _check.whole("depth", depth) < 10 or (depth - 4) % 6:
+        if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6 n + 4 with n >= 1, as 40 and 100 are, got {depth}")
-        _check.positive_int("growth", growth)
-        if not 0 < _check.number("compression", compression) <= 1:
+        if not 0 < compression <= 1:
             raise ValueError(f"compression must be above 0 and at most 1, got {compression}")
         check_strides(strides, 1, 3, " (the stem and 2 transitions, counted from the last)")
         options = check_downsample(downsample, strides, downsample_options)

@@ -70,14 +70,11 @@ class ResidualBlock(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check.positive_int("in_channels", in_channels)
-        _check.whole_numbers("channels", channels)
-        _check.whole_numbers("kernels", kernels)
         if len(kernels) != len(channels):
             raise ValueError(f"kernels must have an entry for each of channels, {len(channels)}, got {len(kernels)}")
         if 3 not in kernels or not all(kernel % 2 for kernel in kernels):
             raise ValueError(f"kernels must be odd, with a 3 that downsamples, got {tuple(kernels)}")
-        self.preactivation = _check.boolean("preactivation", preactivation)
+        self.preactivation = preactivation
         check_downsample(downsample, [1.0 if stride is None else stride], options, name="options")
         self.downsample_at = kernels.index(3)
         conv_stride, self.down = _downsample(downsample, stride, options)
@@ -168,12 +165,9 @@ class ResNet(Network):
     ) -> None:
         super().__init__()
         check_ends(in_channels, num_classes)
-        _check.boolean("preactivation", preactivation)
-        if _check.whole("depth", depth) not in _ARCHITECTURES:
+        if depth not in _ARCHITECTURES:
             raise ValueError(f"depth must be one of {', '.join(map(str, _ARCHITECTURES))}, got {depth!r}")
-        if stem not in _STEMS:
-            near = _check.did_you_mean(stem, _STEMS)
-            raise ValueError(f"stem must be {' or '.join(_STEMS)}, got {_check.shown(stem)}{near}")
+        _check.one_of("stem", stem, _STEMS)
         arch = _ARCHITECTURES[depth]
         places = 1 + len(arch.blocks)
         strides = [2.0] * (places - 2) if strides is None else strides

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride import _check
 from diffstride.models.downsample import DownsampleFactory, Stride, check_downsample, check_strides, make_downsample
 from diffstride.models.network import Network, check_batch, check_ends, make_classifier
 
@@ -45,7 +44,6 @@ class TinyCNN(Network):
     ) -> None:
         super().__init__()
         check_ends(in_channels, num_classes)
-        _check.positive_int("width", width)
         check_strides(strides, 1, 1)
         options = check_downsample(downsample, strides, downsample_options)
         conv_stride, down = make_downsample(downsample, strides[0], **options)

@@ -122,9 +122,9 @@ class DiffStrideConvNd(LearnableStrides):
             device=device,
             dtype=dtype,
         )
-        self.in_channels = _check.positive_int("in_channels", in_channels)
-        self.out_channels = _check.positive_int("out_channels", out_channels)
-        self.groups = _check.positive_int("groups", groups)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.groups = groups
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} must be divisible by groups={groups}, got {channels}")
@@ -135,7 +135,7 @@ class DiffStrideConvNd(LearnableStrides):
         self.weight = nn.Parameter(
             torch.empty(self.out_channels, self.in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
         )
-        if _check.boolean("bias", bias):
+        if bias:
             self.bias = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffstride import _check
 from diffstride.nn.strides import learnable_layers
 
 
@@ -30,9 +29,6 @@ def replicate_strides(model: nn.Module, group: dist.ProcessGroup | None = None) 
     Raises:
         ValueError: no process group, a stride on the meta device, one that is sharded already.
     """
-    _check.a_module("model", model)
-    if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a torch.distributed.ProcessGroup or None, got {_check.shown(group)}")
     if not dist.is_initialized():
         raise ValueError("group must be initialized, got none: call torch.distributed.init_process_group first")
     found: dict[str, Tensor] = {

@@ -62,8 +62,6 @@ class Exploration(ABC):
         Raises:
             ValueError: a step below 0, no steps, a stride that is not finite.
         """
-        _check.a_module("model", model)
-        _check.whole("seed", seed)
         progress = _check.whole("step", step, 0) / (self.until * _check.positive_int("steps", steps))
         factors = {}
         if progress < 1:

@@ -60,13 +60,12 @@ class LearnableStrides(Traceable):
     ) -> None:
         super().__init__()
         _check.parameter_dtype(dtype)
-        _check.a_device(device)
         initial = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
         self.smoothness = _check.positive_smoothness(smoothness)
         self.bounds = lower, upper = _check.stride_bounds(bounds)
         if not all(lower <= s and (upper is None or s <= upper) for s in initial):
             raise ValueError(f"stride must lie within bounds {self.bounds}, got {initial}")
-        self.shared = _check.boolean("shared", shared)
+        self.shared = shared
         if shared and len(set(initial)) > 1:
             raise ValueError(f"stride must be one number when shared=True, got {initial}")
         self.window: Window = _check.one_of("window", window, WINDOWS)  # type: ignore[assignment]

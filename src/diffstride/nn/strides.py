@@ -25,7 +25,6 @@ def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]
 
 def all_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
     """The same with every layer, also those that share a stride with one before."""
-    _check.a_module("model", model)
     for name, module in model.named_modules():
         if isinstance(module, LearnableStrides):
             yield name, module

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
 import resource
 import statistics
@@ -22,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
-from diffstride import __version__, _check, plotting, tracking
+from diffstride import __version__, plotting, tracking
 from diffstride._check import UserError, WorkError
 from diffstride._files import write_whole
 from diffstride.cost import Macs, count_macs, stride_cost
@@ -133,8 +132,7 @@ class StrideHistory(Callback):
     """
 
     def __init__(self, path: Path, every_n_steps: int = 10) -> None:
-        _check.an_instance("path", path, (str, os.PathLike), "a path")
-        self.path, self.every_n_steps = Path(path), _check.positive_int("every_n_steps", every_n_steps)
+        self.path, self.every_n_steps = Path(path), every_n_steps
         self._written = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,7 +220,6 @@ class WriteResult(Callback):
     has_stepped = False  # in this process
 
     def __init__(self, folder: Path) -> None:
-        _check.an_instance("folder", folder, (str, os.PathLike), "a path")
         self.folder = Path(folder)
         self._ends: list[float] = []
         self._seconds = 0.0
@@ -275,8 +272,6 @@ class WriteResult(Callback):
 
     def write(self, trainer: Trainer, module: Classifier) -> None:
         """Write the result of a run that has ended."""
-        _check.an_instance("trainer", trainer, Trainer, "a Trainer")
-        _check.an_instance("module", module, Classifier, "a Classifier")
         if trainer.lightning_module is not module or trainer.datamodule is None:  # type: ignore[attr-defined]
             raise UserError("trainer must have trained this module, with trainer.fit(module, datamodule=data)")
         result = self._result(trainer, module)

@@ -70,9 +70,6 @@ class Classifier(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        _check.a_module("network", network)
-        _check.a_list("learning_rates", learning_rates)
-        _check.a_list("milestones", milestones, _check.whole)
         if len(learning_rates) != len(milestones) + 1:
             raise ValueError(
                 f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
@@ -88,18 +85,13 @@ class Classifier(LightningModule):
             ("momentum", momentum, 1),
             ("label_smoothing", label_smoothing, 1),
         ):
-            if not 0 <= _check.number(name, value) < most:
+            if not 0 <= value < most:
                 raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
-        if stride_clip is not None and not _check.number("stride_clip", stride_clip) > 0:
+        if stride_clip is not None and not stride_clip > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
-        _check.an_instance(
-            "task_weights", task_weights, (Mapping, type(None)), "a mapping from tasks to weights or None"
-        )
         for task, weight in (task_weights or {}).items():
-            if not 0 <= _check.number("task_weights", weight) < math.inf:
+            if not 0 <= weight < math.inf:
                 raise ValueError(f"task_weights must be >= 0 and finite, got {weight} for {task}")
-        _check.an_instance("exploration", exploration, (Exploration, type(None)), "a Sweep, a Jitter or None")
-        _check.boolean("channels_last", channels_last)
         self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
@@ -110,7 +102,7 @@ class Classifier(LightningModule):
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
         self.has_strides = any(True for _ in learnable_layers(network))
-        if budget is not None and not _check.number("budget", budget) > 0:
+        if budget is not None and not budget > 0:
             raise ValueError(f"budget must be > 0, got {budget}")
         if budget is not None and not self.has_strides:
             raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")

@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from diffstride import _check
 from diffstride._check import UserError
 from diffstride.nn.explore import Exploration
 from diffstride.nn.strides import all_layers
@@ -37,9 +36,6 @@ class ExploreStrides(Callback):
     """
 
     def __init__(self, exploration: Exploration, seed: int | None = None) -> None:
-        _check.an_instance("exploration", exploration, Exploration, "a Sweep, a Jitter or another Exploration")
-        if seed is not None:
-            _check.whole("seed", seed)
         self.exploration, self.seed = exploration, seed
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._share = 1.0
@@ -90,7 +86,6 @@ class ExploreStrides(Callback):
 
     def samples(self, batch_size: int) -> int:
         """How many of a batch's samples the present step should take."""
-        _check.positive_int("batch_size", batch_size)
         return min(max(2, round(self._share * batch_size)), batch_size)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -30,7 +30,7 @@ from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 import diffstride.data
-import diffstride.models  # noqa: F401 - so that classes are found by their bare names
+import diffstride.models
 from diffstride import tracking
 from diffstride._check import InterruptedWorkError, UserError, WorkError
 from diffstride._files import DISK_ERRORS, sweep, whole, write_whole
@@ -495,7 +495,8 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
 
 def _own_words(error: BaseException | None) -> str | None:
     """What a class of ours has said of its arguments, where the parser has wrapped it in words of its own."""
-    return next((str(one) for one in _causes(error) if isinstance(one, UserError)), None)
+    own = os.path.dirname(diffstride.__file__)
+    return next((str(one) for one in _causes(error) if isinstance(one, UserError) or _is_of(own, one)), None)
 
 
 def _is_of_other_processes(error: Exception) -> bool:
@@ -505,9 +506,13 @@ def _is_of_other_processes(error: Exception) -> bool:
 
 def _is_of_lightning(error: Exception) -> bool:
     """Return whether Lightning itself raised an error: of a callback that the user has set wrongly, mostly."""
+    return isinstance(error, RuntimeError | ValueError) and _is_of(os.path.dirname(lightning.pytorch.__file__), error)
+
+
+def _is_of(package: str, error: BaseException) -> bool:
+    """Return whether code of a package raised an error."""
     places = traceback.extract_tb(error.__traceback__)
-    own = os.path.dirname(lightning.pytorch.__file__)
-    return isinstance(error, RuntimeError | ValueError) and bool(places) and places[-1].filename.startswith(own)
+    return bool(places) and places[-1].filename.startswith(package)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
