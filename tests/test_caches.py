@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import diffstride as ds
+from diffstride import trace
 from diffstride._check import UserError
 
 TABLE = None
@@ -303,6 +304,26 @@ def test_a_table_of_the_inputs_is_made_anew():
     ds.plan(model, x)
     assert not kept
     torch.testing.assert_close(model(x), (y[..., :2] * y[0, 0, :2]).sum(-1) / 30)
+
+
+def test_a_table_that_cannot_be_made_is_removed():
+    """Shapes alone say nothing of an operation that fails for values."""
+    kept = {}
+
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv1d(1, 4, 5, 2), Growing()
+
+        def forward(self, x):
+            y = self.conv(x)
+            kept.setdefault("chosen", ramp(y.shape[-1]).index_select(0, torch.tensor([1000])))
+            return (y * self.scale(y)).mean(-1)
+
+    model = Choosing()
+    trace.run(model, trace.ExampleInputs(torch.randn(2, 1, 64)), lambda *_: None, symbolic_inputs=True)
+    assert not kept
+    torch.testing.assert_close(model.scale.kept, torch.arange(1.0, 31.0))
 
 
 def test_tensors_outside_of_the_model_are_not_written_to():

@@ -72,7 +72,7 @@ class TraceTensors:
         _substitute(sizes, list(map(self._number, sizes)))
         self._made.clear()
         self._sizes.clear()
-        self._replay.clear()
+        self._replay = Replay(self._number)
 
     def _alive(self) -> list[Tensor]:
         return [tensor for made in self._made if (tensor := made()) is not None]

@@ -100,15 +100,12 @@ class Replay:
             for step in reversed(steps):
                 try:
                     args, kwargs = pytree.tree_map(true, (step.args, step.kwargs), is_leaf=_is_recorded)
-                except LookupError:  # it used a tensor whose values have changed meanwhile
+                    output = step.operation(*args, **kwargs)
+                except (LookupError, RuntimeError):  # a tensor has changed or was not made, or the values do not fit
                     continue
-                made |= zip(step.places, tensors_in(step.operation(*args, **kwargs)), strict=True)
+                made |= zip(step.places, tensors_in(output), strict=True)
         found = [(tensor, made.get(self._places[tensor])) for tensor in wanted]
         return [(tensor, value) for tensor, value in found if value is not None]
-
-    def clear(self) -> None:
-        """Forget all."""
-        self.__init__(self._number)  # type: ignore[misc]
 
     def _has_values(self, tensor: Tensor) -> bool:
         return not _is_fake(tensor) or (tensor in self._places and storage_of(tensor) in self._storages)
