@@ -76,7 +76,6 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     The model runs in evaluation mode and is left in the mode it was in.
 
     Raises:
-        TypeError: what is no module.
         UserError: inputs that the model does not run on.
     """
     convolutions = 0  # of layers that resample and convolve

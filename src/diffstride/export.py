@@ -102,7 +102,6 @@ def to_onnx(
             `session.get_modelmeta().custom_metadata_map`.
 
     Raises:
-        TypeError: an argument of the wrong type.
         UserError: a missing package, no folder to write to, inputs without a batch axis; all that `freeze` raises.
         WorkError: a model that PyTorch cannot export, or a file that gives other numbers than the model (1e-4).
     """
@@ -158,7 +157,6 @@ def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, st
         The path.
 
     Raises:
-        TypeError: an argument of the wrong type.
         UserError: a missing package, no folder to write to, a state that is not made of dense tensors of common types.
     """
     require_safetensors()

@@ -77,7 +77,6 @@ class AudioCNN(Network):
         ``[B, in_channels, T, F]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
 
     Raises:
-        TypeError: An argument of the wrong type.
         ValueError: Not six strides, one that ``make_downsample`` refuses, a width not above 0, no channels or classes.
     """
 
@@ -135,9 +134,8 @@ class WaveformCNN(Network):
         ``[B, in_channels, T]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
 
     Raises:
-        TypeError: An argument of the wrong type.
-        ValueError: Not four strides, one that ``make_downsample`` refuses, ``length`` below 1, ``width`` or ``ramp``
-            not above 0, no channels or classes.
+        ValueError: Not four strides, one that ``make_downsample`` refuses, ``width`` or ``ramp`` not above 0, no
+            channels or classes.
     """
 
     def __init__(

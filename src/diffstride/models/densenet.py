@@ -74,8 +74,7 @@ class DenseNet(Network):
         downsample_options: See :class:`~diffstride.models.ResNet`.
 
     Raises:
-        TypeError: An argument of the wrong type.
-        ValueError: A depth that is not ``6 n + 4``; no strides or more than three; a growth below 1; a compression out
+        ValueError: A depth that is not ``6 n + 4``; no strides or more than three; a compression out
             of range; no channels or classes; a stride or method that :func:`make_downsample` refuses.
 
     Shape:

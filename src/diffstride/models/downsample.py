@@ -52,8 +52,7 @@ def make_downsample(
     Raises:
         ValueError: An unknown method, a stride below 1 or not finite or of more than ``ndim`` entries, a fractional
             stride with a method of integer strides, ``"blur"`` on waveforms.
-        TypeError: An option that ``DiffStride2d`` does not have, a stride that is neither a number nor a pair, a
-            function that gives something else than a layer.
+        TypeError: An option that ``DiffStride2d`` does not have, a stride that is neither a number nor a pair.
         ModuleNotFoundError: ``"blur"`` without kornia.
     """
     strides = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, ndim))
@@ -93,9 +92,8 @@ def check_downsample(
     options: Mapping[str, Any] | None,
     *,
     ndim: int = 2,
-    name: str = "downsample_options",
 ) -> dict[str, Any]:
-    """Check what a network's layers will be made of before the first is made; the options, `name` to the user."""
+    """Check what a network's layers will be made of before the first is made, and return the options."""
     options = dict(options or {})
     for stride in strides:
         # What a function gives cannot be known without a call, which may draw random numbers.

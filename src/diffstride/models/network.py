@@ -31,8 +31,7 @@ class Heads(nn.ModuleDict):
         num_classes: Number of classes by the name of the task.
 
     Raises:
-        TypeError: Something else than a mapping from names to ints.
-        ValueError: No task, or a name with a dot; a task without classes.
+        ValueError: No task, or a name with a dot.
     """
 
     def __init__(self, in_features: int, num_classes: Mapping[str, int]) -> None:

@@ -53,8 +53,7 @@ class ResidualBlock(nn.Module):
         options: See :func:`make_downsample`.
 
     Raises:
-        TypeError: An argument of the wrong type.
-        ValueError: Numbers of channels or kernel sizes that make no block; a stride or method that
+        ValueError: Kernel sizes that make no block; a stride or method that
             :func:`make_downsample` refuses.
     """
 
@@ -75,7 +74,7 @@ class ResidualBlock(nn.Module):
         if 3 not in kernels or not all(kernel % 2 for kernel in kernels):
             raise ValueError(f"kernels must be odd, with a 3 that downsamples, got {tuple(kernels)}")
         self.preactivation = preactivation
-        check_downsample(downsample, [1.0 if stride is None else stride], options, name="options")
+        check_downsample(downsample, [1.0 if stride is None else stride], options)
         self.downsample_at = kernels.index(3)
         conv_stride, self.down = _downsample(downsample, stride, options)
         widths = [in_channels, *channels]
@@ -142,7 +141,6 @@ class ResNet(Network):
             downsampling layer. Methods that have no such option leave it aside.
 
     Raises:
-        TypeError: An argument of the wrong type.
         ValueError: More strides than there are places, or none; an unknown depth or stem; a width not above 0; no
             channels or classes; a stride or method that :func:`make_downsample` refuses.
 

@@ -27,7 +27,6 @@ class TinyCNN(Network):
         `[B, in_channels, H, W]` to `[B, num_classes]`.
 
     Raises:
-        TypeError: An argument of the wrong type.
         ValueError: More or fewer than one stride, or one that `make_downsample` refuses; a number of channels or
             classes below 1.
     """
