@@ -225,6 +225,29 @@ def test_a_worker_that_is_killed_is_named_with_the_cure(pictures, tmp_path, monk
     assert "--ckpt_path last" in error
 
 
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "reset"), FileNotFoundError(2, "gone"), EOFError()])
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_named_with_the_cure(
+    broken, pictures, tmp_path, monkeypatch, capsys
+):
+    def client(*_, **__):
+        raise broken
+
+    class Breaks(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == 5:
+                patch.setattr("multiprocessing.connection.Client", client)
+
+    arguments = [*pictures, "--data.num_workers", "2", "--trainer.max_epochs", "1000", "--runs", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Breaks)
+        assert main(["fit", *arguments, "--name", "x"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "DataLoader worker (pid unknown) ended while it handed over a batch" in error
+    assert "lower data.num_workers" in error
+    assert "--ckpt_path last" in error
+
+
 def test_a_picture_that_a_worker_cannot_read_is_named(pictures, tmp_path, capsys):
     broken = tmp_path / "set" / "train" / "class1" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -281,12 +282,10 @@ class FitCLI(LightningCLI):
             if not self._is_first:  # which prints for all; with another status, Lightning would kill it
                 sys.exit(0)
             raise InterruptedWorkError(f"interrupted: {self._how_to_go_on()}") from stop
-        except OSError as error:
-            if not _is_of_a_disk(error):
-                raise
-            where = error.filename or f"in {self.run_folder}"  # a write itself has no name
-            raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
         except Exception as error:
+            if isinstance(error, OSError) and _is_of_a_disk(error):
+                where = error.filename or f"in {self.run_folder}"  # a write itself has no name
+                raise UserError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
             if (explained := self._explained(error)) is None:
                 raise
             raise explained from error
@@ -297,21 +296,26 @@ class FitCLI(LightningCLI):
             if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker (pid"):
                 if "Terminated" in str(one):  # who ends a whole group of processes ends the workers, too
                     return InterruptedWorkError(f"interrupted: {self._how_to_go_on()}")
-                return WorkError(
-                    f"{one_line(one).rstrip('.')}: lower data.num_workers or data.batch_size if memory was short, then "
-                    f"{self._how_to_go_on()}"
+                return self._lost_worker(one_line(one).rstrip("."))
+            if _is_of_a_handover(one):  # PyTorch did not yet know that it has ended
+                return self._lost_worker(
+                    f"DataLoader worker (pid unknown) ended while it handed over a batch ({one!r})"
                 )
         if self.trainer.world_size > 1 and _is_of_other_processes(error):
             return WorkError(f"another process of the training has ended: {self._how_to_go_on()}")
         if _is_of_lightning(error):
             return UserError(one_line(error))
-        if self.resumed_step is None or self.result.has_stepped:
+        if self.resumed_step is None or self.result.has_stepped or isinstance(error, OSError):
             return None
         # Whatever libraries make of a checkpoint that is damaged, or of another program.
         return UserError(
             f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give another "
             "checkpoint with --ckpt_path, or start without it"
         )
+
+    def _lost_worker(self, what: str) -> WorkError:
+        cure = "lower data.num_workers or data.batch_size if memory was short"
+        return WorkError(f"{what}: {cure}, then {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
         resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
@@ -502,6 +506,13 @@ def _own_words(error: BaseException | None) -> str | None:
 def _is_of_other_processes(error: Exception) -> bool:
     """Return whether a process has waited in vain for another one."""
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
+def _is_of_a_handover(error: BaseException) -> bool:
+    """Return whether a connection to a worker of a data loader broke while tensors came through it."""
+    places = traceback.extract_tb(error.__traceback__)
+    handover = any(place.filename == resource_sharer.__file__ for place in places)
+    return handover and isinstance(error, OSError | EOFError)
 
 
 def _is_of_lightning(error: Exception) -> bool:
