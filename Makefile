@@ -25,10 +25,10 @@ test-long: env   ## all tests, the slow ones too
 	$(BIN)/pytest -n auto -m "long or not long"
 
 fuzz: env        ## 20,000 random calls against the naive formulas, from a new seed (ten minutes)
-	$(BIN)/python tests/fuzz.py --out results/fuzz-cpu.json
+	$(BIN)/python -m tools.fuzz --out results/fuzz-cpu.json
 
 versions: env    ## the tests with the lowest and newest of each dependency, on several Pythons (half an hour, 30 GB)
-	$(BIN)/python tests/versions.py --out results/versions.json
+	$(BIN)/python -m tools.versions --out results/versions.json
 
 check: env       ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -48,4 +48,4 @@ dist: env        ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --outdir dist .
 
 smoke: dist      ## what is in dist/, installed in empty environments, does its work
-	tests/smoke.sh $(PYTHON)
+	tools/smoke.sh $(PYTHON)

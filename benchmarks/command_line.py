@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
-from diffstride import _check
-from diffstride.data import PlantedBands
-from diffstride.studies.parser import CommandParser, check_file
-from diffstride.studies.results import Row, read_study
+from diffstride import _validation
+from diffstride._text import one_line
+from diffstride.errors import UsageError
+from diffstride.experiments.data import PlantedBands
+from diffstride.experiments.parser import CommandParser, check_file
+from diffstride.experiments.studies.results import Row, read_study
 
 
 class Parser(CommandParser):
@@ -32,7 +34,7 @@ class Parser(CommandParser):
         try:
             yield
         except (OSError, ValueError) as error:
-            self.exit(2, f"{self.prog}: error: {_check.first_words(error, 400)}\n")
+            self.exit(2, f"{self.prog}: error: {one_line(error, 400)}\n")
 
 
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -42,7 +44,7 @@ def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return check(text)
         except (ValueError, RuntimeError) as error:
-            raise argparse.ArgumentTypeError(_check.first_words(error)) from error
+            raise argparse.ArgumentTypeError(one_line(error)) from error
 
     return convert
 
@@ -50,7 +52,7 @@ def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
 @_argument
 def output(text: str) -> Path:
     """A file that can be written."""
-    path = _check.a_path(text)
+    path = _validation.a_path(text)
     check_file(path)
     return path
 
@@ -58,14 +60,14 @@ def output(text: str) -> Path:
 @_argument
 def torch_device(text: str) -> torch.device:
     """A device that torch has here."""
-    _check.a_device(text)
+    _validation.a_device(text)
     return torch.device(text)
 
 
 @_argument
 def pictures(text: str) -> Path:
     """Pictures that can be written: a path without suffix."""
-    path = _check.a_path(text)
+    path = _validation.a_path(text)
     for suffix in (".png", ".svg"):
         check_file(path.with_suffix(suffix))
     return path
@@ -87,13 +89,13 @@ def runs_of(folder: Path, *axes: str) -> list[Row]:
     """The runs that are done of a study that varies these axes.
 
     Raises:
-        UserError: another folder.
+        UsageError: another folder.
     """
     rows = [row for row in read_study(folder)[1] if row.result is not None]
     if not rows:
-        raise _check.UserError(f"{folder} must be a study with runs that are done, got none")
+        raise UsageError(f"{folder} must be a study with runs that are done, got none")
     if missing := [axis for axis in axes if any(axis not in row.axes for row in rows)]:
-        raise _check.UserError(f"{folder} must be a study that varies {', '.join(axes)}, got none for {missing[0]}")
+        raise UsageError(f"{folder} must be a study that varies {', '.join(axes)}, got none for {missing[0]}")
     return rows
 
 
@@ -101,7 +103,7 @@ def planted_bands(run: Path) -> tuple[dict[str, Any], Mapping[str, tuple[float, 
     """The configuration of a run on planted bands, and the limits of the strides there (see `stride_limits`).
 
     Raises:
-        UserError: another run, or none.
+        UsageError: another run, or none.
     """
     file = run / "config.yaml"
     try:
@@ -112,4 +114,4 @@ def planted_bands(run: Path) -> tuple[dict[str, Any], Mapping[str, tuple[float, 
             raise ValueError(f"its data are {kind}")
         return config, PlantedBands(**data).stride_limits(smoothness)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise _check.UserError(f"{file} must describe a run on PlantedBands: {_check.first_words(error)}") from error
+        raise UsageError(f"{file} must describe a run on PlantedBands: {one_line(error)}") from error

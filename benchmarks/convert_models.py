@@ -12,7 +12,7 @@ import transformers
 from command_line import Parser, output
 
 import diffstride as ds
-from diffstride.training.callbacks import provenance
+from diffstride.experiments.provenance import provenance
 
 IMAGES = {
     "ResNet-50": (transformers.ResNetConfig(), transformers.ResNetForImageClassification),

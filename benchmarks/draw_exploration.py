@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from command_line import Parser, pictures, planted_bands, runs_of
 
-from diffstride import plotting, tracking
-from diffstride._check import UserError
-from diffstride.studies.results import Row
-from diffstride.training.saved import build_classifier
+from diffstride.errors import UsageError
+from diffstride.experiments import history
+from diffstride.experiments.figures import plots
+from diffstride.experiments.studies.results import Row
+from diffstride.experiments.training.runs import build_classifier
 
 # From a start that sees the band of neither axis; the band along the width is the one further away.
 WAYS, BAND, START, AXIS = ("none", "Jitter 0.15", "Jitter 0.5", "Sweep"), "8x10", [[6, 6]], "width"
@@ -37,7 +38,7 @@ def used(config: dict[str, Any], learned: tuple[list[int], list[float]], axis: i
 
 def line(folder: Path, row: Row) -> tuple[list[int], list[float]]:
     """Steps and strides of a run along the axis."""
-    rows = [r for r in tracking.read_rows(folder / row.name / "strides.csv") if r.axis == AXIS]
+    rows = [r for r in history.read_rows(folder / row.name / "strides.csv") if r.axis == AXIS]
     return [r.step for r in rows], [r.stride for r in rows]
 
 
@@ -50,14 +51,14 @@ def main() -> None:
         rows, panels = runs_of(options.study, *AXES), {}
         groups = {way: [row for row in rows if [row.axes[axis] for axis in AXES] == [way, BAND, START]] for way in WAYS}
         if missing := [way for way, group in groups.items() if not group]:
-            raise UserError(f"{options.study} must have runs with the exploration {missing[0]}, got none that is done")
+            raise UsageError(f"{options.study} must have runs with the exploration {missing[0]}, got none that is done")
         for way, group in groups.items():
             config, limits = planted_bands(options.study / group[0].name)
             learned = [line(options.study, row) for row in group]
-            of_first = used(config, learned[0], tracking.AXES[2].index(AXIS))
+            of_first = used(config, learned[0], history.AXES[2].index(AXIS))
             accuracy = sum(row.result["accuracy"] for row in group) / len(group)
-            panels[f"{way}: accuracy {accuracy:.2f}"] = plotting.Explored(learned, (learned[0][0], of_first))
-        plotting.explored_strides(panels, limits[AXIS][1], options.out, axis=AXIS)
+            panels[f"{way}: accuracy {accuracy:.2f}"] = plots.Explored(learned, (learned[0][0], of_first))
+        plots.explored_strides(panels, limits[AXIS][1], options.out, axis=AXIS)
 
 
 if __name__ == "__main__":

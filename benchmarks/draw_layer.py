@@ -9,9 +9,9 @@ import torch
 from command_line import Parser, at_least, pictures
 from matplotlib.image import imread
 
-from diffstride.data import ImageData
+from diffstride.experiments.data import ImageData
+from diffstride.experiments.studies.pictures import draw_layer
 from diffstride.nn import DiffStride2d
-from diffstride.studies.figures import draw_layer
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from command_line import Parser, pictures, planted_bands, runs_of
 
-from diffstride import plotting, tracking
-from diffstride._check import UserError
-from diffstride.studies.results import groups, statistic
+from diffstride.errors import UsageError
+from diffstride.experiments import history
+from diffstride.experiments.figures import plots
+from diffstride.experiments.studies.results import groups, statistic
 
 
 def main() -> None:
@@ -24,11 +25,11 @@ def main() -> None:
         for group in groups(rows).values():
             ((height, width),) = group[0].axes["strides"]
             accuracy = statistic(group, lambda result: result["accuracy"])
-            if history := tracking.read_rows(options.study / group[0].name / "strides.csv"):
-                histories[f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"] = history
+            if rows := history.read_rows(options.study / group[0].name / "strides.csv"):
+                histories[f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"] = rows
         if not histories:
-            raise UserError(f"{options.study} must have runs with a strides.csv, got none")
-        plotting.trajectories_to_bands(histories, limits, options.out)
+            raise UsageError(f"{options.study} must have runs with a strides.csv, got none")
+        plots.trajectories_to_bands(histories, limits, options.out)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.data import PlantedBands
-from diffstride.models import TinyCNN
-from diffstride.studies.bench import alternate
-from diffstride.training.callbacks import provenance
+from diffstride.experiments.benchmark.bench import alternate
+from diffstride.experiments.data import PlantedBands
+from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.provenance import provenance
 from time_steps import CASES, Images, Training, synchronise
 from train_precisions import BATCH, COST_WEIGHT, MILESTONES, RATES, STEPS, STRIDE_LR
 

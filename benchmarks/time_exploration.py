@@ -12,17 +12,17 @@ from command_line import Parser, at_least, output
 from torch import nn
 
 import diffstride as ds
-from diffstride.models import ResNet
-from diffstride.studies.bench import WARMUP, Contestant, alternate
-from diffstride.tracking import InputSizes
-from diffstride.training.callbacks import provenance
+from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate
+from diffstride.experiments.models import ResNet
+from diffstride.experiments.provenance import provenance
+from diffstride.integrations.input_sizes import InputSizes
 
 WAYS = {"none": None, "Jitter": ds.Jitter(), "Sweep": ds.Sweep(), "Sweep, until 0.2": ds.Sweep(until=0.2)}
 STARTS = ([2, 2, 3], [3, 1, 2])  # those of the study exploration-cifar10
 BATCH, SIZE = 64, 32
 
 
-def training(exploration: ds.Exploration | None, strides: list[int], rounds: int) -> Contestant:
+def training(exploration: ds.Exploration | None, strides: list[int], rounds: int) -> Candidate:
     """The network of table3-small; each call is the step of the next moment of the schedule."""
     network = ResNet(
         depth=18, width=0.125, preactivation=True, strides=strides, downsample_options={"smoothness": 1}
@@ -47,7 +47,7 @@ def training(exploration: ds.Exploration | None, strides: list[int], rounds: int
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contestant(step, network)
+    return Candidate(step, network)
 
 
 def main() -> None:

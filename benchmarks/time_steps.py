@@ -25,13 +25,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.data.augment import Augment
-from diffstride.data.base import ClassificationData
-from diffstride.data.images import ImageDecoder
-from diffstride.models import ResNet
+from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate, layer_step, peak_bytes
+from diffstride.experiments.data.augment import Augment
+from diffstride.experiments.data.base import ClassificationData
+from diffstride.experiments.data.images import ImageDecoder
+from diffstride.experiments.models import ResNet
+from diffstride.experiments.provenance import provenance
 from diffstride.nn.strides import all_layers
-from diffstride.studies.bench import WARMUP, Contestant, alternate, layer_step, peak_bytes
-from diffstride.training.callbacks import provenance
 
 # The networks, images and precisions of configs/, at the strides that they start from.
 CASES = {
@@ -123,13 +123,13 @@ class Training:
 
         self.step(done)
 
-    def contestant(self, step) -> Contestant:
+    def contestant(self, step) -> Candidate:
         """With strides that move before each step, but keep the sizes of the start."""
-        return Contestant(step, None if self.held else self.network)
+        return Candidate(step, None if self.held else self.network)
 
-    def layers(self) -> dict[str, Contestant]:
+    def layers(self) -> dict[str, Candidate]:
         """Each layer alone, on an input like the one that it has in the network."""
-        found: dict[str, Contestant] = {}
+        found: dict[str, Candidate] = {}
         handles = []
         for name, layer in all_layers(self.network):
 

@@ -17,9 +17,9 @@ from command_line import Parser, at_least, output, torch_device
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.data import PlantedBands
-from diffstride.models import TinyCNN
-from diffstride.training.callbacks import provenance
+from diffstride.experiments.data import PlantedBands
+from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.provenance import provenance
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISE = 3.5  # ten times that of the demo; at 4 some seeds lose an axis, in every precision

@@ -12,7 +12,7 @@ from typing import Any
 
 from command_line import Parser
 
-from diffstride.studies.bench import Sheet, sheets
+from diffstride.experiments.benchmark.bench import Sheet, sheets
 
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", flags=re.S)
 

@@ -1,11 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # `import reference`, `import sets` from any folder below
-pytest_plugins = ["workplace"]  # the fixtures `made` and `here`
+pytest_plugins = ["tests.helpers.workplace"]  # the fixtures `made` and `here`
 
 
 @pytest.fixture(autouse=True)

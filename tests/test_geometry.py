@@ -1,11 +1,11 @@
 """Sizes, bounds and the clamp that lets gradients point back inside."""
 
 import pytest
-import reference
 import torch
 
 import diffstride as ds
 from diffstride import geometry
+from tests.helpers import reference
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 from diffstride import functional, nn
 from diffstride._version import __version__
 from diffstride.convert import Plan, convert, plan
-from diffstride.cost import Budget, CostModel, stride_cost
-from diffstride.cutoff import cutoff_frequencies
+from diffstride.cost import Budget, CostModel, cutoff_frequencies, stride_cost
 from diffstride.export import freeze
 from diffstride.functional import spectral_resize
 from diffstride.nn import (
@@ -26,7 +25,7 @@ from diffstride.nn import (
     replicate_strides,
     strides,
 )
-from diffstride.trace import ExampleInputs
+from diffstride.tracing import ExampleInputs
 
 __all__ = [
     "Budget",

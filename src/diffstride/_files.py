@@ -13,6 +13,8 @@ from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
+from diffstride.errors import UsageError
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM)
 # What a disk may answer to anyone, however right the arguments are.
@@ -47,7 +49,7 @@ def sweep(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file so that it is never there by halves. A surrogate, which UTF-8 has not, becomes its escape."""
     with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -133,3 +135,11 @@ def open_regular(path: str | Path, most: int | None = None) -> BufferedReader:
         file.close()
         raise OSError(*cause, str(path))
     return file
+
+
+def check_output_path(path: str | os.PathLike[str]) -> Path:
+    """Check that there is a folder for such a file."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}: make it, or give another path")
+    return path

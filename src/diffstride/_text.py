@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Mapping
+
+from torch import nn
+
 
 def printable(text: object) -> str:
     r"""Return `text` in one line, with an escape such as `\x1b` or `\n` for each character that is not printable.
@@ -29,3 +34,32 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def short_repr(value: object) -> str:
+    """A value that was given, as messages show it: in one line, however large it is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, nn.Module):
+        return f"the module {type(value).__name__}"
+    if (shape := getattr(value, "shape", None)) is not None and shape != ():
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """What another library says, in one line that can be read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def did_you_mean(given: object, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: the nearest of those that there are; "" where none is near.
+
+    Where names are the keys of a mapping, it is told what the nearest stands for.
+    """
+    near = difflib.get_close_matches(str(given), list(names), 1)
+    if not near:
+        return ""
+    return f": did you mean {names[near[0]] if isinstance(names, Mapping) else near[0]}?"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride import _check, geometry
+from diffstride import _validation, geometry
 from diffstride.backends import AUTOCAST_DEVICES, BACKENDS, Backend, Step, is_dense, no_autocast, resample
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Window
 
@@ -41,17 +41,17 @@ def stride_mask(
     Raises:
         ValueError: a size below 1, a stride below 1 or not finite, a negative smoothness, an unknown window or basis.
     """
-    _check.positive_int("size", size)
-    _check.one_of("window", window, WINDOWS)
-    _check.one_of("basis", basis, BASES)
-    _check.not_negative("smoothness", smoothness)
+    _validation.positive_int("size", size)
+    _validation.one_of("window", window, WINDOWS)
+    _validation.one_of("basis", basis, BASES)
+    _validation.not_negative("smoothness", smoothness)
     if not isinstance(stride, Tensor):
-        stride = torch.tensor(_check.number("stride", stride))
-    stride = _check.axis_strides(stride.reshape(-1))
+        stride = torch.tensor(_validation.number("stride", stride))
+    stride = _validation.axis_strides(stride.reshape(-1))
     if len(stride) != 1:
         raise ValueError(f"stride must be one number, got {len(stride)}")
     if stride.is_cpu:  # on a GPU the check would wait for the device
-        _check.strides_at_least_one("stride", stride.tolist())
+        _validation.strides_at_least_one("stride", stride.tolist())
     f = geometry.frequencies(basis, geometry.num_coefficients(size, basis), stride)
     return geometry.mask(size, stride[0], float(smoothness), window, f)
 
@@ -94,13 +94,13 @@ def diffstride(
         TypeError: `x` or `strides` not floating point.
         ValueError: a wrong rank, strides that are not finite, `smoothness` not > 0, an unknown option.
     """
-    strides = _check.axis_strides(strides)
-    spatial = _check.spatial_sizes(x, len(strides))
-    smoothness = _check.positive_smoothness(smoothness)
-    bounds = _check.stride_bounds(bounds)
-    _check.one_of("window", window, WINDOWS)
+    strides = _validation.axis_strides(strides)
+    spatial = _validation.spatial_sizes(x, len(strides))
+    smoothness = _validation.positive_smoothness(smoothness)
+    bounds = _validation.stride_bounds(bounds)
+    _validation.one_of("window", window, WINDOWS)
     _check_options(basis, norm, backend)
-    _check.positive_int("size_multiple", size_multiple)
+    _validation.positive_int("size_multiple", size_multiple)
     settings = Settings(smoothness, bounds, window, basis, norm, size_multiple, backend)
     # With the sizes given, strides on another device need not be read.
     known = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
@@ -108,8 +108,8 @@ def diffstride(
         assert known is not None
         new_sizes = output_sizes(spatial, known, settings)
     else:
-        new_sizes = _check.sizes("output_size", output_size, len(spatial))
-        _check.finite_strides("strides", known or ())
+        new_sizes = _validation.sizes("output_size", output_size, len(spatial))
+        _validation.finite_strides("strides", known or ())
     return windowed(x, strides, known, new_sizes, settings)
 
 
@@ -322,8 +322,8 @@ def output_sizes(
 ) -> tuple[int, ...]:
     """The sizes that `diffstride` gives: host numbers in, ints out. `owner` is the layer to name in errors."""
     smoothness, bounds, window, basis, _, size_multiple, _ = settings
-    _check.finite_strides("stride", strides, owner)
-    _check.positive_int("size_multiple", size_multiple)
+    _validation.finite_strides("stride", strides, owner)
+    _validation.positive_int("size_multiple", size_multiple)
     new_sizes = []
     for size, stride in zip(spatial, strides, strict=True):
         lower, upper = geometry.stride_range(size, smoothness, bounds, window, basis)
@@ -353,12 +353,12 @@ def spectral_pool(
         TypeError: `x` not floating point.
         ValueError: a stride below 1 or not finite, or one that leaves no sample of an axis.
     """
-    _check.a_sequence("strides", strides)
+    _validation.a_sequence("strides", strides)
     if isinstance(strides, Tensor):
         strides = strides.tolist()
-    strides = _check.strides_at_least_one("strides", _check.per_axis("strides", strides, len(strides)))
+    strides = _validation.strides_at_least_one("strides", _validation.per_axis("strides", strides, len(strides)))
     return spectral_resize(
-        x, pooled_sizes(_check.spatial_sizes(x, len(strides)), strides), basis=basis, norm=norm, backend=backend
+        x, pooled_sizes(_validation.spatial_sizes(x, len(strides)), strides), basis=basis, norm=norm, backend=backend
     )
 
 
@@ -397,18 +397,18 @@ def spectral_resize(
     _check_options(basis, norm, backend)
     if isinstance(size, int) and not isinstance(size, bool):
         size = (size,) * max(1, getattr(x, "ndim", 0) - 2)
-    _check.a_sequence("size", size)
+    _validation.a_sequence("size", size)
     ndim = len(size)  # type: ignore[arg-type]
-    _check.spatial_sizes(x, ndim)
-    new_sizes = _check.sizes("size", size, ndim)
+    _validation.spatial_sizes(x, ndim)
+    new_sizes = _validation.sizes("size", size, ndim)
     axes = [Axis(n, new, basis, geometry.gain(n, new, norm)) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]
     return _along_axes(x, axes, backend)
 
 
 def _check_options(basis: Basis, norm: Norm, backend: Backend) -> None:
-    _check.one_of("basis", basis, BASES)
-    _check.one_of("norm", norm, tuple(NORM_EXPONENTS))
-    _check.one_of("backend", backend, BACKENDS)
+    _validation.one_of("basis", basis, BASES)
+    _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))
+    _validation.one_of("backend", backend, BACKENDS)
 
 
 def _along_axes(

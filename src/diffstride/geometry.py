@@ -18,6 +18,7 @@ Norm = Literal["forward", "ortho", "backward"]
 
 WINDOWS = ("outer", "inner")
 BASES = ("dft", "dct")
+AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 NORM_EXPONENTS: dict[Norm, float] = {"forward": 0.0, "ortho": 0.5, "backward": 1.0}
 
 # Keeps a float32 stride of 1.1 or 1.6 from falling under the size that its decimal value means.

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import diffstride as ds
-import zoo
-from diffstride._check import UserError
-from test_trace import random_states, record, same
-from zoo import block, head
+from diffstride.errors import UsageError
+from tests.helpers import zoo
+from tests.helpers.states import random_states, record, same
+from tests.helpers.zoo import block, head
 
 ESSENCE = {
     "flatten-head": [r"0\.0: .*3 \(Linear\)", r"1: .*3 \(Linear\)", "512"],
@@ -28,7 +28,7 @@ def test_broken_models_are_told_why_and_left_alone(name, training, call):
     next(model.children()).train(not training)
     x = zoo.BROKEN[name].inputs(0)
     before, drawn = record(model), random_states()
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UsageError) as caught:
         call(model, x)
     for essence in ESSENCE[name]:
         caught.match(essence)
@@ -42,7 +42,7 @@ def test_a_model_is_converted_once():
     model, x = zoo.vgg(), torch.randn(2, 3, 32, 32)
     ds.convert(model, x)
     before = record(model)
-    with pytest.raises(UserError, match="its strides are learned already"):
+    with pytest.raises(UsageError, match="its strides are learned already"):
         ds.convert(model, x)
     assert same(record(model), before)
 
@@ -81,7 +81,7 @@ def test_what_fails_half_way_is_undone():
     plan = ds.plan(model, x)
     other = Named()
     before = record(other)
-    with pytest.raises(UserError, match="model cannot be converted: module must not have an attribute 'diffstride'"):
+    with pytest.raises(UsageError, match="model cannot be converted: module must not have an attribute 'diffstride'"):
         plan.apply(other)
     assert same(record(other), before)
 
@@ -114,7 +114,7 @@ def test_a_converted_model_that_does_not_run_is_not_made():
     model, x = Asks(lambda conv: type(conv) is nn.Conv2d and not list(conv.children())), torch.randn(2, 3, 32, 32)
     before = record(model)
     with pytest.raises(
-        UserError, match=r"cannot run the example: .*\(Asks\) raised RuntimeError: conv must be a Conv2d"
+        UsageError, match=r"cannot run the example: .*\(Asks\) raised RuntimeError: conv must be a Conv2d"
     ):
         ds.convert(model, x)
     assert same(record(model), before)
@@ -123,8 +123,8 @@ def test_a_converted_model_that_does_not_run_is_not_made():
 def test_inputs_that_the_model_does_not_take():
     model = zoo.vgg()
     before = record(model)
-    with pytest.raises(UserError, match=r"0\.0 \(Conv2d\) raised"):
+    with pytest.raises(UsageError, match=r"0\.0 \(Conv2d\) raised"):
         ds.convert(model, torch.randn(2, 4, 32, 32))
-    with pytest.raises(UserError, match="the model itself"):
+    with pytest.raises(UsageError, match="the model itself"):
         ds.convert(model, {"image": torch.randn(2, 3, 32, 32)})
     assert same(record(model), before)

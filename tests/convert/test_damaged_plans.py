@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import diffstride as ds
-from diffstride._check import UserError
-from test_trace import record, same
+from diffstride.errors import UsageError
+from tests.helpers.states import record, same
 
 X = torch.randn(1, 3, 32, 32)
 
@@ -81,7 +81,7 @@ def outcome(model, path):
         plan = ds.Plan.load(path)
         str(plan)
         plan.apply(model)
-    except UserError as error:
+    except UsageError as error:
         return error
     y = model(X)
     y.sum().backward()
@@ -96,7 +96,7 @@ def test_a_damaged_plan_changes_nothing_or_makes_a_model_that_runs(saved, kind, 
         model = build()
         before = record(model)
         found = outcome(model, path)
-        if isinstance(found, UserError):
+        if isinstance(found, UsageError):
             assert "\n" not in str(found), place
             assert same(record(model), before), place
             refused += 1
@@ -135,5 +135,5 @@ def test_an_interruption_leaves_the_model_as_it_was(saved, tmp_path, monkeypatch
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "{}", '"plan"', "\x00", "é"])
 def test_files_that_are_no_plans_are_refused_in_one_line(text, tmp_path):
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"^path must be a plan that Plan\.save wrote, got [^\n]*$"):
+    with pytest.raises(UsageError, match=r"^path must be a plan that Plan\.save wrote, got [^\n]*$"):
         ds.Plan.load(tmp_path / "plan.json")

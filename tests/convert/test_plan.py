@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import diffstride as ds
-import zoo
-from diffstride._check import UserError
 from diffstride.convert.apply import layer_of
+from diffstride.errors import UsageError
 from diffstride.nn.attach import attached
-from zoo import block, head
+from tests.helpers import zoo
+from tests.helpers.zoo import block, head
 
 IMAGE = (2, 3, 32, 32)
 
@@ -41,14 +41,14 @@ def test_patterns_choose_sites():
 
 @pytest.mark.parametrize("what", ["include", "exclude"])
 def test_patterns_that_match_nothing_name_what_there_is(what):
-    with pytest.raises(UserError, match=rf"{what} must match a downsampling \(there are: 2, 5, 8\), got 'stem\*'"):
+    with pytest.raises(UsageError, match=rf"{what} must match a downsampling \(there are: 2, 5, 8\), got 'stem\*'"):
         ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: ["2", "stem*"]})
     with pytest.raises(TypeError, match=f"{what} must be a pattern or a list of patterns on module names, got 3"):
         ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: 3})
 
 
 def test_one_branch_alone_keeps_its_size_for_the_other():
-    with pytest.raises(UserError, match=r"1\.main\.0\.0: its map .* 1 \(Residual\), at add"):
+    with pytest.raises(UsageError, match=r"1\.main\.0\.0: its map .* 1 \(Residual\), at add"):
         ds.plan(zoo.resnet_d(), torch.randn(IMAGE), include="1.main*")
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE), exclude="1.main*")
     assert plan.groups == [["3.main.0.0", "3.shortcut.0"]]
@@ -108,7 +108,7 @@ def test_maps_that_no_fixed_number_of_samples_makes_alike_are_left_alone():
 @pytest.mark.parametrize("build", [zoo.UNet, zoo.TransposedUNet])
 def test_a_unet_needs_upsample(build):
     x = torch.randn(IMAGE)
-    with pytest.raises(UserError, match=r"upsample=True lets the upsampling follow"):
+    with pytest.raises(UsageError, match=r"upsample=True lets the upsampling follow"):
         ds.plan(build(), x)
 
 
@@ -445,16 +445,16 @@ def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):
         (zoo.densenet(), r"model must have the modules of the plan: 1\.main\.0\.0 must be a Conv2d, got none"),
     ]:
         modules = dict(other.named_modules())
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UsageError, match=message):
             plan.apply(other)
         assert dict(other.named_modules()) == modules
     other = zoo.resnet_d()
     other[0][0].stride = (3, 3)
-    with pytest.raises(UserError, match=r"0\.0 must have stride \(2, 2\), got \(3, 3\)"):
+    with pytest.raises(UsageError, match=r"0\.0 must have stride \(2, 2\), got \(3, 3\)"):
         plan.apply(other)
     converted = zoo.resnet_d()
     plan.apply(converted)
-    with pytest.raises(UserError, match="model must"):
+    with pytest.raises(UsageError, match="model must"):
         plan.apply(converted)
 
 
@@ -474,12 +474,12 @@ def broken_files():
 def test_files_that_are_no_plans(tmp_path, text):
     path = tmp_path / "plan.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"path must be a plan that Plan\.save wrote, got .*plan\.json"):
+    with pytest.raises(UsageError, match=r"path must be a plan that Plan\.save wrote, got .*plan\.json"):
         ds.Plan.load(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="path must be a plan"):
+    with pytest.raises(UsageError, match="path must be a plan"):
         ds.Plan.load(tmp_path / "none.json")
 
 

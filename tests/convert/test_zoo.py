@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import diffstride as ds
-import zoo
 from diffstride.convert.apply import layer_of
 from diffstride.nn.learnable import LearnableStrides
+from tests.helpers import zoo
 
 ALL = pytest.mark.parametrize("name", list(zoo.CASES))
 SCALES = (0, 1)

@@ -5,7 +5,6 @@ import pickle
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch import nn
 from torch.autograd import gradcheck
@@ -13,6 +12,7 @@ from torch.autograd import gradcheck
 import diffstride as ds
 from diffstride import functional
 from diffstride.cost import count_macs
+from tests.helpers import reference
 
 ORDERS = ["convolve first", "resample the first axis", "resample first"]
 CASES = [

@@ -8,13 +8,13 @@ import statistics
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch import nn
 from torch.autograd import gradcheck
 
 import diffstride as ds
 from diffstride.nn import learnable_layers
+from tests.helpers import reference
 
 OPTIONS = [
     {"window": window, "basis": basis, "backend": backend}

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import diffstride as ds
-from diffstride._check import UserError
+from diffstride.errors import UsageError
 
 X = torch.randn(2, 3, 16, 16)
 LAYERS = {
@@ -70,5 +70,5 @@ def test_tracers_that_cannot_follow_strides_are_referred_to_freeze(trace, make, 
     if trace is TRACERS["export"] and make is LAYERS["SpectralPool2d"]:
         torch.testing.assert_close(trace(model, tmp_path).module()(X), model(X))  # nothing is learned
         return
-    with pytest.raises(UserError, match=r"give it diffstride\.freeze\(model, example_inputs\)$"):
+    with pytest.raises(UsageError, match=r"give it diffstride\.freeze\(model, example_inputs\)$"):
         trace(model, tmp_path)

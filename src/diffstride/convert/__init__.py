@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from diffstride.backends import Backend
-from diffstride.convert.plans import Plan
+from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.trace import ExampleInputs
+from diffstride.tracing import ExampleInputs
 
 __all__ = ["Plan", "convert", "plan"]
 
@@ -38,7 +38,7 @@ def plan(
     that starts at the old one. A plain convolution becomes a `DiffStrideConv`; a class with a forward of its own, one
     whose `stride` the model's code reads, and a pooling stay what they are, at stride 1, with a `DiffStride` layer
     behind (`module.diffstride`). Downsamplings whose outputs meet share one stride and one output size. Which these
-    are is found by running the model's own code with symbols for sizes (`diffstride.trace`), on fake tensors:
+    are is found by running the model's own code with symbols for sizes (`diffstride.tracing`), on fake tensors:
     no compute, no memory, whatever the model's size.
 
     Poolings of whole maps get no stride. Those with a fixed kernel follow the map's size from now on.
@@ -65,12 +65,12 @@ def plan(
         A `Plan`: `print` it, `apply` it, `save` it.
 
     Raises:
-        UserError: a ValueError. Nothing to convert; a model that raises, looks at the values of tensors, or needs maps
+        UsageError: a ValueError. Nothing to convert; a model that raises, looks at the values of tensors, or needs maps
             of a fixed size everywhere; a pattern that matches nothing. The message names the module.
         TypeError: an argument of the wrong type.
         ValueError: an option that no layer takes.
     """
-    from diffstride.convert.find import Finder  # with sympy: not on import
+    from diffstride.convert.find import Finder
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -97,7 +97,7 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
         The report, which is the plan that was carried out.
 
     Raises:
-        UserError: as `plan`, likewise TypeError and ValueError; the model is as before.
+        UsageError: as `plan`, likewise TypeError and ValueError; the model is as before.
     """
     report = plan(model, example_inputs, **options)
     report.apply(model)

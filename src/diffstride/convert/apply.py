@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from diffstride._check import UserError, first_words, shown
-from diffstride.convert import sites
+from diffstride._text import one_line, short_repr
+from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
+from diffstride.convert.records import Edits, Resize, Site
+from diffstride.errors import UsageError
 from diffstride.functional import Settings
 from diffstride.nn.attach import attach, attached
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.lengths import OutputLengths
 from diffstride.nn.resize import ResizeTo
-from diffstride.trace import preserved
-
-if TYPE_CHECKING:
-    from diffstride.convert.plans import Plan, Resize, Site
+from diffstride.tracing import preserved
 
 OPTIONS = {*Settings._fields, "shared"}
 """Of the layers, which a plan has all."""
 
 
-def apply(model: nn.Module, plan: Plan) -> None:
+def apply(model: nn.Module, plan: Edits) -> None:
     """Carry out `plan` on `model`, in place; leave it as it is where that fails."""
     try:
         check(model, plan)
         with preserved(model, unless_it_succeeds=True):
             edit(model, plan)
-    except UserError:
+    except UsageError:
         raise
     except Exception as error:  # of a plan from a file, whatever is in it
-        raise UserError(f"model cannot be converted: {first_words(error)}") from error
+        raise UsageError(f"model cannot be converted: {one_line(error)}") from error
 
 
-def check(model: nn.Module, plan: Plan) -> None:
+def check(model: nn.Module, plan: Edits) -> None:
     """Check a plan against the model, since it may come from a file.
 
     Raises:
-        UserError: modules that are missing or of another kind than planned, sites of a group that differ, offsets that
+        UsageError: modules that are missing or of another kind than planned, sites of a group that differ, offsets that
             no model needs, options that are missing or unknown.
     """
     modules = dict(model.named_modules())
@@ -50,51 +47,57 @@ def check(model: nn.Module, plan: Plan) -> None:
     for name, wanted in kinds.items():
         kind = type(modules[name]).__name__ if name in modules else "none"
         if kind != wanted:
-            raise UserError(f"model must have the modules of the plan: {name} must be a {wanted}, got {kind}")
+            raise UsageError(f"model must have the modules of the plan: {name} must be a {wanted}, got {kind}")
     names = [*(part.name for part in parts), *plan.global_poolings]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"a plan must have each module once, but has {shown(twice[0])} twice")
+        raise UsageError(f"a plan must have each module once, but has {short_repr(twice[0])} twice")
     groups: dict[int, Site] = {}
     for site in plan.sites:
         _check_site(site, modules[site.name])
         first = groups.setdefault(site.group, site)
         if (first.stride, first.shared) != (site.stride, site.shared):
-            raise UserError(f"sites of a group must be alike, but {first.name} and {site.name} differ in their strides")
+            raise UsageError(
+                f"sites of a group must be alike, but {first.name} and {site.name} differ in their strides"
+            )
     for name in plan.global_poolings:
-        look = sites.look(modules[name]) if name in modules else None
+        look = handlers.look(modules[name]) if name in modules else None
         if look is None or not look.pooling:
-            raise UserError(f"global_poolings must be poolings of the model, got {shown(name)}")
+            raise UsageError(f"global_poolings must be poolings of the model, got {short_repr(name)}")
     for resize in plan.resizes:
-        if not sites.is_upsampling(modules[resize.name]):
-            raise UserError(f"resizes must be upsamplings by a fixed factor, got {shown(resize.name)}")
+        if not handlers.is_upsampling(modules[resize.name]):
+            raise UsageError(f"resizes must be upsamplings by a fixed factor, got {short_repr(resize.name)}")
         if resize.ndim not in {len(site.stride) for site in plan.sites}:
-            raise UserError(f"ndim of {resize.name} must be that of a site, got {shown(resize.ndim)}")
+            raise UsageError(f"ndim of {resize.name} must be that of a site, got {short_repr(resize.ndim)}")
         if resize.source not in modules:
-            raise UserError(f"resizes must follow modules of the model, got {shown(resize.source)}")
+            raise UsageError(f"resizes must follow modules of the model, got {short_repr(resize.source)}")
     for method in plan.lengths:
         if method.module not in modules or method.method not in methods(modules[method.module]):
-            raise UserError(f"lengths must be methods of the model, got {shown(method.module)}.{shown(method.method)}")
+            raise UsageError(
+                f"lengths must be methods of the model, got {short_repr(method.module)}.{short_repr(method.method)}"
+            )
         if not set(method.layers) <= modules.keys() or len(method.frames) != len(method.layers):
-            raise UserError(f"layers of {method.method} must be modules of the model, got {shown(method.layers)}")
+            raise UsageError(f"layers of {method.method} must be modules of the model, got {short_repr(method.layers)}")
     if set(plan.options) != OPTIONS:
-        raise UserError(f"options must be {', '.join(sorted(OPTIONS))}, got {', '.join(map(shown, plan.options))}")
+        raise UsageError(
+            f"options must be {', '.join(sorted(OPTIONS))}, got {', '.join(map(short_repr, plan.options))}"
+        )
 
 
 def _check_site(site: Site, module: nn.Module) -> None:
-    look = sites.look(module)
+    look = handlers.look(module)
     got = None if look is None else look.stride
     if look is None or got != site.stride:
-        raise UserError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
+        raise UsageError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
     # Maps that meet at their strides differ by less than a stride before, and by what a module pads by its own stride.
     most = [2 * (s - 1) + extent for s, extent in zip(site.stride, look.extent, strict=True)]
     offsets = site.excess or (0,) * look.ndim
     if len(offsets) != look.ndim or not all(
         type(n) is int and 0 <= n <= limit for n, limit in zip(offsets, most, strict=True)
     ):
-        raise UserError(f"excess of {site.name} must be from 0 to {most}, got {shown(site.excess)}")
+        raise UsageError(f"excess of {site.name} must be from 0 to {most}, got {short_repr(site.excess)}")
 
 
-def edit(model: nn.Module, plan: Plan, *, device: torch.device | None = None) -> None:
+def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -> None:
     """Change the model; what fails half-way is the caller's to put back.
 
     Args:
@@ -111,14 +114,14 @@ def edit(model: nn.Module, plan: Plan, *, device: torch.device | None = None) ->
         # Not by assignment, for which accelerate's `init_empty_weights` makes a new parameter each time.
         layer._parameters["stride"] = shared = strides.setdefault(site.group, layer.stride)
         if site.fused:
-            fused = sites.fuse(module, layer)
+            fused = handlers.fuse(module, layer)
             fused._parameters["stride"] = shared
             fused.excess = layer.excess
             _replace(model, module, fused)
         else:
-            sites.unstride(module, layer)
+            handlers.unstride(module, layer)
     for name in plan.global_poolings:
-        _replace(model, modules[name], sites.global_pooling(modules[name]))
+        _replace(model, modules[name], handlers.global_pooling(modules[name]))
     basis, norm = plan.options.get("basis", "dft"), plan.options.get("norm", "forward")
     resizes = [ResizeTo(r.ndim, basis=basis, norm=norm).train(modules[r.name].training) for r in plan.resizes]
     for link, resize in zip(plan.resizes, resizes, strict=True):
@@ -146,9 +149,9 @@ def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
     return layer
 
 
-def _layer(site: Site, plan: Plan, device: torch.device) -> DiffStrideNd:
+def _layer(site: Site, plan: Edits, device: torch.device) -> DiffStrideNd:
     options = {**plan.options, "shared": plan.options.get("shared", False) or site.shared}
-    layer = sites.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
+    layer = handlers.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
     layer.excess = site.excess or (0,) * len(site.stride)
     return layer
 

@@ -17,15 +17,17 @@ import sympy
 import torch
 from torch import Tensor, nn
 
-from diffstride import program, trace
-from diffstride._check import UserError
-from diffstride.convert import apply, lengths, sites
-from diffstride.convert.plans import Plan, Resize, Site, patterns
-from diffstride.convert.sites import Look
+from diffstride import tracing
+from diffstride.convert import apply, handlers, lengths
+from diffstride.convert.handlers import Look
+from diffstride.convert.plan import Plan, patterns
+from diffstride.convert.records import Resize, Site
+from diffstride.cost import program
+from diffstride.errors import UsageError
 from diffstride.nn._tracers import Traceable
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
-from diffstride.trace import ExampleInputs, Session, TraceError, described
+from diffstride.tracing import ExampleInputs, Session, TraceError, described
 
 Key = tuple[str, int, int]
 """A size of an output: module, number of its call, axis."""
@@ -64,7 +66,7 @@ class Finder:
     def _look(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
         """Sort the modules by type and name."""
         for name, module in self.modules.items():
-            look = sites.look(module)
+            look = handlers.look(module)
             if look is None or (look.reason is None and not look.pooling and max(look.stride) == 1):
                 continue
             if look.reason:
@@ -72,13 +74,13 @@ class Finder:
             else:
                 self.sites[name] = look
         for name, module in self.modules.items():
-            if sites.is_upsampling(module):
+            if handlers.is_upsampling(module):
                 self.upsamplings[name] = self._ndim(name)
         for what, given in (("include", include), ("exclude", exclude)):
             for pattern in given or ():
                 if not any(fnmatchcase(name, pattern) for name in self.sites):
                     known = ", ".join(self.sites) or "none"
-                    raise UserError(f"{what} must match a downsampling (there are: {known}), got {pattern!r}")
+                    raise UsageError(f"{what} must match a downsampling (there are: {known}), got {pattern!r}")
         for name in list(self.sites):
             if include is not None and not any(fnmatchcase(name, p) for p in include):
                 self._leave(name, "not among those to include")
@@ -93,7 +95,7 @@ class Finder:
         """The plan.
 
         Raises:
-            UserError: nothing can be converted, or the model cannot be run so.
+            UsageError: nothing can be converted, or the model cannot be run so.
         """
         session = self._run()
         self._sort_out(session)
@@ -112,14 +114,16 @@ class Finder:
 
     def _run(self, values: dict[Key, int] | None = None) -> Session:
         """Run the model with symbols for the sizes of the sites' outputs: those they have, or these values."""
-        return trace.run(
+        return tracing.run(
             self.model,
             self.example,
             lambda session, name, module: self._forward(session, name, module, values or {}),
             symbolic_inputs=True,
         )
 
-    def _forward(self, session: Session, name: str, module: nn.Module, values: dict[Key, int]) -> trace.Forward | None:
+    def _forward(
+        self, session: Session, name: str, module: nn.Module, values: dict[Key, int]
+    ) -> tracing.Forward | None:
         if isinstance(module, LearnableStrides):
             return program.unchanged(session, module, self.learned[module])
         if (stand_in := program.fixed(module)) is not None:
@@ -141,21 +145,21 @@ class Finder:
             ndim = self._ndim(name) or output.ndim - 2
             if not isinstance(output, Tensor) or not inputs or output.ndim < ndim:
                 return output
-            call = seen.setdefault(trace.shape(inputs[0])[-ndim:], len(seen))  # type: ignore[index]
+            call = seen.setdefault(tracing.shape(inputs[0])[-ndim:], len(seen))  # type: ignore[index]
             sizes = []
             for axis, natural in enumerate(output.shape[-ndim:]):
                 key = (name, call, axis)
                 if key in self.links:
                     sizes.append(session.sized(self.links[key].xreplace(_by_name(session))))
                 else:
-                    hint = session.value(trace.expression(natural))
+                    hint = session.value(tracing.expression(natural))
                     sizes.append(session.size(key, values.get(key, hint)))
             return output.new_empty([*output.shape[:-ndim], *sizes])
 
         return forward
 
     def _ndim(self, name: str) -> int:
-        look = self.sites.get(name) or sites.look(self.modules[name])
+        look = self.sites.get(name) or handlers.look(self.modules[name])
         return look.ndim if look else 0
 
     def _sort_out(self, session: Session) -> None:
@@ -186,9 +190,9 @@ class Finder:
         if not self.sites:
             raise self._nothing()
 
-    def _nothing(self) -> UserError:
+    def _nothing(self) -> UsageError:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_alone.items())
-        return UserError(
+        return UsageError(
             "model must have a downsampling that can be converted (a strided convolution, a max or average pooling), "
             f"got none{': ' + reasons if reasons else ''}"
         )
@@ -217,7 +221,7 @@ class Finder:
             if sympy.sympify(expression.xreplace(natural)) != relation.truth:
                 break
         else:
-            raise UserError(
+            raise UsageError(
                 f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
                 "keep its size"
             ) from error
@@ -235,7 +239,7 @@ class Finder:
         bound = [name for name in self.sites if name in names]
         where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
         if not bound:
-            raise UserError(f"model must work at other sizes than those of the example: {error}") from error
+            raise UsageError(f"model must work at other sizes than those of the example: {error}") from error
         advice = " (upsample=True lets the upsampling follow)" if self.upsamplings and not self.upsample else ""
         needed = f", which needs {right} features" if relation.function == "linear" and right.is_Integer else ""
         for name in bound:
@@ -345,25 +349,25 @@ class Finder:
         order = list(self.sites)
         drafted.sort(key=lambda site: order.index(site.name))
         plan = Plan(
-            type(self.model).__name__,
-            tuple(drafted),
-            tuple(self.resizes),
-            tuple(self.global_poolings),
-            {name: why for name, why in self.left_alone.items() if name not in {r.name for r in self.resizes}},
-            sum(macs.values()),
-            0,
-            0,
-            self.options,
+            model=type(self.model).__name__,
+            sites=tuple(drafted),
+            resizes=tuple(self.resizes),
+            global_poolings=tuple(self.global_poolings),
+            left_alone={k: why for k, why in self.left_alone.items() if k not in {r.name for r in self.resizes}},
+            macs_before=sum(macs.values()),
+            macs_after=0,
+            resampling_macs=0,
+            options=self.options,
         )
         try:
-            with trace.preserved(self.model):
+            with tracing.preserved(self.model):
                 apply.edit(self.model, plan, device=torch.device("cpu"))  # strides have values there
                 return self._tried(plan)
         except (TraceError, _ElsewhereError) as error:
             if self.fuse and any(site.fused for site in plan.sites):
                 self.fuse = False  # its code may ask for the modules that it had
                 return None
-            raise UserError(f"the converted model cannot run the example: {error}") from error
+            raise UsageError(f"the converted model cannot run the example: {error}") from error
 
     def _tried(self, plan: Plan) -> Plan | None:
         """The plan with its figures, on the model that it has changed; None if more was learned instead."""
@@ -461,10 +465,10 @@ class Finder:
                     strides = tuple(s * factor for s in module.initial_strides)
                     vars(module)["_raw_strides"] = lambda: strides
 
-            trace.run(self.model, self.example, moved)
+            tracing.run(self.model, self.example, moved)
 
 
-class _ElsewhereError(UserError):
+class _ElsewhereError(UsageError):
     """A module that took the place of another is not the one that runs."""
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from diffstride.convert import sites
-from diffstride.trace import Session
+from diffstride.convert import handlers
+from diffstride.tracing import Session
 
 _COUNTED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
@@ -96,9 +96,9 @@ def _ways(modules: Mapping[str, nn.Module], session: Session, converted: set[str
         steps = []
         for call in session.calls:
             layer = modules[call.module]
-            if isinstance(layer, _COUNTED) and call.input and call.output and axis < sites.ndim_of(layer):
+            if isinstance(layer, _COUNTED) and call.input and call.output and axis < handlers.ndim_of(layer):
                 before, after = (
-                    session.value(shape[-sites.ndim_of(layer) :][axis]) for shape in (call.input, call.output)
+                    session.value(shape[-handlers.ndim_of(layer) :][axis]) for shape in (call.input, call.output)
                 )
                 if before != after or call.module in converted:
                     steps.append(_Step(call.module, before, after))

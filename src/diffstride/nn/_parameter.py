@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
-from diffstride._check import FREEZE_FIRST, UserError
+from diffstride._validation import FREEZE_FIRST
+from diffstride.errors import UsageError
+from diffstride.tracing._torch import FakeTensor
 
 
 class StrideParameter(nn.Parameter):
@@ -74,7 +75,7 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
     if isinstance(stride, StrideParameter):
         return stride.host()
     if isinstance(stride, FakeTensor):
-        raise UserError(f"stride must have values, got a fake tensor, as in torch.export: {FREEZE_FIRST}")
+        raise UsageError(f"stride must have values, got a fake tensor, as in torch.export: {FREEZE_FIRST}")
     if hasattr(stride, "placements"):  # a DTensor: this process has a part
         raise ValueError(
             "stride must be whole in every process, got a sharded one: "

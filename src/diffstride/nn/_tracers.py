@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from torch import fx, nn
 
-from diffstride._check import FREEZE_FIRST, UserError
+from diffstride._validation import FREEZE_FIRST
+from diffstride.errors import UsageError
 
 
 def is_proxy(x: object) -> bool:
@@ -23,6 +24,6 @@ class Traceable(nn.Module):
 
     def __prepare_scriptable__(self) -> Self:
         """Refuse `torch.jit.script`, which asks for a stand-in here."""
-        raise UserError(
+        raise UsageError(
             f"torch.jit cannot compile {type(self).__name__}, whose sizes follow from strides: {FREEZE_FIRST}"
         )

@@ -10,7 +10,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from diffstride import _check, functional
+from diffstride import _validation, functional
 from diffstride.backends import Backend
 from diffstride.functional import PADDING_MODES, Convolution
 from diffstride.geometry import Basis, Norm, Window
@@ -128,10 +128,10 @@ class DiffStrideConvNd(LearnableStrides):
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} must be divisible by groups={groups}, got {channels}")
-        self.kernel_size = _check.sizes("kernel_size", kernel_size, self.ndim)
-        self.dilation = _check.sizes("dilation", dilation, self.ndim)
-        self.padding_mode = _check.one_of("padding_mode", padding_mode, PADDING_MODES)
-        self.padding = _check.padding(padding, self.ndim)
+        self.kernel_size = _validation.sizes("kernel_size", kernel_size, self.ndim)
+        self.dilation = _validation.sizes("dilation", dilation, self.ndim)
+        self.padding_mode = _validation.one_of("padding_mode", padding_mode, PADDING_MODES)
+        self.padding = _validation.padding(padding, self.ndim)
         self.weight = nn.Parameter(
             torch.empty(self.out_channels, self.in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
         )
@@ -184,8 +184,8 @@ class DiffStrideConvNd(LearnableStrides):
         """Convolve and downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        spatial = _check.spatial_sizes(x, self.ndim)
-        _check.channels(x, self.ndim, self.in_channels)
+        spatial = _validation.spatial_sizes(x, self.ndim)
+        _validation.channels(x, self.ndim, self.in_channels)
         return functional.convolved(
             x, self.weight, self.bias, *self._settled(spatial), self._convolution, self._settings
         )

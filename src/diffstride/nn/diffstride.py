@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffstride import _check, functional
+from diffstride import _validation, functional
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._tracers import is_proxy
@@ -83,7 +83,7 @@ class DiffStrideNd(LearnableStrides):
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        return functional.windowed(x, *self._settled(_check.spatial_sizes(x, self.ndim)), self._settings)
+        return functional.windowed(x, *self._settled(_validation.spatial_sizes(x, self.ndim)), self._settings)
 
 
 @final

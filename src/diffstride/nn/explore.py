@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from diffstride import _check
+from diffstride import _validation
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import all_layers, learnable_layers
 
@@ -41,14 +41,14 @@ class Exploration(ABC):
     resume, and layers that share a stride share its factors.
 
     In a loop of your own, call `set_strides` before each step; in Lightning, add the callback
-    `diffstride.training.ExploreStrides`, or give `diffstride fit` the argument `--model.exploration`. Maps change their
-    sizes more often than without: see `size_multiple`, and the limits of `torch.compile` on graphs.
+    `diffstride.integrations.lightning.ExploreStrides`, or give `diffstride fit` the argument `--model.exploration`.
+    Maps change their sizes more often than without: see `size_multiple`, and the limits of `torch.compile` on graphs.
 
     Derive your own from this class: `factors` is all that it needs.
     """
 
     def __init__(self, until: float = 0.5) -> None:
-        self.until = _check.positive_up_to("until", until, 1)
+        self.until = _validation.positive_up_to("until", until, 1)
 
     def set_strides(self, model: nn.Module, step: int, steps: int, *, seed: int = 0) -> None:
         """Set the factors of every layer for one step; from step `until * steps` on there are none.
@@ -62,13 +62,13 @@ class Exploration(ABC):
         Raises:
             ValueError: a step below 0, no steps, a stride that is not finite.
         """
-        progress = _check.whole("step", step, 0) / (self.until * _check.positive_int("steps", steps))
+        progress = _validation.whole("step", step, 0) / (self.until * _validation.positive_int("steps", steps))
         factors = {}
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.learns_strides]
             for place, (name, layer) in enumerate(layers):
                 strides = layer.strides[: len(layer.stride)]
-                _check.finite_strides("stride", strides, owner=layer)
+                _validation.finite_strides("stride", strides, owner=layer)
                 name = name.replace("_orig_mod.", "")  # which torch.compile puts before
                 noise = random.Random(f"{seed}/{step}/{name}")
                 chosen = self.factors(Turn(layer, strides, place, len(layers), progress, noise))
@@ -109,7 +109,7 @@ class Jitter(Exploration):
             ValueError: `sigma` outside (0, 10], `until` outside (0, 1].
         """
         super().__init__(until)
-        self.sigma = _check.positive_up_to("sigma", sigma, 10)
+        self.sigma = _validation.positive_up_to("sigma", sigma, 10)
 
     def factors(self, turn: Turn) -> Sequence[float]:
         """`exp(sigma (1 - progress) normal)`."""
@@ -145,7 +145,7 @@ class Sweep(Exploration):
             ValueError: `depth` or `until` outside (0, 1].
         """
         super().__init__(until)
-        self.depth = _check.positive_up_to("depth", depth, 1)
+        self.depth = _validation.positive_up_to("depth", depth, 1)
 
     def factors(self, turn: Turn) -> Sequence[float] | None:
         """`S^-a` for the layer whose turn it is."""

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from diffstride import _check, functional
+from diffstride import _validation, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
+from diffstride.nn._compile import refresh_sharers, watch
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._tracers import Traceable
-from diffstride.nn._watch import refresh_sharers, watch
 
 
 def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
@@ -59,20 +59,20 @@ class LearnableStrides(Traceable):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        _check.parameter_dtype(dtype)
-        initial = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
-        self.smoothness = _check.positive_smoothness(smoothness)
-        self.bounds = lower, upper = _check.stride_bounds(bounds)
+        _validation.parameter_dtype(dtype)
+        initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
+        self.smoothness = _validation.positive_smoothness(smoothness)
+        self.bounds = lower, upper = _validation.stride_bounds(bounds)
         if not all(lower <= s and (upper is None or s <= upper) for s in initial):
             raise ValueError(f"stride must lie within bounds {self.bounds}, got {initial}")
         self.shared = shared
         if shared and len(set(initial)) > 1:
             raise ValueError(f"stride must be one number when shared=True, got {initial}")
-        self.window: Window = _check.one_of("window", window, WINDOWS)  # type: ignore[assignment]
-        self.basis: Basis = _check.one_of("basis", basis, BASES)  # type: ignore[assignment]
-        self.norm: Norm = _check.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
-        self.size_multiple = _check.positive_int("size_multiple", size_multiple)
-        self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        self.window: Window = _validation.one_of("window", window, WINDOWS)  # type: ignore[assignment]
+        self.basis: Basis = _validation.one_of("basis", basis, BASES)  # type: ignore[assignment]
+        self.norm: Norm = _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
+        self.size_multiple = _validation.positive_int("size_multiple", size_multiple)
+        self.backend: Backend = _validation.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
         self.excess = (0,) * self.ndim
         self._initial = initial[:1] if shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
@@ -133,7 +133,7 @@ class LearnableStrides(Traceable):
             size: of the input, one number or one per axis.
             jittered: under `jitter`, as in training mode.
         """
-        seen = self._window_size(_check.sizes("size", size, self.ndim))
+        seen = self._window_size(_validation.sizes("size", size, self.ndim))
         sampled = [n + more for n, more in zip(seen, self.excess, strict=True)]
         return functional.output_sizes(sampled, self._strides_used(jittered), self._settings, owner=self)
 
@@ -165,7 +165,7 @@ class LearnableStrides(Traceable):
             TypeError: factors that are no numbers.
             ValueError: another number of factors, one that is not > 0 and finite.
         """
-        return _check.positive("factors", _check.per_axis("factors", factors, len(self.stride)))
+        return _validation.positive("factors", _validation.per_axis("factors", factors, len(self.stride)))
 
     def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """The sizes that the window sees, given those of the layer's input."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from diffstride.nn.attach import attached
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.tracing._torch import FakeTensor
 
 
 class OutputLengths:

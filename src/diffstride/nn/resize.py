@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffstride import functional
 from diffstride.geometry import Basis, Norm
 from diffstride.nn._tracers import Traceable, is_proxy
+from diffstride.tracing._torch import in_backward
 
 Sizes = tuple[int, ...]
 
@@ -51,7 +52,7 @@ class ResizeTo(Traceable):
         """Take `size` as that of the skip connection in the pass under way."""
         if torch.compiler.is_compiling():  # a graph keeps it as a constant
             self._in_graph = size
-        elif not _recomputing():
+        elif not in_backward():
             self._noted[threading.get_ident()] = size
 
     def target(self, spatial: Sequence[int]) -> Sizes:
@@ -64,7 +65,7 @@ class ResizeTo(Traceable):
             return self._in_graph
         spatial = tuple(spatial)
         plain = all(type(n) is int for n in spatial)  # not in a trace, whose symbols have no hash
-        target = None if _recomputing() else self._noted.pop(threading.get_ident(), None)
+        target = None if in_backward() else self._noted.pop(threading.get_ident(), None)
         if target is None and plain:
             target = self._last.get(spatial)
         if target is None:
@@ -82,11 +83,6 @@ class ResizeTo(Traceable):
     def extra_repr(self) -> str:
         """The options."""
         return f"ndim={self.ndim}, basis={self.basis!r}, norm={self.norm!r}"
-
-
-def _recomputing() -> bool:
-    """Return whether autograd is computing gradients, in which a forward pass can only be a recomputation."""
-    return torch._C._current_graph_task_id() != -1
 
 
 class _Note:

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from diffstride import _check, functional
+from diffstride import _validation, functional
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, Basis, Norm
 from diffstride.nn._tracers import Traceable, is_proxy
@@ -42,14 +42,14 @@ class SpectralPoolNd(Traceable):
             ValueError: a stride below 1 or not finite, an unknown option.
         """
         super().__init__()
-        self.strides = _check.strides_at_least_one("stride", _check.per_axis("stride", stride, self.ndim))
-        self.basis: Basis = _check.one_of("basis", basis, BASES)  # type: ignore[assignment]
-        self.norm: Norm = _check.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
-        self.backend: Backend = _check.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        self.strides = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
+        self.basis: Basis = _validation.one_of("basis", basis, BASES)  # type: ignore[assignment]
+        self.norm: Norm = _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
+        self.backend: Backend = _validation.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
 
     def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
         """The spatial sizes that an input of spatial `size` comes out with."""
-        return functional.pooled_sizes(_check.sizes("size", size, self.ndim), self.strides)
+        return functional.pooled_sizes(_validation.sizes("size", size, self.ndim), self.strides)
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride import _check
+from diffstride import _validation
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -80,7 +80,7 @@ def param_groups(
         given["stride_lr"] = stride_lr
     for name, value in given.items():
         one = isinstance(value, Tensor) and value.numel() == 1  # torch's optimisers take such rates
-        _check.not_negative(name, value.item() if one else value)
+        _validation.not_negative(name, value.item() if one else value)
     stride_ids = {id(p) for _, layer in learnable_layers(model) for p in layer.stride_parameters}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:

@@ -1,0 +1,76 @@
+"""Multiply-accumulates of one forward pass, counted by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride.nn.conv import DiffStrideConvNd
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.resize import ResizeTo
+from diffstride.nn.spectral import SpectralPoolNd
+from diffstride.tracing import on_examples
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one forward pass."""
+
+    model: int
+    """Convolutions and linear layers."""
+    resampling: int
+    """The dense products of the resampling itself (none where it runs as an FFT)."""
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, *inputs: Any) -> Macs:
+    """Count the multiply-accumulates of `model(*inputs)` at the strides now in use, with torch's `FlopCounterMode`.
+
+    The model runs in evaluation mode and is left in the mode it was in.
+
+    Raises:
+        UsageError: inputs that the model does not run on.
+    """
+    convolutions = 0  # of layers that resample and convolve
+
+    def count(layer: DiffStrideConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal convolutions
+        (x,) = inputs
+        batch = x.shape[0] if x.ndim == layer.ndim + 2 else 1
+        convolutions += batch * layer.convolution_macs(x.shape[-layer.ndim :])
+
+    with evaluation(model), on_examples(model):
+        model(*inputs)  # builds the operators, whose own products are not those of a forward pass
+        handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, DiffStrideConvNd)]
+        try:
+            with FlopCounterMode(display=False) as counter:
+                model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    total = counter.get_total_flops()
+    by_module = counter.get_flop_counts()
+    prefix = type(model).__name__
+    in_layers = sum(
+        sum(by_module.get(f"{prefix}.{name}" if name else prefix, {}).values())
+        for name, module in model.named_modules()
+        if isinstance(module, (LearnableStrides, SpectralPoolNd, ResizeTo))
+    )
+    resampling = in_layers // 2 - convolutions
+    return Macs(total // 2 - resampling, resampling)

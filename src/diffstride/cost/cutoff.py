@@ -1,0 +1,111 @@
+"""What strides mean as frequencies (Table 2 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from diffstride import _validation
+from diffstride.cost.program import records_of
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.strides import learnable_layers
+from diffstride.tracing import ExampleInputs, Session
+
+
+def cutoff_frequencies(
+    model: nn.Module,
+    spacing: float | Sequence[float],
+    example_inputs: Any = None,
+    whole_bins: bool = False,
+) -> dict[str, tuple[float, ...]]:
+    """The frequencies at which the learned windows end, in cycles per unit of the axes.
+
+    The edge `N/(2S)` of a window, in cycles per axis, is the frequency `1/(2 S d)` of an axis sampled every `d` units:
+    a hop of 10 ms and `S = 1.89` give 26.5 Hz, a mel axis with `d = 1` gives cycles per band. A downsampling of `N`
+    samples to `N'` makes the spacing `d N/N'` for what follows; so does, by its stride, a strided layer that is not
+    learnable.
+
+    Args:
+        model: any module.
+        spacing: `d` of the model's input, in any unit; one number, or one per spatial axis.
+        example_inputs: as in `CostModel`; None: all learnable layers must see the model's input itself.
+        whole_bins: the paper's reading, the last whole bin `floor(N/(2S)) / (N d)`; needs example inputs.
+
+    Returns:
+        By layer name one frequency per axis, for the strides in use clamped to the users' bounds; of a layer that is
+        called several times, the first call's.
+
+    Raises:
+        ValueError: a spacing not above 0 or with a wrong number of entries, a layer whose input is not the model's
+            where no example inputs are given, an axis that is none of the input's (a spectrogram's made inside).
+    """
+    if example_inputs is None:
+        if whole_bins:
+            raise ValueError(
+                "example_inputs must be given for whole_bins=True: it depends on the maps' sizes, got None"
+            )
+        first = _first(model)
+        cutoffs = {}
+        for name, layer in learnable_layers(model):
+            if layer is not first:
+                raise ValueError(
+                    f"example_inputs must be given for {name or 'the model'}: it need not see its input, got None"
+                )
+            cutoffs[name] = _edges(layer, _spacings(spacing, layer.ndim))
+        return cutoffs
+    example = ExampleInputs.of(example_inputs)
+    records, session = records_of(model, example, symbolic_inputs=True)
+    names = {layer: name for name, layer in learnable_layers(model)}
+    inputs = {symbol: key for symbol, key in session.keys.items() if key[0] == "input"}
+    given = _spacings(spacing, 1 + max((axis for _, _, axis in inputs.values()), default=0))
+    spacings: dict[Any, float] = {symbol: given[axis] for symbol, (_, _, axis) in inputs.items()}
+    cutoffs = {}
+    for record in records:
+        layer, before = record.layer, []
+        for size, symbol, new in zip(record.sampled, record.symbols, record.sizes, strict=True):
+            before.append(_spacing_of(size, spacings, session, names.get(layer, "")))
+            spacings[symbol] = before[-1] * session.value(size) / new
+        if layer in names and names[layer] not in cutoffs:
+            sizes = [session.value(size) for size in record.sampled]
+            cutoffs[names[layer]] = _edges(layer, before, sizes if whole_bins else None)
+    return {name: cutoffs[name] for name in names.values() if name in cutoffs}
+
+
+def _first(model: nn.Module) -> nn.Module:
+    """The module that sees the model's input, where that shows from the outside."""
+    while isinstance(model, nn.Sequential) and len(model):
+        model = model[0]
+    return model
+
+
+def _spacings(spacing: float | Sequence[float], ndim: int) -> tuple[float, ...]:
+    return _validation.positive("spacing", _validation.per_axis("spacing", spacing, ndim))
+
+
+def _edges(layer: LearnableStrides, spacings: Sequence[float], sizes: Sequence[int] | None = None) -> tuple[float, ...]:
+    if sizes is None:
+        return tuple(1 / (2 * s * d) for s, d in zip(layer.strides, spacings, strict=True))
+    return tuple(
+        math.floor(n / (2 * s) + 1e-5) / (n * d) for n, s, d in zip(sizes, layer.strides, spacings, strict=True)
+    )
+
+
+def _spacing_of(size: Any, spacings: dict[Any, float], session: Session, name: str) -> float:
+    """The spacing of an axis whose size is an expression: `d N/d N'`, quotients not rounded."""
+    import sympy
+    from torch.utils._sympy import functions
+
+    smooth = session.expanded(size)
+    for quotient in (functions.FloorDiv, functions.CleanDiv, functions.IntTrueDiv, functions.FloatTrueDiv):
+        smooth = smooth.replace(quotient, lambda a, b: a / b)
+    for rounded in (functions.TruncToInt, functions.FloorToInt, functions.CeilToInt, functions.ToFloat):
+        smooth = smooth.replace(rounded, lambda a: a)
+    smooth = smooth.replace(functions.Mod, lambda a, b: sympy.Integer(0))
+    found = [symbol for symbol in smooth.free_symbols if symbol in spacings]
+    if len(found) != 1:
+        raise ValueError(f"an axis of {name} must be one of the model's input, got the size {smooth}")
+    (symbol,) = found
+    return spacings[symbol] / float(smooth.diff(symbol))

@@ -1,0 +1,1 @@
+"""Experiments with learned strides: data, models, training, studies and commands. Needs the extra `train`."""

@@ -1,0 +1,1 @@
+"""The `diffstride` command and its subcommands."""

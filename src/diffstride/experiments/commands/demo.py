@@ -1,0 +1,186 @@
+"""`diffstride demo`: three ways to downsample on planted bands, from a good and from a poor initial stride."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from diffstride import functional
+from diffstride._files import atomic_write_text
+from diffstride.errors import InterruptedRunError, UsageError
+from diffstride.experiments import history
+from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.data import PlantedBands
+from diffstride.experiments.figures import plots
+from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.parser import CommandParser
+from diffstride.experiments.training.documents import read_json
+from diffstride.experiments.training.fit import FitCLI, has_several_processes, parse, train
+from diffstride.experiments.training.folders import runs_folder
+from diffstride.nn import DiffStride2d
+
+CONFIG = str(Path(__file__).with_name("demo.yaml"))
+METHODS = {"conv": "strided convolution", "spectral": "spectral pooling", "diffstride": "DiffStride"}
+# (4, 2) are the largest strides that keep the default bands whole, N / (2 b); (3, 3) suits neither axis.
+STARTS = {"good": (4, 2), "poor": (3, 3)}
+AXES = ("height", "width")
+
+
+class Run(NamedTuple):
+    """A finished run of the demo."""
+
+    method: str
+    start: tuple[int, int]
+    cli: FitCLI
+    result: dict[str, Any]
+
+    @property
+    def layer(self) -> DiffStride2d:
+        """The layer whose stride was learned."""
+        network = self.cli.model.network
+        assert isinstance(network, TinyCNN)
+        assert isinstance(network.down, DiffStride2d)
+        return network.down
+
+    @property
+    def history(self) -> list[history.StrideRow]:
+        """The strides while training."""
+        return history.read_rows(self.cli.run_folder / "strides.csv")
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Train, print the table, draw the pictures."""
+    parser = CommandParser(
+        prog="diffstride demo",
+        description="Train strided convolution, spectral pooling and DiffStride on planted bands (built in), from a "
+        "good and from a poor initial stride; print a table and draw pictures. About two minutes on two cores.",
+    )
+    parser.add_argument(
+        "config", nargs="?", default=CONFIG, help="YAML file of one run (default: the one that comes with the package)"
+    )
+    parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
+    options = parser.parse_args(arguments)
+    if not Path(options.config).is_file():
+        raise UsageError(f"there is no file {options.config}: leave it out, for the one that comes with the package")
+    config = parse(["--config", options.config])
+    if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
+        raise UsageError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
+    if has_several_processes(config.trainer):
+        raise UsageError(f"{options.config}: the demo trains on one device: set trainer.devices to 1")
+    folder = runs_folder(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+
+    console = PlainConsole()
+    runs = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(METHODS) * len(STARTS))
+        for start_name, start in STARTS.items():
+            for method, title in METHODS.items():
+                progress.update(task, description=f"{title} from {start}")
+                cli = _train([
+                    "--config", options.config, "--runs", str(folder), "--name", f"{start_name}-{method}",
+                    "--model.network.downsample", method, "--model.network.strides", str([list(start)]),
+                    "--trainer.enable_progress_bar", "false",
+                ])  # fmt: skip
+                result = read_json(cli.run_folder / "result.json")
+                runs.append(Run(method, start, cli, result))
+                progress.advance(task)
+    rows = [{"method": run.method, "start": run.start, **run.result} for run in runs]
+    atomic_write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    _print(runs, console)
+    _draw(runs, folder)
+    console.say(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
+
+
+def _train(arguments: Sequence[str]) -> FitCLI:
+    try:
+        cli = train(arguments)
+    except InterruptedRunError as error:
+        raise InterruptedRunError("interrupted: start the demo again, its runs are short") from error
+    return cli
+
+
+def _print(runs: Sequence[Run], console: PlainConsole) -> None:
+    table = Table(title="Planted bands: one stride to learn, and the right one known")
+    table.add_column("method")
+    for heading in ("start", "end", "accuracy", "MACs/image", "time"):
+        table.add_column(heading, justify="right")
+    for previous, run in zip([None, *runs], runs, strict=False):
+        if previous and previous.start != run.start:
+            table.add_section()
+        (end,) = run.result["strides"].values() or [run.start]
+        table.add_row(
+            METHODS[run.method],
+            f"({run.start[0]}, {run.start[1]})",
+            "({:.2f}, {:.2f})".format(*end) if run.method == "diffstride" else "fixed",
+            f"{run.result['accuracy']:.3f}",
+            f"{run.result['macs'] / 1e6:.2f} M",
+            f"{run.result['train_seconds']:.0f} s",
+        )
+    console.print(table)
+    data = _data(runs[0])
+    b, (height, width) = data.band, _stride_limits(runs).values()
+    console.say(
+        f"The class sits at up to {b[0]} cycles along the height and {b[1]} along the width, where strides up to "
+        f"({height[0]:g}, {width[0]:g}) keep it whole."
+    )
+    console.say("One lost axis leaves an accuracy of 0.5, two leave 0.25.")
+
+
+def _draw(runs: Sequence[Run], folder: Path) -> None:
+    data = _data(runs[0])
+    learned = {f"DiffStride from {run.start}": run for run in runs if run.method == "diffstride"}
+    plots.trajectories_to_bands(
+        {name: run.history for name, run in learned.items()}, _stride_limits(runs), folder / "strides"
+    )
+    images, _ = data.test_set if isinstance(data.test_set, tuple) else (torch.empty(0), None)
+    plots.windows_over_spectrum(
+        {axis: _mean_amplitude(images, dim) for axis, dim in zip(AXES, (-2, -1), strict=True)},
+        {axis: {name: _window(run, i) for name, run in learned.items()} for i, axis in enumerate(AXES)},
+        dict(zip(AXES, data.band, strict=True)),
+        folder / "windows",
+    )
+    poor = learned[f"DiffStride from {STARTS['poor']}"]
+    image = images[0]
+    sh, sw = poor.start
+    with torch.no_grad():
+        plots.before_and_after(
+            {
+                "image": image[0],
+                f"one of every {sh} x {sw} pixels": image[0, ::sh, ::sw],
+                f"spectral pooling {poor.start}": functional.spectral_pool(image, poor.start)[0],
+                "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
+            },
+            folder / "example",
+        )
+
+
+def _data(run: Run) -> PlantedBands:
+    data = run.cli.datamodule
+    assert isinstance(data, PlantedBands)
+    return data
+
+
+def _stride_limits(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
+    (smoothness,) = {run.layer.smoothness for run in runs if run.method == "diffstride"}
+    return _data(runs[0]).stride_limits(smoothness)
+
+
+def _mean_amplitude(images: Tensor, dim: int) -> Tensor:
+    amplitude = torch.fft.rfft(images, dim=dim, norm="forward").abs().movedim(dim, -1)
+    mean: Tensor = amplitude.flatten(0, -2).mean(0)
+    return mean
+
+
+def _window(run: Run, axis: int) -> Tensor:
+    layer = run.layer
+    size = _data(run).size[axis]
+    return functional.stride_mask(size, layer.strides[axis], layer.smoothness, window=layer.window, basis=layer.basis)

@@ -1,0 +1,279 @@
+"""`diffstride export`: a trained run as an ONNX or a safetensors file, what was learned, and how fast it runs."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import ArgumentError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from diffstride.errors import UsageError
+from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate
+from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.data import MultiTask
+from diffstride.experiments.parser import CommandParser, by, check_new_file
+from diffstride.experiments.provenance import provenance
+from diffstride.experiments.training.checkpoints import read_checkpoint
+from diffstride.experiments.training.fit import quiet
+from diffstride.experiments.training.runs import (
+    Run,
+    build_classifier,
+    find_run,
+    load_data,
+    load_run,
+    one_line,
+    read_result,
+)
+from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, require_safetensors, to_onnx, to_safetensors
+from diffstride.integrations.input_sizes import InputSizes
+from diffstride.nn import learnable_layers, strides
+
+REPEATS = 50
+
+DESCRIPTION = """Write a trained network as one file, in the format that its suffix names.
+
+  diffstride export runs/NAME model.onnx
+  diffstride export runs/NAME/checkpoints/last.ckpt model.onnx --batch 8
+  diffstride export runs/NAME model.safetensors
+
+.onnx: with its learned strides fixed, ready for onnxruntime. The file takes any batch size, and maps of the size that
+the network was trained on. Before it is put in its place it is run on random inputs and compared with the network. Then
+times are measured: of the network as trained, with its strides fixed, and in onnxruntime; and of the same network with
+strided convolutions (random weights), where there is one.
+
+.safetensors: weights and strides as they are, to go on with in PyTorch. Nothing in such a file is executed. Build the
+network as its metadata say, then
+
+  from safetensors.torch import load_file
+  network.load_state_dict(load_file("model.safetensors"))
+
+Both have metadata, each a JSON text: network (class and arguments), strides, sample_shape, classes, mean and std (by
+which inputs are normalised, if they are), accuracy and versions. Of several tasks, `tasks` has classes, mean, std."""
+
+
+class TimedModel(NamedTuple):
+    """Something whose latency is measured."""
+
+    model: str
+    runtime: str
+    step: Callable[[], object]
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Load the run, write the file, print what was learned, measure."""
+    options = _options(arguments)
+    (require_onnx if options.target.suffix == ".onnx" else require_safetensors)()
+    console = PlainConsole(width=100)
+    with console.status("loading the run"), quiet():
+        run = load_run(options.run)
+        known = _known(options.run, options.input)
+        example = torch.randn(options.batch or 1, *known["sample_shape"])
+        learned = _learned(run.network, example)
+        metadata = _metadata(options.run, run, known)
+    if learned.row_count:
+        console.print(learned)
+    else:
+        console.print("The network has no learned strides: it is exported as it is.")
+    if options.target.suffix == ".safetensors":
+        path = to_safetensors(run.network, options.target, metadata)
+        size = f"{path.stat().st_size / 1e6:.3g} MB"
+        console.say(f"{path}: {size}, weights and strides as trained")
+        return
+    with console.status(f"writing {options.target}"):
+        written = to_onnx(run.network, example, options.target, metadata)
+    console.say(
+        f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(example.shape[1:])}; on random inputs "
+        f"onnxruntime differs from the network by {written.error:.0e}, relative"
+    )
+    if (repeats := REPEATS if options.repeats is None else options.repeats) > 0:
+        _compare(run, written, example, repeats, console)
+
+
+# The run
+
+
+def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """What the checkpoint knows of its data; `shape` of a sample is that of --input."""
+    try:
+        data = load_data(given)
+    except UsageError as error:
+        if shape is None:
+            raise UsageError(
+                f"the run does not tell the shape of a sample: give it, as in --input 3,32,32 ({one_line(error)})"
+            ) from error
+        return {"sample_shape": shape}
+    known = data.state_dict()
+    if isinstance(data, MultiTask):
+        known = {"tasks": known, "sample_shape": next(iter(known.values()))["sample_shape"]}
+    return known if shape is None else known | {"sample_shape": shape}
+
+
+def _metadata(given: Path, run: Run, known: dict[str, Any]) -> dict[str, str]:
+    """What a file says of the network in it, as JSON texts."""
+    checkpoint, config_file = find_run(given)
+    facts: dict[str, Any] = {
+        "network": run.config["model"]["network"],
+        "strides": strides(run.network),
+        **known,
+        "versions": provenance(torch.device("cpu"))["versions"],
+    }
+    result = read_result(config_file.parent)
+    if result is not None and result["steps"] == read_checkpoint(checkpoint)["global_step"]:  # not of an earlier one
+        facts["accuracy"] = result["accuracy"]
+    return {name: json.dumps(fact, default=Tensor.tolist) for name, fact in facts.items()}
+
+
+@torch.no_grad()
+def _learned(network: nn.Module, example: Tensor) -> Table:
+    """The layers' strides at the start and at the end, and the sizes of their maps."""
+    sizes = InputSizes(network)
+    try:
+        network(example)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"the network cannot take inputs of {by(example.shape[1:])} (--input says another shape): {one_line(error)}"
+        ) from error
+    finally:
+        sizes.close()
+    table = Table(title="Learned strides")
+    for heading in ("layer", "start", "end", "map"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for name, layer in learnable_layers(network):
+        size = sizes.sizes.get(name)
+        maps = "not reached" if size is None else f"{by(size)} → {by(layer.output_size(size))}"
+        table.add_row(name, _list(layer.initial_strides), _list(layer.strides), maps)
+    return table
+
+
+# Latency
+
+
+def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
+    """Measure, and print the table."""
+    models = [
+        TimedModel("as trained", "PyTorch", _eager(run.network, example)),
+        TimedModel("strides fixed", "PyTorch", _eager(freeze(run.network, example), example)),
+        TimedModel("strides fixed", "onnxruntime", _onnxruntime(written.path, example)),
+    ]
+    with console.status("building the strided model"), tempfile.TemporaryDirectory() as folder, quiet():
+        strided = _strided(run)
+        if isinstance(strided, nn.Module):
+            path = to_onnx(strided, example, Path(folder) / "strided.onnx").path
+            models += [
+                TimedModel("strided convolutions", "PyTorch", _eager(strided, example)),
+                TimedModel("strided convolutions", "onnxruntime", _onnxruntime(path, example)),
+            ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress, torch.inference_mode():
+        task = progress.add_task("measuring", total=WARMUP + repeats)
+        seconds = alternate(
+            {str(i): Candidate(model.step) for i, model in enumerate(models)},
+            repeats,
+            random.Random(0),
+            after_round=lambda: progress.advance(task),
+        )
+    table = Table(title=f"Latency of a batch of {by(example.shape)}: median and quartiles")
+    for heading in ("model", "runtime", "ms", "over as trained"):
+        table.add_column(heading, justify="right" if heading in ("ms", "over as trained") else "left")
+    reference = statistics.median(seconds["0"])
+    for i, model in enumerate(models):
+        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds[str(i)], n=4, method="inclusive"))
+        table.add_row(
+            model.model,
+            model.runtime,
+            f"{middle:.3g} ({low:.3g}–{high:.3g})",
+            f"{middle / 1e3 / reference:.2f}",
+        )
+    console.print(table)
+    if isinstance(strided, str):
+        console.say(f"No strided model beside it: {strided}.")
+    facts = provenance(example.device)
+    console.say(
+        f"{repeats} repeats in turns, on {facts['hardware']}; torch {version('torch')}, "
+        f"onnxruntime {version('onnxruntime')}."
+    )
+
+
+def _eager(model: nn.Module, example: Tensor) -> Callable[[], object]:
+    return lambda: model(example)
+
+
+def _onnxruntime(path: Path, example: Tensor) -> Callable[[], object]:
+    session = onnx_session(path)
+    inputs = {session.get_inputs()[0].name: example.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def _strided(run: Run) -> nn.Module | str:
+    """The run's network with strided convolutions of the initial strides, or why there is none."""
+    kind = type(run.network)
+    if "downsample" not in inspect.signature(kind).parameters:
+        return f"{kind.__name__} has no argument `downsample`"
+    network = run.config["model"]["network"]
+    options = network.get("init_args", {})
+    if options.get("downsample") == "conv":
+        return "the network has strided convolutions itself"
+    strided = network | {"init_args": options | {"downsample": "conv"}}
+    model = run.config["model"] | {"network": strided, "budget": None}  # which needs learnable strides
+    try:
+        return build_classifier(model).network.eval()
+    except (ValueError, ArgumentError) as error:  # fractional strides, for example
+        return one_line(error)
+
+
+# The command
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="diffstride export", description=DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
+    parser.add_argument("target", type=Path, metavar="FILE", help="file to write: FILE.onnx or FILE.safetensors")
+    parser.add_argument(
+        "--input",
+        type=_shape,
+        metavar="C,H,W",
+        help="shape of one sample (default: that of the run's data)",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help=".onnx: samples at a time when timed (default: 1)")
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", help=f".onnx: times that each is timed; 0: none (default: {REPEATS})"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    options = parser.parse_args(arguments)
+    for name in ("batch", "repeats"):
+        if options.target.suffix == ".safetensors" and getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for .onnx files, which are timed: leave it out")
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {options.batch}")
+    if options.repeats is not None and (options.repeats < 0 or options.repeats == 1):
+        raise UsageError(f"--repeats must be at least 2, for quartiles, or 0, got {options.repeats}")
+    check_new_file(options.target, options.force)
+    if options.target.suffix not in (".onnx", ".safetensors"):
+        raise UsageError(f"{options.target} must end in .onnx or .safetensors, which names the format")
+    return options
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas, as in 3,32,32, got {text!r}")
+    return shape
+
+
+def _list(strides: Sequence[float]) -> str:
+    return ", ".join(f"{stride:.4g}" for stride in strides)

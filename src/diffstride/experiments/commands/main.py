@@ -1,0 +1,96 @@
+"""The `diffstride` command: finds the command, prints a user's mistake in one line."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from diffstride import __version__
+from diffstride._files import DISK_ERRORS, PATH_ERRORS, trouble
+from diffstride._text import did_you_mean, printable
+from diffstride.errors import RunError, UsageError
+
+# Name: module, function, what it does.
+COMMANDS = {
+    "fit": ("diffstride.experiments.training.fit", "fit", "train one network; its run folder keeps everything"),
+    "study": (
+        "diffstride.experiments.studies.runner",
+        "study",
+        "do the many runs of a table or a figure, here or on a cluster",
+    ),
+    "report": (
+        "diffstride.experiments.commands.report",
+        "report",
+        "make one page of a run or of a study, for a browser",
+    ),
+    "demo": ("diffstride.experiments.commands.demo", "demo", "compare three ways to downsample on images made by code"),
+    "bench": ("diffstride.experiments.benchmark.bench", "bench", "measure speed and memory against the alternatives"),
+    "predict": ("diffstride.experiments.commands.predict", "predict", "say what a trained network takes files for"),
+    "export": (
+        "diffstride.experiments.commands.export",
+        "export",
+        "write a trained network as an ONNX or a safetensors file",
+    ),
+}
+
+USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
+
+commands:
+{"".join(f"  {name:7s} {text}{chr(10)}" for name, (_, _, text) in COMMANDS.items())}
+`diffstride COMMAND --help` says more. DIFFSTRIDE_TRACEBACK=1 shows where an error arose."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0 when done, 2 for a user's mistake, 1 where the work failed."""
+    for stream in sys.stdout, sys.stderr:  # a terminal that lacks a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name = arguments[0] if arguments else ""
+    if name == "--version":
+        print(f"diffstride {__version__}")
+        return 0
+    if name in ("", "-h", "--help"):
+        print(USAGE, file=sys.stdout if name else sys.stderr)
+        return 0 if name else 2
+    try:
+        _command(name)(arguments[1:])
+    except UsageError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except OSError as error:  # of files that a user has named, or of the disk they are on
+        if error.errno not in DISK_ERRORS | PATH_ERRORS:
+            raise
+        return _fail(trouble(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    return 0
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name not in COMMANDS:
+        raise UsageError(
+            f"unknown command {name!r}; there are {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS.keys())}"
+        )
+    module, function, _ = COMMANDS[name]
+    try:
+        command: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{name} needs the package {error.name}: pip install 'diffstride[train]'") from error
+    return command
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    if os.environ.get("DIFFSTRIDE_TRACEBACK"):
+        traceback.print_exc()
+    print(f"diffstride: error: {printable(error)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

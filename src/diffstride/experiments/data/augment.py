@@ -1,0 +1,128 @@
+"""Random changes to training images, on the device they are on, through kornia."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Beta
+from torch.nn import functional as F
+
+from diffstride import _validation
+from diffstride.experiments.data.base import DataError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Settings of the augmentation; calling it applies it. In order: crop, flip, mixup.
+
+    Args:
+        pad_crop: pad each border by this many pixels, then crop back to the size at a random place; 0 for none.
+        pad_mode: what the border is made of: black, or the mirrored image.
+        resized_crop: crop a random part (8 to 100 % of the area, aspect ratio 3/4 to 4/3) and resize it to a square
+            of this size, as usual on ImageNet; evaluation then takes the middle square of this size.
+        flip: mirror every second image, left to right.
+        mixup: alpha of Beta(alpha, alpha), from which each sample draws how much of another sample of the batch it is
+            mixed with (Zhang et al. 2018); targets become class probabilities. 0 for none.
+    """
+
+    pad_crop: int = 0
+    pad_mode: Literal["zeros", "reflect"] = "zeros"
+    resized_crop: int | None = None
+    flip: bool = False
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _validation.whole("augment.pad_crop", self.pad_crop, 0)
+        _validation.one_of("augment.pad_mode", self.pad_mode, ("zeros", "reflect"))
+        _validation.not_negative("augment.mixup", self.mixup)
+        if self.resized_crop is not None:
+            _validation.whole("augment.resized_crop", self.resized_crop, 1)
+        if self.resized_crop is not None and self.pad_crop:
+            raise DataError("augment.resized_crop and augment.pad_crop exclude each other: set one of them")
+
+    def __call__(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Augment a batch. Every random number comes from torch's global generator of the CPU.
+
+        Args:
+            images: float `[B, C, H, W]`, values from 0 to 1.
+            labels: int64 `[B]`.
+            num_classes: number of classes, K.
+
+        Returns:
+            The images, and the labels as they were or, with mixup, class probabilities `[B, K]`.
+        """
+        _images(images)
+        if labels.shape != images.shape[:1]:
+            raise DataError(f"labels must have shape ({len(images)},), one for each image, not {tuple(labels.shape)}")
+        _validation.whole("num_classes", num_classes, 1)
+        spatial = _spatial(self, images.shape[-2], images.shape[-1])
+        if spatial is not None:
+            images = spatial(images)
+        if not self.mixup:
+            return images, labels
+        images, mixed = _mixup(self.mixup)(images, labels)
+        share = mixed[:, 2:].to(images.dtype)
+        own, other = (F.one_hot(mixed[:, i].long(), num_classes).to(images.dtype) for i in (0, 1))
+        return images, (1 - share) * own + share * other
+
+    def center(self, images: Tensor) -> Tensor:
+        """For evaluation: the middle square of `resized_crop` pixels, or the images as they are."""
+        _images(images)
+        if self.resized_crop is None:
+            return images
+        height, width = images.shape[-2:]
+        top, left = (height - self.resized_crop) // 2, (width - self.resized_crop) // 2
+        if min(top, left) < 0:
+            raise DataError(
+                f"augment.resized_crop {self.resized_crop} is larger than the images ({height}x{width}): "
+                f"set image_size to at least {self.resized_crop}"
+            )
+        return images[..., top : top + self.resized_crop, left : left + self.resized_crop]
+
+
+def _images(images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DataError(
+            f"images must be floating point of shape [B, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"
+        )
+
+
+@lru_cache(maxsize=16)
+def _spatial(settings: Augment, height: int, width: int) -> nn.Module | None:
+    """Kornia's modules for images of one size; None where there is nothing to do."""
+    from kornia import augmentation as kornia
+
+    steps: list[Any] = []
+    if settings.resized_crop is not None:
+        steps.append(kornia.RandomResizedCrop((settings.resized_crop, settings.resized_crop), cropping_mode="slice"))
+    if settings.pad_crop:
+        if settings.pad_mode == "reflect" and settings.pad_crop >= min(height, width):
+            raise DataError(f"augment.pad_crop {settings.pad_crop} is too large to mirror {height}x{width} images")
+        mode = "constant" if settings.pad_mode == "zeros" else "reflect"
+        steps.append(kornia.RandomCrop((height, width), settings.pad_crop, padding_mode=mode, cropping_mode="slice"))
+    if settings.flip:
+        steps.append(kornia.RandomHorizontalFlip(p=0.5))
+    return kornia.AugmentationSequential(*steps, data_keys=["input"]) if steps else None
+
+
+@lru_cache(maxsize=16)
+def _mixup(alpha: float) -> nn.Module:
+    from kornia.augmentation import RandomMixUpV2
+    from kornia.augmentation.random_generator import MixupGenerator
+
+    class BetaMixup(MixupGenerator):
+        """Kornia draws the share uniformly; the paper draws it from Beta(alpha, alpha)."""
+
+        def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
+            super().make_samplers(device, dtype)
+            concentration = torch.tensor(alpha, device=device, dtype=dtype)
+            self.lambda_sampler = Beta(concentration, concentration, validate_args=False)  # type: ignore[assignment]
+
+    mixup: nn.Module = RandomMixUpV2(data_keys=["input", "class"])
+    mixup._param_generator = BetaMixup()
+    return mixup

@@ -1,0 +1,184 @@
+"""Several data sets at once: every batch has samples of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from diffstride.experiments.data.base import (
+    Axis,
+    Batch,
+    BatchDataset,
+    ClassificationData,
+    DataError,
+    Shard,
+    as_dataset,
+    digest,
+    seed_of,
+)
+
+Batches: TypeAlias = dict[str, Batch]
+
+
+class MultiTask(ClassificationData):
+    """Several tasks, each with a data set of its own, whose samples have one shape as a network sees them.
+
+    A batch of training is a mapping from task to `(inputs, targets)`, with an equal share of each task in every batch
+    (the first tasks have one more where the batch size is no multiple of their number). An epoch takes as many samples
+    as all sets have together, so that small sets are seen more than once in it: each of them is gone through again and
+    again, in a new random order, which is a function of the seed alone. Each task is augmented, normalised and
+    evaluated as its own data set has it; a batch of evaluation is of one task.
+
+    Args:
+        tasks: data sets by the names of the tasks; their own batch sizes and seeds are not used.
+        batch_size: samples per batch and rank, of all tasks together; at least one of each.
+        seed: of the order, and of all that is random in the data sets.
+
+    Attributes:
+        num_classes: of all tasks together.
+        outputs: number of classes by task.
+    """
+
+    def __init__(self, tasks: dict[str, ClassificationData], batch_size: int = 128, seed: int = 0) -> None:
+        super().__init__(batch_size=batch_size, seed=seed)
+        if len(tasks) < 2:
+            raise DataError(f"tasks must be two or more, not {len(tasks)}")
+        if batch_size < len(tasks):
+            raise DataError(f"batch_size must be at least the number of tasks, {len(tasks)}, not {batch_size}")
+        if wrong := [task for task in tasks if not task or "." in task or "/" in task]:
+            raise DataError(f"tasks must have names without dots and slashes, not {wrong[0]!r}")
+        if nested := [task for task, data in tasks.items() if isinstance(data, MultiTask)]:
+            raise DataError(f"tasks must be of one task each, but {nested[0]} is a MultiTask: name its tasks here")
+        self.tasks = tasks
+        for data in tasks.values():
+            data.seed, data.batch_size = seed, batch_size
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Number of classes by task."""
+        return {task: data.num_classes for task, data in self.tasks.items()}
+
+    def load(self) -> None:
+        """Load all tasks."""
+        for task, data in self.tasks.items():
+            try:
+                data.setup()
+            except DataError as error:
+                raise DataError(f"task {task}: {error}") from error
+        first, *others = self.tasks
+        self.sample_shape, self.axes = self.tasks[first].sample_shape, self.tasks[first].axes
+        for task in others:
+            if (axes := self.tasks[task].axes) != self.axes:
+                raise DataError(
+                    f"tasks must have axes of one spacing, not {_spacings(self.axes)} for {first} and "
+                    f"{_spacings(axes)} for {task}: set one sample_rate and features for all"
+                )
+            if (shape := self.tasks[task].sample_shape) != self.sample_shape:
+                raise DataError(
+                    f"tasks must have inputs of one shape, not {self.sample_shape} for {first} and {shape} for {task}: "
+                    "change their sizes, lengths or features"
+                )
+        self.num_workers = max(data.num_workers for data in self.tasks.values())
+        self.num_classes = sum(self.outputs.values())
+        self.classes = tuple(f"{task}: {name}" for task, data in self.tasks.items() for name in data.classes)
+        self.train_set = _Union({task: as_dataset(data.train_set) for task, data in self.tasks.items()})
+        self.test_set = _Union({task: as_dataset(data.test_set) for task, data in self.tasks.items()})
+        self.fingerprint = digest(*(f"{task} {data.fingerprint}" for task, data in self.tasks.items()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of each task."""
+        return {task: data.state_dict() for task, data in self.tasks.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """To each task its own."""
+        for task, data in self.tasks.items():
+            data.load_state_dict(state_dict[task])
+
+    def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
+        """Of the training; each task evaluates on its own."""
+        assert train
+        replicas, rank = self._place()
+        each, more = divmod(self.batch_size, len(self.tasks))
+        shares = [each + (i < more) for i in range(len(self.tasks))]
+        return _EqualShares(cast(_Union, dataset), shares, replicas, rank, self.seed)
+
+    def val_dataloader(self) -> Any:
+        """For each task, batches of its test split."""
+        self._must_be_loaded()
+        self._hand_trainer_on()
+        return [data.val_dataloader() for data in self.tasks.values()]
+
+    def _hand_trainer_on(self) -> None:
+        for data in self.tasks.values():
+            data.trainer = self.trainer
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Prepare each task's part as its data set does."""
+        if not isinstance(batch, dict):
+            batch = {list(self.tasks)[dataloader_idx]: batch}
+        self._hand_trainer_on()
+        return {task: self.tasks[task].on_after_batch_transfer(part, dataloader_idx) for task, part in batch.items()}
+
+
+class _Union(BatchDataset):
+    """The samples of all tasks, one task after the other; asked for a batch, it gives each task's part."""
+
+    def __init__(self, parts: Mapping[str, BatchDataset]) -> None:
+        self.parts = dict(parts)
+        sizes = torch.tensor([0, *map(len, self.parts.values())])
+        self.starts = sizes.cumsum(0).tolist()
+
+    def __len__(self) -> int:
+        """The number of samples of all tasks."""
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Batches:  # type: ignore[override]
+        """A batch of one sample, by its task."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batches:  # type: ignore[override]
+        """By task, the batch of those samples that are its own."""
+        found = {}
+        for task, part, start, end in zip(self.parts, self.parts.values(), self.starts, self.starts[1:], strict=False):
+            own = [i - start for i in indices if start <= i < end]
+            if own:
+                found[task] = part.__getitems__(own)
+        return found
+
+
+def _spacings(axes: Sequence[Axis]) -> str:
+    return ", ".join(f"{axis.spacing:g} ({axis.name})" for axis in axes) or "none"
+
+
+class _EqualShares(Shard):
+    """An order of a union's samples in which every batch has the same number of each task."""
+
+    def __init__(self, union: _Union, shares: Sequence[int], replicas: int, rank: int, seed: int) -> None:
+        super().__init__(union, replicas, rank, seed=seed)
+        self.union, self.shares = union, list(shares)
+        self.batches = len(union) // (replicas * sum(shares))
+
+    def __len__(self) -> int:
+        """The number of samples of this rank in an epoch."""
+        return self.batches * sum(self.shares)
+
+    def order(self) -> Iterator[int]:
+        """The epoch's samples: for each task, a part of an endless row of random orders."""
+        columns = []
+        for task, share in enumerate(self.shares):
+            start, end = self.union.starts[task : task + 2]
+            each = self.batches * share * self.num_replicas  # of this task in an epoch, on all ranks
+            row = self._row(task, end - start, self.epoch * each, each)
+            columns.append(start + row.view(self.batches, self.num_replicas, share)[:, self.rank])
+        return iter(torch.cat(columns, 1).flatten().tolist())
+
+    def _row(self, task: int, size: int, begin: int, count: int) -> Tensor:
+        """The places `begin` to `begin + count` of the endless row of a task's orders."""
+        orders = []
+        for turn in range(begin // size, (begin + count - 1) // size + 1):
+            generator = torch.Generator().manual_seed(seed_of(self.seed, task, turn))
+            orders.append(torch.randperm(size, generator=generator))
+        return torch.cat(orders)[begin % size :][:count]

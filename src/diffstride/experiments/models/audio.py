@@ -1,0 +1,194 @@
+"""Networks for sounds, on spectrograms and on waveforms, in which the way of downsampling is one argument."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffstride import _validation
+from diffstride.experiments.models.downsample import (
+    DownsampleFactory,
+    Stride,
+    check_downsample,
+    check_strides,
+    make_downsample,
+)
+from diffstride.experiments.models.network import (
+    Network,
+    check_batch,
+    check_ends,
+    draw_convolutions,
+    make_classifier,
+    widened,
+)
+from diffstride.nn.learnable import LearnableStrides
+
+_CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
+_STRIDES = (2, 2), (2, 2), (1, 1), (2, 2), (1, 1), (2, 2)
+_WAVEFORM_CHANNELS = 64, 128, 256, 512
+_WAVEFORM_KERNELS = 65, 3, 3, 3
+
+
+class SpectrogramBlock(nn.Sequential):
+    """A block of :class:`AudioCNN`: convolution along time, then along frequency, then the downsampling.
+
+    ``y = bn(relu(D W_f bn(relu(W_t x))))`` with ``W_t`` of 3x1 and ``W_f`` of 1x3 taps. For ``downsample="conv"``
+    each of the two convolutions is strided along its own axis.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of both convolutions.
+        stride: Along time and frequency; see ``make_downsample``.
+        downsample: See :class:`AudioCNN`.
+        downsample_options: See :class:`AudioCNN`.
+
+    Shape:
+        ``[B, in_channels, T, F]`` to ``[B, channels, T', F']``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: Stride,
+        downsample: str | DownsampleFactory = "diffstride",
+        downsample_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = check_downsample(downsample, [stride], downsample_options)
+        whole, down = make_downsample(downsample, stride, **options)
+        time, frequency = (whole, whole) if isinstance(whole, int) else whole
+        super().__init__(
+            OrderedDict(
+                time=nn.Conv2d(in_channels, channels, (3, 1), (time, 1), padding=(1, 0)),
+                relu=nn.ReLU(),
+                norm=nn.BatchNorm2d(channels),
+                frequency=nn.Conv2d(channels, channels, (1, 3), (1, frequency), padding=(0, 1)),
+                down=down,
+                relu2=nn.ReLU(),
+                norm2=nn.BatchNorm2d(channels),
+            )
+        )
+
+
+class AudioCNN(Network):
+    """The audio network of Riad et al. 2022, Section 4.1, on log-compressed mel spectrograms.
+
+    Six blocks (:class:`SpectrogramBlock`) of 64, 128, 256, 256, 512 and 512 channels, the maximum over time and
+    frequency, and one linear layer per task.
+
+    Args:
+        num_classes: Number of classes; of several tasks, by their names.
+        in_channels: Channels of the input.
+        width: Multiplies all channels; rounded, one at least.
+        downsample: ``"conv"``, ``"avg"``, ``"max"``, ``"blur"``, ``"spectral"`` or ``"diffstride"``, or a function from
+            a stride to a layer; see ``make_downsample``.
+        strides: Initial strides of the six blocks: numbers or pairs (time, frequency). Those of 1 are learned too.
+        downsample_options: Options of ``DiffStride2d``, such as ``smoothness``.
+
+    Shape:
+        ``[B, in_channels, T, F]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
+
+    Raises:
+        ValueError: Not six strides, one that ``make_downsample`` refuses, a width not above 0, no channels or classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | dict[str, int] = 10,
+        in_channels: int = 1,
+        width: float = 1.0,
+        downsample: str | DownsampleFactory = "diffstride",
+        strides: Sequence[Stride] = _STRIDES,
+        downsample_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_ends(in_channels, num_classes)
+        channels = widened(_CHANNELS, width)
+        check_strides(strides, len(channels), len(channels))
+        check_downsample(downsample, strides, downsample_options)
+        self.in_channels = in_channels
+        self.blocks = nn.Sequential()
+        for before, after, stride in zip((in_channels, *channels), channels, strides, strict=False):
+            self.blocks.append(SpectrogramBlock(before, after, stride, downsample, downsample_options))
+        self.classifier = make_classifier(channels[-1], num_classes)
+        draw_convolutions(self)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits of spectrograms."""
+        check_batch(x, 2, self.in_channels)
+        return self.classifier(self.blocks(x).amax((-2, -1)))
+
+
+class WaveformCNN(Network):
+    """A network on raw waveforms whose first layer downsamples strongly.
+
+    Four blocks ``relu(bn(D W x))`` of 64, 128, 256 and 512 channels with convolutions of 65, 3, 3 and 3 taps, the
+    maximum over time, and one linear layer per task.
+
+    The width of the window's ramp is ``ramp`` times the length of the axis, not a constant: a gradient step on a stride
+    ``S`` moves the window's edge ``N/(2S)`` by a number of bins that grows with ``N``, and on an axis of thousands of
+    samples a ramp of 4 bins is a cliff. A frequency that the edge has once jumped over has no gradient any more that
+    could bring it back. On the other side, what is narrower than the ramp, ``ramp`` times the sample rate in Hz, no
+    stride cuts off. The price is a larger map: ``N' = N/S + 2 ramp N``.
+
+    Args:
+        num_classes: Number of classes; of several tasks, by their names.
+        in_channels: Channels of the waveform.
+        length: Samples of a waveform, from which the ramps are reckoned. Others can be run too.
+        width: Multiplies all channels; rounded, one at least.
+        downsample: See :class:`AudioCNN`, but for ``"blur"``.
+        strides: Initial strides of the four blocks.
+        ramp: Width of the ramps as a part of the axis, as it is at the initial strides.
+        downsample_options: Options of ``DiffStride1d``. A ``smoothness``, in bins, goes over ``ramp``.
+
+    Shape:
+        ``[B, in_channels, T]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
+
+    Raises:
+        ValueError: Not four strides, one that ``make_downsample`` refuses, ``width`` or ``ramp`` not above 0, no
+            channels or classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | dict[str, int] = 10,
+        in_channels: int = 1,
+        length: int = 16_000,
+        width: float = 1.0,
+        downsample: str | DownsampleFactory = "diffstride",
+        strides: Sequence[float] = (16, 4, 2, 2),
+        ramp: float = 1 / 64,
+        downsample_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_ends(in_channels, num_classes)
+        _validation.above_zero("ramp", ramp)
+        channels = widened(_WAVEFORM_CHANNELS, width)
+        check_strides(strides, len(channels), len(channels))
+        given = check_downsample(downsample, strides, downsample_options, ndim=1)
+        self.in_channels = in_channels
+        self.blocks = nn.Sequential()
+        for before, after, kernel, stride in zip(
+            (in_channels, *channels), channels, _WAVEFORM_KERNELS, strides, strict=False
+        ):
+            options = {"smoothness": ramp * length} | given
+            conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
+            block = OrderedDict(
+                conv=nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
+                down=down,
+                norm=nn.BatchNorm1d(after),
+                relu=nn.ReLU(),
+            )
+            self.blocks.append(nn.Sequential(block))
+            if isinstance(down, LearnableStrides):
+                (length,) = down.output_size(length)
+        self.classifier = make_classifier(channels[-1], num_classes)
+        draw_convolutions(self)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits of waveforms."""
+        check_batch(x, 1, self.in_channels)
+        return self.classifier(self.blocks(x).amax(-1))

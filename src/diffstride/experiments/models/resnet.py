@@ -1,0 +1,263 @@
+"""Residual networks for CIFAR and ImageNet in which the way of downsampling is one argument."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from diffstride import _validation
+from diffstride.experiments.models.downsample import (
+    DownsampleFactory,
+    Stride,
+    check_downsample,
+    check_strides,
+    make_downsample,
+)
+from diffstride.experiments.models.network import (
+    Network,
+    check_batch,
+    check_ends,
+    draw_convolutions,
+    make_classifier,
+    widened,
+)
+from diffstride.nn import DiffStride2d, DiffStrideConv2d
+
+
+class _Architecture(NamedTuple):
+    blocks: tuple[int, ...]  # residual blocks per stage
+    channels: tuple[int, ...]  # of the 3x3 convolutions, per stage
+    kernels: tuple[int, ...]  # of the convolutions of one block
+    expansion: int  # channels that leave a block over those of its 3x3 convolutions
+
+
+_STEMS = "cifar", "imagenet"
+# He et al. 2016, "Deep residual learning for image recognition", Table 1 and Section 4.2.
+_ARCHITECTURES = {
+    18: _Architecture((2, 2, 2, 2), (64, 128, 256, 512), (3, 3), 1),
+    50: _Architecture((3, 4, 6, 3), (64, 128, 256, 512), (1, 3, 1), 4),
+    56: _Architecture((9, 9, 9), (16, 32, 64), (3, 3), 1),
+}
+
+
+class ResidualBlock(nn.Module):
+    """A residual block whose main path and shortcut share one downsampling layer (Figure 2 of Riad et al. 2022).
+
+    With ``D`` the downsampling, ``W`` the convolutions and ``W_s`` the 1x1 convolution of the shortcut:
+
+    - post-activation (He et al. 2015), normalisation and ReLU after each convolution:
+      ``y = relu(bn(W_2 relu(bn(D W_1 x))) + bn(W_s D x))``;
+    - pre-activation (He et al. 2016), normalisation and ReLU before it, with ``a = relu(bn(x))``:
+      ``y = W_2 relu(bn(D W_1 a)) + W_s D a``.
+
+    ``D`` is one module applied twice. On the shortcut it comes before the 1x1 convolution, which is cheaper and, for
+    every linear ``D``, the same. For ``downsample="conv"`` the two convolutions are strided instead. Without projection
+    the shortcut is the identity.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of each convolution, in order; the last is the block's output.
+        kernels: Kernel sizes of the convolutions. The first 3x3 one downsamples.
+        stride: Stride of the block; None for a block that has no downsampling.
+        preactivation: Which of the two forms.
+        downsample: See :func:`make_downsample`.
+        options: See :func:`make_downsample`.
+
+    Raises:
+        ValueError: Kernel sizes that make no block; a stride or method that
+            :func:`make_downsample` refuses.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        kernels: Sequence[int],
+        *,
+        stride: Stride | None = None,
+        preactivation: bool = False,
+        downsample: str | DownsampleFactory = "conv",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(kernels) != len(channels):
+            raise ValueError(f"kernels must have an entry for each of channels, {len(channels)}, got {len(kernels)}")
+        if 3 not in kernels or not all(kernel % 2 for kernel in kernels):
+            raise ValueError(f"kernels must be odd, with a 3 that downsamples, got {tuple(kernels)}")
+        self.preactivation = preactivation
+        check_downsample(downsample, [1.0 if stride is None else stride], options)
+        self.downsample_at = kernels.index(3)
+        conv_stride, self.down = _downsample(downsample, stride, options)
+        widths = [in_channels, *channels]
+        self.convs = nn.ModuleList(
+            _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
+            for i, ((a, b), kernel) in enumerate(zip(pairwise(widths), kernels, strict=True))
+        )
+        # Noted, since plain parts may take the layers' places (`ds.freeze`).
+        self.fused = isinstance(self.down, DiffStride2d)
+        if isinstance(self.down, DiffStride2d):  # with the shortcut's layer it shares the stride
+            conv = self.convs[self.downsample_at]
+            assert isinstance(conv, nn.Conv2d)
+            self.convs[self.downsample_at] = DiffStrideConv2d.fuse(conv, self.down)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (widths[:-1] if preactivation else channels))
+        self.project: nn.Module | None = None
+        if stride is not None or in_channels != channels[-1]:
+            self.project = _conv(in_channels, channels[-1], 1, conv_stride)
+            if not preactivation:
+                self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_channels, H, W]`` to ``[B, channels[-1], H', W']``."""
+        y = self.norms[0](x).relu() if self.preactivation else x
+        shortcut = x if self.project is None else self.project(self.down(y))
+        last = len(self.convs) - 1
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if self.preactivation and i > 0:
+                y = norm(y).relu()
+            y = conv(y)
+            if i == self.downsample_at and not self.fused:
+                y = self.down(y)
+            if not self.preactivation:
+                y = norm(y)
+                y = y.relu() if i < last else y
+        y = y + shortcut
+        return y if self.preactivation else y.relu()
+
+
+class ResNet(Network):
+    """ResNet-18, -50 or -56 for small or large images, with any way of downsampling.
+
+    Networks that differ in ``downsample`` alone have the same convolutions and, from the same seed, the same initial
+    weights (a layer made by a function must draw no random numbers for that): one thing is changed.
+
+    Args:
+        depth: 18 (stages of 2, 2, 2, 2 basic blocks with 64 to 512 channels), 50 (3, 4, 6, 3 bottleneck blocks, 256 to
+            2048 channels, downsampling at the 3x3 convolution) or 56 (9, 9, 9 basic blocks, 16 to 64 channels).
+        num_classes: Number of classes; of several tasks, by their names.
+        in_channels: Channels of the images.
+        stem: "cifar" is a 3x3 convolution of stride 1, "imagenet" a 7x7 convolution of stride 2 and a 3x3 max pooling
+            of stride 2.
+        preactivation: Normalise and activate before each convolution instead of after it.
+        width: Factor on the number of channels of every layer.
+        downsample: "conv" (strided convolutions), "avg" or "max" (convolution, then pooling), "blur" (convolution,
+            then anti-aliased pooling), "spectral" (convolution, then fixed spectral pooling, fractional strides
+            allowed), "diffstride" (convolution, then a learned stride), or a function from a stride to a layer.
+        strides: Initial strides, numbers or pairs (height, width). They belong to the last of: stem, stage 1, stage 2,
+            ... So for ResNet-18 three entries are stages 2 to 4, as in the paper, and five are the stem and all
+            stages, as in the authors' release. Every entry gets a layer of its own, even where it is 1; a stage with
+            an entry starts with a projection on the shortcut. A stage without entry does not downsample, a stem
+            without entry is the standard one. An entry for the "imagenet" stem replaces the stride of its convolution.
+            Default: 2 for every stage but the first.
+        downsample_options: Options of DiffStride2d (smoothness, window, basis, norm, shared, bounds, ...) for every
+            downsampling layer. Methods that have no such option leave it aside.
+
+    Raises:
+        ValueError: More strides than there are places, or none; an unknown depth or stem; a width not above 0; no
+            channels or classes; a stride or method that :func:`make_downsample` refuses.
+
+    Shape:
+        ``[B, in_channels, H, W]`` to ``[B, num_classes]``, for any ``H`` and ``W``.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: Literal[18, 50, 56] = 18,
+        num_classes: int | dict[str, int] = 10,
+        in_channels: int = 3,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        preactivation: bool = False,
+        width: float = 1.0,
+        downsample: str | DownsampleFactory = "conv",
+        strides: Sequence[Stride] | None = None,
+        downsample_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_ends(in_channels, num_classes)
+        if depth not in _ARCHITECTURES:
+            raise ValueError(f"depth must be one of {', '.join(map(str, _ARCHITECTURES))}, got {depth!r}")
+        _validation.one_of("stem", stem, _STEMS)
+        arch = _ARCHITECTURES[depth]
+        places = 1 + len(arch.blocks)
+        strides = [2.0] * (places - 2) if strides is None else strides
+        check_strides(
+            strides, 1, places, f" for depth={depth} (the stem and {places - 1} stages, counted from the last)"
+        )
+        check_downsample(downsample, strides, downsample_options)
+        stem_stride, *stage_strides = [None] * (places - len(strides)) + list(strides)
+
+        of_stages = widened(arch.channels, width)
+        channels = of_stages[0]
+        self.in_channels = in_channels
+        self.stem = _stem(stem, in_channels, channels, stem_stride, preactivation, downsample, downsample_options)
+        stages = []
+        for blocks, base, stage_stride in zip(arch.blocks, of_stages, stage_strides, strict=True):
+            widths = [base] * (len(arch.kernels) - 1) + [base * arch.expansion]
+            stage = []
+            for i in range(blocks):
+                stage.append(
+                    ResidualBlock(
+                        channels,
+                        widths,
+                        arch.kernels,
+                        stride=stage_stride if i == 0 else None,
+                        preactivation=preactivation,
+                        downsample=downsample,
+                        options=downsample_options,
+                    )
+                )
+                channels = widths[-1]
+            stages.append(nn.Sequential(*stage))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if preactivation else nn.Identity()
+        self.classifier = make_classifier(channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the convolutions: see `draw_convolutions`."""
+        draw_convolutions(self)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
+        check_batch(x, 2, self.in_channels)
+        y = self.norm(self.stages(self.stem(x)))
+        logits: Any = self.classifier(y.mean((-2, -1)))
+        return logits
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int | tuple[int, int]) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _downsample(
+    method: str | DownsampleFactory, stride: Stride | None, options: Mapping[str, Any] | None
+) -> tuple[int | tuple[int, int], nn.Module]:
+    return (1, nn.Identity()) if stride is None else make_downsample(method, stride, **(options or {}))
+
+
+def _stem(
+    kind: Literal["cifar", "imagenet"],
+    in_channels: int,
+    channels: int,
+    stride: Stride | None,
+    preactivation: bool,
+    downsample: str | DownsampleFactory,
+    options: Mapping[str, Any] | None,
+) -> nn.Sequential:
+    """Convolution, downsampling, normalisation and ReLU (left to the first block under preactivation), max pooling."""
+    conv_stride, down = _downsample(downsample, stride, options)
+    if stride is None and kind == "imagenet":
+        conv_stride = 2
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv"] = conv = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
+    layers["down"] = down
+    if isinstance(down, DiffStride2d):
+        layers["conv"], layers["down"] = DiffStrideConv2d.fuse(conv, down), nn.Identity()
+    if not preactivation:
+        layers["norm"] = nn.BatchNorm2d(channels)
+        layers["relu"] = nn.ReLU()
+    if kind == "imagenet":
+        layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
+    return nn.Sequential(layers)

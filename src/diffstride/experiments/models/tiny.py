@@ -1,0 +1,73 @@
+"""The smallest network with one stride to learn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffstride.experiments.models.downsample import (
+    DownsampleFactory,
+    Stride,
+    check_downsample,
+    check_strides,
+    make_downsample,
+)
+from diffstride.experiments.models.network import Network, check_batch, check_ends, make_classifier
+
+
+class TinyCNN(Network):
+    """Convolution, one downsampling, convolution, global average pooling: all that a single stride needs.
+
+    `3x3 conv -> downsampling -> bn -> relu -> 3x3 conv -> bn -> relu -> mean -> linear`. Borders wrap around, so that
+    on periodic images such as the planted bands a frequency stays the frequency that it is.
+
+    Args:
+        num_classes: Number of classes; of several tasks, by their names.
+        in_channels: Channels of the images.
+        width: Channels of the first convolution; the second has twice as many.
+        downsample: See ResNet.
+        strides: The one initial stride, in a list: a number or a pair (height, width).
+        downsample_options: See ResNet.
+
+    Shape:
+        `[B, in_channels, H, W]` to `[B, num_classes]`.
+
+    Raises:
+        ValueError: More or fewer than one stride, or one that `make_downsample` refuses; a number of channels or
+            classes below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | dict[str, int] = 4,
+        in_channels: int = 1,
+        width: int = 16,
+        downsample: str | DownsampleFactory = "diffstride",
+        strides: Sequence[Stride] = (2.0,),
+        downsample_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_ends(in_channels, num_classes)
+        check_strides(strides, 1, 1)
+        options = check_downsample(downsample, strides, downsample_options)
+        conv_stride, down = make_downsample(downsample, strides[0], **options)
+        self.in_channels = in_channels
+        self.conv = _conv(in_channels, width, conv_stride)
+        self.down = down
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, 2 * width, 1)
+        self.norm2 = nn.BatchNorm2d(2 * width)
+        self.classifier = make_classifier(2 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits of images."""
+        check_batch(x, 2, self.in_channels)
+        y = self.norm(self.down(self.conv(x))).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        logits: Any = self.classifier(y.mean((-2, -1)))
+        return logits
+
+
+def _conv(in_channels: int, out_channels: int, stride: int | tuple[int, int]) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False, padding_mode="circular")

@@ -1,0 +1,17 @@
+"""Training: the Lightning module, its callbacks, and the `fit` command."""
+
+from diffstride.experiments.training.callbacks import StrideHistory, StrideProgressBar, WriteResult
+from diffstride.experiments.training.classifier import Classifier
+from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
+from diffstride.integrations.lightning import ClampStrides, ExploreStrides
+
+__all__ = [
+    "ClampStrides",
+    "Classifier",
+    "ExploreStrides",
+    "StopWhenDiverged",
+    "StopWhenStridesExplode",
+    "StrideHistory",
+    "StrideProgressBar",
+    "WriteResult",
+]

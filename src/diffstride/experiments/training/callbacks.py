@@ -1,0 +1,286 @@
+"""What happens around a training step: strides kept in bounds, their history written, the result left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from diffstride._files import atomic_write_text
+from diffstride.cost import Macs, count_macs, cutoff_frequencies, stride_cost
+from diffstride.errors import UsageError
+from diffstride.experiments import history
+from diffstride.experiments.data import ClassificationData
+from diffstride.experiments.data.base import seed_of
+from diffstride.experiments.figures import plots
+from diffstride.experiments.provenance import provenance
+from diffstride.experiments.training.classifier import Classifier, axes_of, network_of
+from diffstride.experiments.training.schema import check_kind
+from diffstride.experiments.training.tensorboard import LiveView
+from diffstride.integrations.input_sizes import InputSizes
+from diffstride.nn import strides
+
+
+class SeedSteps(Callback):
+    """Make every random number of a step, that of dropout for example, a function of the seed, the step and the rank.
+
+    So a resumed training draws what one never interrupted does, and processes draw different numbers.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed torch, on all devices."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of an accumulated gradient differ
+        torch.manual_seed(seed_of(self.seed, batches, trainer.global_rank))
+
+
+def _must_be_a_folder(said: str, folder: Path) -> None:
+    """Tell before a training what would stop it, or lose what came of it."""
+    if not folder.is_dir():
+        raise UsageError(f"{said}, got {folder}: make it, or give another")
+
+
+class StrideHistory(Callback):
+    """Write `strides.csv` and the TensorBoard curves of strides and output sizes.
+
+    Args:
+        path: of the CSV file.
+        every_n_steps: optimiser steps between two entries; what is evaluated is always there.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int = 10) -> None:
+        self.path, self.every_n_steps = Path(path), every_n_steps
+        self._written = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start watching the sizes that reach the layers; go on behind the rows that a resumed run has."""
+        if trainer.is_global_zero:
+            _must_be_a_folder("path must lie in a folder that is there", self.path.parent)
+        if self.path.is_dir():
+            raise UsageError(f"path must be a CSV file, got the folder {self.path}")
+        if self.path.exists():
+            self._written = max((row.step for row in history.read_rows(self.path)), default=-1)
+        self._inputs = InputSizes(network_of(pl_module))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Write every n-th step."""
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1:
+            self._write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was evaluated; before the first step, the initial strides."""
+        self._write(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching."""
+        if hasattr(self, "_inputs"):
+            self._inputs.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching: Lightning tears down only what went well."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._written:
+            return
+        self._written = step
+        rows = list(history.stride_rows(network_of(pl_module), step, self._inputs.sizes, axes_of(trainer)))
+        if rows:
+            history.append_rows(self.path, rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, LiveView):
+                logger.log_strides(rows)
+
+
+class LiveCost(Callback):
+    """Show in TensorBoard, at each validation, the multiply-accumulates that the strides have come to."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count them, in all processes, since a network may be spread over these."""
+        if trainer.sanity_checking and trainer.global_step:  # a resumed run has shown them
+            return
+        assert isinstance(pl_module, Classifier)
+        macs = _macs(trainer, pl_module).model
+        for logger in trainer.loggers:
+            if isinstance(logger, LiveView):
+                logger.log_metrics({"train/macs": macs}, trainer.global_step)
+
+
+def _macs(trainer: Trainer, module: Classifier) -> Macs:
+    """Of one input, at the strides now in use."""
+    with trainer.precision_plugin.forward_context():
+        return count_macs(module.network, module.example())
+
+
+class StrideProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with the current strides at the end of the line."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The metrics of the line."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        learned = strides(network_of(pl_module)).values()
+        if learned:
+            metrics["strides"] = " ".join("x".join(f"{s:.2f}" for s in layer) for layer in learned)
+        return dict(metrics)
+
+
+class WriteResult(Callback):
+    """Notes what a run's result needs; `write` leaves `result.json` and the figures.
+
+    Args:
+        folder: of the run.
+    """
+
+    validated_step = -1
+    has_stepped = False  # in this process
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._ends: list[float] = []
+        self._seconds = 0.0
+        self._initial: dict[str, tuple[float, ...]] = {}
+        self._metrics: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time, and the strides of a run that is not resumed."""
+        if trainer.is_global_zero:
+            _must_be_a_folder("folder must be one that is there", self.folder)
+        self._start = time.perf_counter() - self._seconds
+        self._initial = self._initial or strides(network_of(pl_module))
+        _reset_peak_memory(trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step at which this process begins."""
+        self._first = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {
+            "initial": self._initial,
+            "seconds": time.perf_counter() - self._start,
+            "validated_step": self.validated_step,
+            "metrics": self._metrics,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the run that is resumed: the strides at its start, the time it has taken, what was evaluated last."""
+        check_kind(state_dict, _Noted, "the state of WriteResult")
+        self._initial, self._seconds = state_dict["initial"], state_dict["seconds"]
+        # Checkpoints of earlier versions have no evaluation: it is done again.
+        self.validated_step, self._metrics = state_dict.get("validated_step", -1), state_dict.get("metrics", {})
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Take the time of the step, its data included."""
+        self.has_stepped = trainer.global_step > self._first
+        self._ends.append(time.perf_counter())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the accuracy, and the step it belongs to."""
+        if not trainer.sanity_checking:
+            self.validated_step = trainer.global_step
+            found = trainer.callback_metrics.items()
+            self._metrics = {name: float(value) for name, value in found if name.startswith("val/")}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time."""
+        self._seconds = time.perf_counter() - self._start
+
+    def write(self, trainer: Trainer, module: Classifier) -> None:
+        """Write the result of a run that has ended."""
+        if trainer.lightning_module is not module or trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise UsageError("trainer must have trained this module, with trainer.fit(module, datamodule=data)")
+        result = self._result(trainer, module)
+        if trainer.is_global_zero:
+            atomic_write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+            if rows := history.read_rows(self.folder / "strides.csv"):
+                plots.stride_trajectories(rows, self.folder / "strides")
+
+    def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
+        network = module.network
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        macs = _macs(trainer, module)
+        steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
+        return {
+            "accuracy": self._metrics.get("val/accuracy"),
+            "accuracies": _by_task(self._metrics, "val/accuracy/"),
+            "loss": self._metrics.get("val/loss"),
+            "axes": {axis.name: axis.unit for axis in data.axes},
+            "strides_initial": self._initial,
+            "strides": strides(network),
+            "cutoffs": _cutoffs(module, data) if module.has_strides else None,
+            "stride_cost": stride_cost(network).item() if module.has_strides else None,
+            "macs": macs.model,
+            "macs_budget": None if module.cost is None else module.cost.target,
+            "resampling_macs": macs.resampling,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "train_seconds": round(self._seconds, 1),
+            "step_time_ms": round(1e3 * statistics.median(steps), 2) if steps else None,
+            "peak_memory_mb": round(_peak_memory(trainer.strategy.root_device) / 2**20),
+            "seed": data.seed,
+            "data": type(data).__name__,
+            "data_fingerprint": data.fingerprint,
+            **provenance(trainer.strategy.root_device),
+        }
+
+
+class _Noted(TypedDict, total=False):
+    initial: dict[str, list[float]]
+    seconds: float
+    validated_step: int
+    metrics: dict[str, float]
+
+
+def _by_task(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Of several tasks, one figure each."""
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | None:
+    """By layer the cut-off frequencies along the axes, exact and in whole bins.
+
+    None where the axes are not measured in anything, or a network cannot be followed from its input to its layers.
+    """
+    spacing = [axis.spacing for axis in data.axes]
+    if not spacing:
+        return None
+    try:
+        exact, whole = (cutoff_frequencies(module.network, spacing, module.example(), bins) for bins in (False, True))
+    except ValueError:
+        return None
+    return {"exact": exact, "whole_bins": whole}
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak of what ran before in this process; on the CPU only Linux can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, or the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,284 @@
+"""The training of a classifier with learnable strides, as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from diffstride._text import short_repr
+from diffstride.cost import Budget, CostModel, evaluation, stride_cost
+from diffstride.errors import UsageError
+from diffstride.experiments.data.base import Batch, a_batch, mean_of_views
+from diffstride.experiments.models import Network
+from diffstride.integrations.lightning import ExploreStrides
+from diffstride.nn import Exploration, learnable_layers, param_groups
+
+
+class Classifier(LightningModule):
+    """Cross-entropy plus `cost_weight` times Eq. 6, SGD with momentum, piecewise constant rates as in the paper.
+
+    Several tasks at once, where batches and the network's logits are mappings from their names (`MultiTask`, and
+    `num_classes` by task): one pass of all samples through the network, the loss is the mean of the tasks' losses, and
+    the accuracy that of their accuracies.
+
+    Args:
+        network: inputs to logits. A class derived from diffstride.experiments.models.Network, by name.
+        learning_rates: rates of the weights, one more than `milestones`.
+        milestones: optimiser steps at which the rate goes on to the next.
+        momentum: of SGD, for weights and strides alike.
+        weight_decay: of the weights; strides never decay.
+        stride_lr: rate of the strides where `learning_rates` is highest; elsewhere in proportion.
+        stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
+            is a sum over batch and channels, and now and then a very large one.
+        label_smoothing: of the cross-entropy in training.
+        task_weights: weights of the tasks' losses in their mean, by the names of the tasks; those not named have 1.
+        cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
+        budget: multiply-accumulates to end at, as a fraction of those that the network would have with strided layers
+            in place of learnable ones (`CostModel.original`); null: no budget.
+        exploration: `Sweep` or `Jitter`: for a part of the training, windows other than the learned ones, so that
+            strides find what their start hides; null: none. A `Sweep` takes fewer samples into steps that cost more.
+        channels_last: run 2-d convolutions in this memory format, faster on most hardware.
+
+    Raises:
+        ValueError: rates and milestones that do not fit together, a negative value.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        learning_rates: Sequence[float] = (0.1,),
+        milestones: Sequence[int] = (),
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        stride_lr: float = 0.1,
+        stride_clip: float | None = 1.0,
+        label_smoothing: float = 0.0,
+        task_weights: dict[str, float] | None = None,
+        cost_weight: float = 0.0,
+        budget: float | None = None,
+        exploration: Exploration | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(learning_rates) != len(milestones) + 1:
+            raise ValueError(
+                f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
+            )
+        if list(milestones) != sorted(set(milestones)) or any(m < 1 for m in milestones):
+            raise ValueError(f"milestones must be increasing steps >= 1, got {list(milestones)}")
+        if not all(0 < rate < math.inf for rate in learning_rates):
+            raise ValueError(f"learning_rates must be > 0 and finite, got {list(learning_rates)}")
+        for name, value, most in (
+            ("stride_lr", stride_lr, math.inf),
+            ("cost_weight", cost_weight, math.inf),
+            ("weight_decay", weight_decay, math.inf),
+            ("momentum", momentum, 1),
+            ("label_smoothing", label_smoothing, 1),
+        ):
+            if not 0 <= value < most:
+                raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
+        if stride_clip is not None and not stride_clip > 0:
+            raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
+        for task, weight in (task_weights or {}).items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"task_weights must be >= 0 and finite, got {weight} for {task}")
+        self.save_hyperparameters(ignore=["network", "exploration"])
+        self.network = network
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.learning_rates, self.milestones = tuple(learning_rates), tuple(milestones)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.stride_lr, self.stride_clip = stride_lr, stride_clip
+        self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
+        self.task_weights = dict(task_weights or {})
+        self.has_strides = any(True for _ in learnable_layers(network))
+        if budget is not None and not budget > 0:
+            raise ValueError(f"budget must be > 0, got {budget}")
+        if budget is not None and not self.has_strides:
+            raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
+        self.budget, self.cost = budget, cast(Budget | None, None)
+        self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
+
+    def setup(self, stage: str) -> None:
+        """Set up the budget, before a checkpoint is loaded into it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.budget is not None and data is None:
+            raise UsageError("budget needs a datamodule, which knows the shape of an input")
+        if data is not None:
+            self._set_budget(data)
+
+    def on_fit_start(self) -> None:
+        """Try the network on the data's shape, so that a misfit is told before any training."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:  # None: plain loaders, in a loop of the user's own
+            with self.trainer.precision_plugin.forward_context():
+                self._try_on(data, self.example())
+
+    def try_on(self, data: Any) -> None:
+        """Check that the network and the settings fit loaded data, before there is a trainer.
+
+        Raises:
+            UsageError: an input that the network cannot take, another number of classes, a budget out of reach.
+        """
+        self._set_budget(data)
+        self._try_on(data, torch.zeros(1, *data.sample_shape))
+
+    def _set_budget(self, data: Any) -> None:
+        if self.budget is None or self.cost is not None:
+            return
+        try:
+            self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
+        except UsageError as error:
+            raise UsageError(str(error).replace("amount must", "budget must")) from error
+
+    def _try_on(self, data: Any, example: Tensor) -> None:
+        try:
+            with torch.no_grad(), evaluation(self.network):
+                logits = self(example)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
+                f"in_channels for example): {' '.join(str(error).split())}"
+            ) from error
+        several = isinstance(logits, Mapping)
+        for own in logits.values() if several else [logits]:
+            if not isinstance(own, Tensor):
+                raise UsageError(f"network must give logits, one tensor (for each task), got {short_repr(own)}")
+        outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
+        expected = getattr(data, "outputs", data.num_classes)
+        if outputs != expected:
+            raise UsageError(
+                f"the data has {_counted(expected, 'classes')} but the network {_counted(outputs, 'outputs')}: "
+                f"set model.network.num_classes to {expected}"
+            )
+        if isinstance(outputs, dict):
+            if unknown := sorted(self.task_weights.keys() - outputs.keys()):
+                raise UsageError(f"task_weights must be of {', '.join(outputs)}, got {unknown[0]}")
+            if not any(self.task_weights.get(task, 1.0) for task in outputs):
+                raise UsageError("task_weights must not be 0 for all tasks")
+        elif self.task_weights:
+            raise UsageError("task_weights must be null: the data has one task")
+
+    def example(self) -> Tensor:
+        """One input of the data's shape, as the trainer's precision has it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        zeros: Tensor = self.trainer.precision_plugin.convert_input(torch.zeros(1, *data.sample_shape))
+        return zeros.to(self.device)
+
+    def forward(self, x: Tensor) -> Any:
+        """Logits, of several tasks by their names."""
+        return self.network(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        parts = _by_task(batch)
+        if self.explorer is not None:
+            for task, (inputs, targets) in parts.items():
+                samples = self.explorer.samples(len(inputs))
+                parts[task] = inputs[:samples], targets[:samples]
+        logits = self._logits(parts)
+        losses = {
+            task: F.cross_entropy(logits[task], targets, label_smoothing=self.label_smoothing)
+            for task, (_, targets) in parts.items()
+        }
+        weights = {task: self.task_weights.get(task, 1.0) for task in parts}
+        loss = sum(weights[task] * own for task, own in losses.items()) / sum(weights.values())
+        assert isinstance(loss, Tensor)
+        self.log("train/loss", loss, prog_bar=True)
+        for task in filter(None, losses):
+            self.log(f"train/loss/{task}", losses[task])
+        if self.has_strides:
+            cost = stride_cost(self.network)
+            self.log("train/stride_cost", cost)
+            if self.cost_weight:
+                loss = loss + self.cost_weight * cost
+        if self.cost is not None:
+            optimizer: Any = self.optimizers()
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            loss = loss + self.cost(lr=rates["strides"])
+            self.log("train/macs", float(self.cost.cost.count()))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss and accuracy of one batch; their means over the set, of each task, are logged."""
+        parts = _by_task(batch)
+        logits = self._logits(parts)
+        for task, (_, labels) in parts.items():
+            own = mean_of_views(logits[task], len(labels))
+            correct = (own.argmax(-1) == labels).float().mean()
+            options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True, "add_dataloader_idx": False}
+            self.log("/".join(filter(None, ("val/loss", task))), F.cross_entropy(own, labels), **options)
+            self.log("/".join(filter(None, ("val/accuracy", task))), correct, prog_bar=not task, **options)
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over tasks."""
+        for name in ("val/loss", "val/accuracy"):
+            found = [value for key, value in self.trainer.callback_metrics.items() if key.startswith(f"{name}/")]
+            if found:
+                self.log(name, torch.stack(found).mean(), prog_bar=name == "val/accuracy", sync_dist=True)
+
+    def _logits(self, parts: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Of each task's inputs, in one pass."""
+        found = self(
+            torch.cat([inputs for inputs, _ in parts.values()]) if len(parts) > 1 else next(iter(parts.values()))[0]
+        )
+        if not isinstance(found, Mapping):
+            return dict.fromkeys(parts, found)
+        logits, start = {}, 0
+        for task, (inputs, _) in parts.items():
+            logits[task] = found[task][start : start + len(inputs)]
+            start += len(inputs)
+        return logits
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip each layer's stride gradient, apart from the weights'."""
+        if self.stride_clip is not None:
+            for _, layer in learnable_layers(self.network):
+                clip_grad_norm_(layer.stride_parameters, self.stride_clip)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The exploration's."""
+        return [] if self.explorer is None else [self.explorer]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD over weights and strides, and the schedule that both follow."""
+        highest = max(self.learning_rates)
+        groups = param_groups(self.network, highest, stride_lr=self.stride_lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+
+        def factor(step: int) -> float:
+            return self.learning_rates[sum(step >= m for m in self.milestones)] / highest
+
+        schedule: Any = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
+    """A batch of one task is that of a task without a name."""
+    parts = batch if isinstance(batch, Mapping) else {"": batch}
+    return {task: a_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
+
+
+def _counted(count: int | Mapping[str, int], noun: str) -> str:
+    return f"{count} {noun}" if isinstance(count, int) else f"{noun} {dict(count)}"
+
+
+def network_of(pl_module: LightningModule) -> nn.Module:
+    """The network by whose names layers are called."""
+    return pl_module.network if isinstance(pl_module, Classifier) else pl_module
+
+
+def axes_of(trainer: Trainer) -> list[str]:
+    """What the data calls its axes, where it does."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return [axis.name for axis in getattr(data, "axes", ())]

@@ -1,0 +1,463 @@
+"""Freeze learned strides: a new module of plain torch parts at one input size."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffstride import functional, geometry
+from diffstride.backends.matmul import operator
+from diffstride.errors import UsageError
+from diffstride.geometry import AXIS_NAMES, Axis, Taps
+from diffstride.nn.attach import CHILD, _then, attached
+from diffstride.nn.conv import DiffStrideConvNd
+from diffstride.nn.diffstride import DiffStrideNd
+from diffstride.nn.lengths import OutputLengths
+from diffstride.nn.resize import ResizeTo
+from diffstride.nn.spectral import SpectralPoolNd
+from diffstride.tracing import ExampleInputs, on_examples
+
+MAX_LENGTH = 1024
+"""The longest axis that is frozen: its matrix has up to a million entries."""
+
+_IDENTITY_TO = 1e-6
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """The model with its strides fixed: a new module, in evaluation mode, of plain torch parts only.
+
+    With its stride fixed, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In a copy of the model every
+    `DiffStride` and `SpectralPool` becomes a `torch.fx.GraphModule` of matrix products, every `DiffStrideConv` an
+    `nn.Sequential` of an `nn.Conv` and such products before or after it, as the layer itself has it. The matrices are
+    buffers named `length`, `height`, `width`, `depth`; axes on which the matrix is the identity (to 1e-6) have none.
+    The result takes inputs of the examples' spatial sizes and dtype, of any batch size, and goes through
+    `torch.export`, `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantisation.
+
+    The model itself is left as it is, its mode, hooks, buffers and torch's random state included. Its forward code runs
+    twice, without gradients: once to see the size and dtype that each layer works at, once in the result, which must
+    give the same. What is shared stays shared, and users' hooks stay.
+
+    Args:
+        model: any module, also one without learned strides.
+        example_inputs: the inputs it is frozen for: a tensor; a tuple or list of positional arguments; a mapping of
+            keyword arguments; `diffstride.ExampleInputs(*args, **kwargs)` for both.
+
+    Returns:
+        A module with the model's structure. A layer that the examples do not reach refuses to run.
+
+    Raises:
+        ValueError: an axis of more than 1,024 samples; a layer that sees maps of several sizes or dtypes; a model whose
+            code works otherwise with plain modules than with ours.
+    """
+    return _freeze(model, _arguments(example_inputs))
+
+
+# Freezing
+
+
+class _Use(NamedTuple):
+    """What a layer met in the examples."""
+
+    spatial: tuple[int, ...]
+    new_sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _arguments(example_inputs: Any) -> Arguments:
+    given = ExampleInputs.of(example_inputs)
+    return given.args, given.kwargs
+
+
+def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
+    with on_examples(model):
+        uses, expected = _observe(_copy(model), arguments)
+    frozen = _copy(model, and_those_that_work=True)
+    fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
+    for module in frozen.modules():
+        for name, child in module._modules.items():
+            module._modules[name] = fixed.get(id(child), child)
+    frozen = fixed.get(id(frozen), frozen)
+    longest = max((n for tensor in _tensors(arguments) for n in tensor.shape), default=1)
+    for module in frozen.modules():
+        if attached(module) is not None:
+            _call_plainly(module)
+        for value in vars(module).values():
+            if isinstance(value, OutputLengths):
+                value.freeze(longest)
+    _check_same(frozen, arguments, expected)
+    return frozen
+
+
+def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
+    """A copy in evaluation mode without the hooks by which this library takes notes.
+
+    Those of `diffstride.nn` are part of the forward pass; all but an attached layer's go too where one says so.
+    """
+    with _DetachingCopies():
+        copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
+    for module in copied.modules():
+        for hooks, *options in _hooks(module):
+            for key, hook in list(hooks.items()):
+                ours = _is_of(hook, "diffstride") and (and_those_that_work or not _is_of(hook, "diffstride.nn"))
+                if ours and hook is not _then:
+                    for registry in (hooks, *options):
+                        registry.pop(key, None)
+    return copied
+
+
+class _DetachingCopies(TorchFunctionMode):
+    """Have `copy.deepcopy` detach tensors that autograd has made, which torch refuses to copy.
+
+    Modules keep such tensors as plain attributes: the weight of an old `weight_norm` or of a pruned layer, say, or the
+    last map of attention.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call: Callable[..., Any] = func
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return call(*args, **(kwargs or {}))
+        detached, memo = args[0].detach(), args[1]
+        copied = call(detached, memo)
+        del memo[id(detached)]  # another tensor may come to have this address
+        return copied
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[dict[Any, Any], ...]]:
+    """The module's forward hooks, then those before it, each with the registries of their options."""
+    yield module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called
+    yield module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+
+
+def _is_of(hook: Any, package: str) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return f"{getattr(hook, '__module__', None)}.".startswith(f"{package}.")
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that become plain, each once."""
+    named: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    return [(name, module) for name, module in named if isinstance(module, tuple(_HANDLERS))]
+
+
+def _observe(model: nn.Module, arguments: Arguments) -> tuple[dict[str, set[_Use]], Any]:
+    """What each layer meets, and what the model returns. Leaves hooks behind."""
+    uses: dict[str, set[_Use]] = {}
+
+    def note(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        (x,) = (*args, *kwargs.values())
+        spatial, new_sizes = (tuple(t.shape[-layer.ndim :]) for t in (x, output))
+        uses[name].add(_Use(spatial, new_sizes, output.dtype, output.device))
+
+    for name, layer in _layers(model):
+        uses[name] = set()
+        layer.register_forward_hook(functools.partial(note, name), prepend=True, with_kwargs=True)
+    return uses, _run(model, arguments)
+
+
+def _run(model: nn.Module, arguments: Arguments) -> Any:
+    """What the model makes of copies of the arguments, without gradients; random numbers are drawn on the side."""
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
+    tensors = [*model.parameters(), *model.buffers(), *_tensors(arguments)]
+    with torch.random.fork_rng({t.device for t in tensors if t.is_cuda}), torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
+    """What takes the layer's place, with its hooks."""
+    name = name or type(layer).__name__
+    if len(uses) > 1:
+        sizes = " and ".join(sorted(f"{use.spatial} of {use.dtype}" for use in uses))
+        raise UsageError(
+            f"{name} must see maps of one size and dtype to be frozen, got {sizes}: use one layer for each "
+            "(they may share the stride: b.stride = a.stride)"
+        )
+    if not uses:
+        return _out_of_reach(name)
+    _compute_weights(layer)
+    handler = next(handler for kind, handler in _HANDLERS.items() if isinstance(layer, kind))
+    fixed = handler(name, layer, *uses)
+    if any(hooks for hooks, *_ in _hooks(layer)):
+        if isinstance(fixed, fx.GraphModule):
+            fixed = nn.Sequential(fixed)  # a graph forgets its hooks when it is copied
+        for target, source in zip(_hooks(fixed), _hooks(layer), strict=True):
+            for to, of in zip(target, source, strict=True):
+                to.update(of)
+    return fixed.eval()
+
+
+def _compute_weights(layer: nn.Module) -> None:
+    """Compute what old reparametrizations and pruning compute before each pass, and take their hooks off.
+
+    They belong to parameters of the layer, which the plain parts do not have.
+    """
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+            hook(layer, ())
+            del layer._forward_pre_hooks[key]
+
+
+def _out_of_reach(name: str) -> fx.GraphModule:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch._assert, (False, f"{name} was frozen with example inputs that do not reach it"))
+    graph.output(x)
+    return fx.GraphModule(nn.Module(), graph, "OutOfReach")
+
+
+def _downsampling(name: str, layer: DiffStrideNd, use: _Use) -> nn.Module:
+    sizes = zip(use.spatial, use.new_sizes, strict=True)
+    axes = [layer._settings.axis(n, new) for n, new in sizes]
+    return _products(name, use, use.spatial, axes, layer._raw_strides()) or _copying()
+
+
+def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Module:
+    sizes = zip(use.spatial, use.new_sizes, strict=True)
+    axes = [Axis(n, new, layer.basis, geometry.gain(n, new, layer.norm)) for n, new in sizes]
+    return _products(name, use, use.spatial, axes) or _copying()
+
+
+def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
+    """As `functional.convolved` does it, in the order that the layer takes."""
+    convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, use
+    out_channels, in_channels = layer.weight.shape[:2]
+    order = functional.cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
+    folded = functional.folded_axes(order, ndim)
+    sampled = convolution.sizes(spatial)
+    axes = []
+    for i in range(ndim):
+        taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
+        axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < folded else None))
+    strides, left_out = layer._raw_strides(), [None] * ndim
+    between = (*new_sizes[:folded], *sampled[folded:])
+    gain = math.prod(axis.gain for axis in axes[:folded])
+    before = _products(name, use, spatial, [*axes[:folded], *left_out[folded:]], strides, scaled=True)
+    halved = 0 if before is None or use.dtype != torch.float16 else len(before._buffers)
+    convolve, pad = _convolution(layer, folded, gain, 2.0**halved)
+    parts = {
+        "before": before,
+        "pad": pad,
+        "convolution": convolve,
+        "after": _products(name, use, between, [*left_out[:folded], *axes[folded:]], strides),
+    }
+    fixed = nn.Sequential(OrderedDict((part, module) for part, module in parts.items() if module is not None))
+    # What the code around a convolution may ask it for; not registered a second time.
+    fixed.__dict__ |= {"weight": convolve.weight, "bias": convolve.bias, "stride": (1,) * ndim}
+    for attribute in ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode"):
+        fixed.__dict__[attribute] = getattr(layer, attribute)
+    return fixed
+
+
+def _convolution(layer: DiffStrideConvNd, folded: int, gain: float, scale: float) -> tuple[Any, nn.Module | None]:
+    """Return the convolution itself and its padding, if that is a module of its own.
+
+    Args:
+        layer: the layer.
+        folded: how many axes come interleaved, where each tap has its own sample.
+        gain: of the bias.
+        scale: of the weight.
+    """
+    kernel, sides, dilation, groups, mode = layer._convolution
+    ndim = len(kernel)
+    padding: Any = layer.padding
+    pad = None
+    if mode == "zeros":  # with the others the convolution comes first, as it is
+        sides = tuple((0, 0) if i < folded else pair for i, pair in enumerate(sides))
+        padding = tuple(left for left, _ in sides)
+        if any(left != right for left, right in sides):  # which a convolution alone cannot do
+            padding = 0
+            pads: Any = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+            pad = pads[ndim - 1](tuple(side for pair in reversed(sides) for side in pair), 0.0)
+    kinds: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    convolution = kinds[ndim - 1](
+        layer.in_channels,
+        layer.out_channels,
+        kernel,
+        stride=tuple(k if i < folded else 1 for i, k in enumerate(kernel)),
+        padding=padding,
+        dilation=tuple(1 if i < folded else d for i, d in enumerate(dilation)),
+        groups=groups,
+        bias=layer.bias is not None,
+        padding_mode=mode,
+        device="meta",
+    )
+    convolution.weight = _parameter(layer.weight if scale == 1 else layer.weight * scale)
+    if layer.bias is not None:  # it passes the resampling up to its gain at frequency 0
+        convolution.bias = _parameter(layer.bias if gain == 1 else layer.bias * gain)
+    return convolution, pad
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    """The same one where it is one, so that what is shared stays shared."""
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+
+
+def _products(
+    name: str,
+    use: _Use,
+    sizes: Sequence[int],
+    axes: Sequence[Axis | None],
+    strides: Sequence[float] | None = None,
+    scaled: bool = False,
+) -> fx.GraphModule | None:
+    """One product with a constant matrix per axis, but for identities and None; None where there is no other.
+
+    Args:
+        name: of the layer, for errors.
+        use: of the layer; it says in which dtype it worked.
+        sizes: of the axes before the products.
+        axes: what happens to them.
+        strides: those of the axes, not clamped yet.
+        scaled: whether the result keeps its headroom in float16, see `functional.headroom`.
+    """
+    root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
+    x = graph.placeholder("x")
+    found = {}
+    for i, (axis, label) in enumerate(zip(axes, AXIS_NAMES[ndim], strict=True)):
+        matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
+        if matrix is not None:
+            found[i, label] = matrix
+    factors = functional.headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
+    for ((i, label), matrix), factor in zip(found.items(), factors, strict=True):
+        matrix = (matrix * factor).to(use.dtype).to(use.device)
+        size[i] = len(matrix)
+        last = i == ndim - 1
+        root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
+        constant = graph.get_attr(label)
+        if last:
+            x = graph.call_function(torch.matmul, (x, constant))
+        elif i == ndim - 2:
+            x = graph.call_function(torch.matmul, (constant, x))
+        else:
+            x = graph.call_method("flatten", (x, i - ndim + 1))
+            x = graph.call_function(torch.matmul, (constant, x))
+            x = graph.call_method("unflatten", (x, -1, tuple(size[i + 1 :])))
+    graph.output(x)
+    return fx.GraphModule(root, graph, "FixedStrides") if root._buffers else None
+
+
+def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
+    """Of the axis, in float64; None where it is the identity."""
+    if axis.smoothness is None and axis.n == axis.size:
+        return None
+    length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
+    if length > MAX_LENGTH:
+        raise UsageError(f"{name} must have at most {MAX_LENGTH} samples to be frozen as a matrix, got {length}")
+    like = torch.empty((), dtype=torch.float64, device="cpu")
+    matrix = operator(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
+    rows, columns = matrix.shape
+    if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
+        return None
+    return matrix
+
+
+def _copying() -> fx.GraphModule:
+    """The identity as our layers do it: what comes after may work in place."""
+    graph = fx.Graph()
+    graph.output(graph.call_method("clone", (graph.placeholder("x"),)))
+    return fx.GraphModule(nn.Module(), graph, "FixedStrides")
+
+
+# What takes the place of a layer of this type, which goes by this name and was used so.
+_HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
+    DiffStrideNd: _downsampling,
+    DiffStrideConvNd: _convolving,
+    SpectralPoolNd: _resizing,
+    ResizeTo: _resizing,
+}
+
+
+def _call_plainly(module: nn.Module) -> None:
+    """Have `module`, after which another is attached, call that one by a hook of torch's own making, in the same place.
+
+    A graph is its own hook, so that the module stays what it is, with its class, its names and its other hooks.
+    """
+    graph = fx.Graph()
+    *_, output = (graph.placeholder(name) for name in ("module", "args", "output"))
+    graph.output(graph.call_module(CHILD, (output,)))
+    hook = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
+    # Keys made by torch are numbers, which in another process could be given out anew.
+    renamed: list[tuple[Any, Any]] = [
+        (CHILD, hook) if value is _then else (key, value) for key, value in module._forward_hooks.items()
+    ]
+    module._forward_hooks = OrderedDict(renamed)
+
+
+def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:
+    """Check that the model's own code does with the plain parts what it did with ours."""
+    cure = "its code may ask for a layer's class, or call a layer's forward itself"
+    try:
+        found = _run(copy.deepcopy(frozen), arguments)
+    except Exception as error:  # whatever the model's code makes of it
+        message = " ".join(str(error).split())
+        raise UsageError(
+            f"the model cannot run with fixed strides ({cure}): {type(error).__name__}: {message}"
+        ) from error
+    if not _same_shapes(_tensors(found), _tensors(expected)):
+        raise UsageError(f"the model gives outputs of other shapes with fixed strides: {cure}")
+    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
+        if a.is_floating_point() and not _relative(a, b) <= math.sqrt(torch.finfo(a.dtype).eps):
+            raise UsageError(
+                f"the model's outputs differ by {_relative(a, b):.1e}, relative, with fixed strides: {cure}"
+            )
+
+
+def _same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return [t.shape for t in a] == [t.shape for t in b]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest of `b`; what is infinite, or no number, in both agrees."""
+    a, b = a.cpu().double(), b.cpu().double()
+    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+    if not difference.any():
+        return 0.0
+    return float(difference.max() / torch.where(b.isfinite(), b, 0.0).abs().max())
+
+
+# ONNX
+
+
+def _batch(arguments: Arguments) -> int:
+    """The number of samples: the length of the first floating-point tensor's first axis."""
+    for tensor in _tensors(arguments):
+        if tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) > 0:
+            return len(tensor)
+    raise UsageError("example_inputs must have a floating-point tensor with a batch axis, got none")
+
+
+def _batched(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
+
+
+def _random(arguments: Arguments) -> Arguments:
+    """The same with floating-point numbers drawn anew; of others it is not known what they may be."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+
+    drawn: Arguments = tree_map(draw, arguments)
+    return drawn

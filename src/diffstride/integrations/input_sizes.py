@@ -1,0 +1,48 @@
+"""The sizes that reach the learnable layers of a model, observed from outside of the layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffstride.nn.strides import learnable_layers
+
+
+class InputSizes:
+    """Watches the spatial sizes that reach each learnable layer of a model, until it is closed.
+
+    Where another layer is under jitter, what it sees may not be what it sees without: such sizes are kept only as long
+    as nothing better is known.
+
+    The sizes are kept here, in hooks: the layers' `forward` changes no state.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self._sure: set[str] = set()
+        self._layers = dict(learnable_layers(model))
+        self._handles = [
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True) for name, layer in self._layers.items()
+        ]
+
+    def _hook(self, name: str) -> Any:
+        ndim = self._layers[name].ndim
+
+        def remember(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            (x,) = args or kwargs.values()
+            sizes = tuple(x.shape[-ndim:])
+            if not all(type(n) is int for n in sizes):  # a trace runs the model with symbols
+                return
+            sure = not any(layer.is_jittered for layer in self._layers.values() if layer is not module)
+            if sure or name not in self._sure:
+                self.sizes[name] = sizes
+            if sure:
+                self._sure.add(name)
+
+        return remember
+
+    def close(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,190 @@
+"""The only file with private parts of PyTorch. Each entry says why it is needed and since when it works.
+
+Everything here was tried from torch 2.9 to 2.13 (`docs/versions.md`). Imports that load sympy or the compiler happen on
+use, since each takes longer than the rest of the library.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+# Tensors without values. `import torch` loads this module too. Since 2.0.
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
+
+if TYPE_CHECKING:
+    from diffstride.tracing.session import Session
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "UnsupportedOperatorException",
+    "apply",
+    "in_backward",
+    "new_size",
+    "python_dispatcher",
+    "shape_environment",
+    "short_quotients",
+    "storage_of",
+    "swap",
+    "unset_fake_temporarily",
+    "watched_sizes",
+    "without_logs",
+]
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage, which views share. `data_ptr` is 0 for fake tensors. Since 2.0."""
+    address: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return address
+
+
+def swap(a: Tensor, b: Tensor) -> None:
+    """Swap two tensors in place, wherever they are referenced.
+
+    `torch.utils.swap_tensors` does this too, but refuses tensors that have weak references or views. Since 2.3.
+    """
+    a.__class__, b.__class__ = b.__class__, a.__class__
+    a.__dict__, b.__dict__ = b.__dict__, a.__dict__
+    torch._C._swap_tensor_impl(a, b)
+
+
+def in_backward() -> bool:
+    """Return whether autograd is computing gradients. No public function says so. Since 2.1."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def python_dispatcher() -> AbstractContextManager[Any]:
+    """Use decompositions in Python, which take symbols where kernels in C++ need numbers. Since 2.0."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    return enable_python_dispatcher()
+
+
+def new_size(environment: Any, number: int, hint: int, positive: bool | None) -> tuple[Any, torch.SymInt]:
+    """Return a new symbol with the value `hint`, and the size that stands for it. Since 2.2."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(f"size_{number}")
+    symbol = environment.create_symbol(
+        hint,
+        source,
+        dynamic_dim=DimDynamic.DYNAMIC,
+        constraint_dim=None,
+        positive=positive,
+        do_not_specialize_zero_one=True,
+    )
+    return symbol, environment.create_symintnode(symbol, hint=hint, source=source)
+
+
+@lru_cache(maxsize=1)
+def shape_environment() -> type:
+    """Return torch's `ShapeEnv`, made to note each question about sizes and to answer with the symbols' values.
+
+    `ShapeEnv` itself draws conclusions (two sizes that compare equal become one symbol), so that one could not tell
+    which conclusions the model needs. `evaluate_expr` has been the one place of questions since 2.1.
+    """
+    import sympy
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    class Environment(ShapeEnv):
+        session: Session
+
+        def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+            if not getattr(orig_expr, "free_symbols", None):
+                return sympy.sympify(orig_expr)
+            return self.session.answer(orig_expr)
+
+    return Environment
+
+
+@contextmanager
+def watched_sizes(session: Session) -> Iterator[None]:
+    """Note sizes that are made, and let those of the session be keys of dictionaries: their hash is their value's.
+
+    Whether two of them are the same key is a comparison like any other, which is noted.
+    """
+    original, make = torch.SymInt.__hash__, torch.SymInt.__init__
+
+    def noted(size: torch.SymInt, node: Any) -> None:
+        make(size, node)  # type: ignore[no-untyped-call]
+        session.tensors.note_size(size)
+
+    def by_value(size: torch.SymInt) -> int:
+        number = session.number(size)
+        return original(size) if number is size else hash(number)
+
+    torch.SymInt.__hash__ = by_value  # type: ignore[assignment, method-assign]
+    torch.SymInt.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.SymInt.__hash__ = original  # type: ignore[method-assign]
+        torch.SymInt.__init__ = make  # type: ignore[method-assign]
+
+
+@contextmanager
+def short_quotients(session: Session) -> Iterator[None]:
+    """Have the session shorten quotients and remainders of its sizes, by patches of `SymNode`. Since 2.1."""
+    from torch.fx.experimental.sym_node import SymNode
+
+    def shortened(original: Any) -> Any:
+        def method(node: Any, other: Any) -> Any:
+            made = original(node, other)
+            return session.short(made) if node.shape_env is session.environment else made
+
+        return method
+
+    names = [name for name in ("floordiv", "int_floordiv", "mod", "python_mod") if name in vars(SymNode)]
+    originals = {name: vars(SymNode)[name] for name in names}
+    try:
+        for name, original in originals.items():
+            setattr(SymNode, name, shortened(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(SymNode, name, original)
+
+
+_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node", "torch.__trace")
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Silence torch's logs, which repeat the exceptions."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    were = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        yield
+    finally:
+        for logger, disabled in zip(loggers, were, strict=True):
+            logger.disabled = disabled
+
+
+def apply(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call an operator. Padding by symbols goes through its decomposition: the kernel of 2.13 makes numbers of them."""
+    pad = torch.ops.aten.constant_pad_nd.default
+    if func is pad and any(isinstance(n, torch.SymInt) for n in (*args[0].shape, *args[1])):
+        from torch import _refs  # noqa: F401  registers the decomposition
+        from torch._decomp import decomposition_table
+
+        return decomposition_table[func](*args, **kwargs)
+    return func(*args, **kwargs)

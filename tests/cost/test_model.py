@@ -1,0 +1,462 @@
+"""Multiply-accumulates and memory, against the arithmetic, torch's counter and the tensors that real models save."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import diffstride as ds
+from diffstride import DiffStride2d
+from diffstride.cost import count_macs
+from diffstride.errors import UsageError
+from diffstride.nn.learnable import LearnableStrides
+from tests.helpers import zoo
+
+# Those of which another case has all the parts, and those whose code is slow to follow.
+SLOW = {"swin", "mobilenet-v1", "mobilenet-v2", "convnextv2", "resnet-bottleneck", "regnet"}
+ALL = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in zoo.CASES]
+)
+
+
+def test_macs_of_convolutions_and_linear_layers_and_those_of_resampling_apart():
+    pool = DiffStride2d((2.0, 4.0), 1, backend="matmul")
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), pool, nn.Conv2d(8, 4, 1, groups=4), nn.Flatten(), nn.LazyLinear(5)
+    )
+    x = torch.randn(2, 3, 16, 20)
+    model(x)
+    model.train()
+    model[2].eval()
+    h, w = 10, 7
+    assert pool.output_size((16, 20)) == (h, w)
+    expected = 2 * (16 * 20 * 8 * 27 + h * w * 4 * 2 + 4 * h * w * 5)
+    macs = count_macs(model, x)
+    assert macs.model == expected
+    assert macs.resampling == 2 * 8 * (20 * h * 16 + h * w * 20)
+    assert model.training
+    assert not model[2].training
+    assert count_macs(nn.Sequential(nn.Conv2d(3, 8, 1), DiffStride2d(2.0, backend="fft")), x).resampling == 0
+
+
+class Bound(nn.Module):
+    """A model that takes its inputs by keyword, for `count_macs`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        (given,) = inputs
+        return zoo.bare_call(self.model, given)
+
+
+def layers_of(model):
+    """In the order in which they run, where that is the order of registration."""
+    return [module for module in model.modules() if isinstance(module, LearnableStrides)]
+
+
+def set_strides(model, draw):
+    with torch.no_grad():
+        for layer in layers_of(model):
+            layer.stride.copy_(torch.tensor([draw(s) for s in layer.initial_strides[: len(layer.stride)]]))
+
+
+def random_strides(model):
+    set_strides(model, lambda s: 1 + (1.4 * s - 1) * torch.rand(()).item())
+
+
+@ALL
+def test_count_is_what_torch_counts_in_the_real_model(name):
+    """Exactly, at the initial strides and at others; count_macs agrees."""
+    original, model, _ = zoo.converted(name)
+    inputs = zoo.CASES[name].inputs(0)
+    cost = ds.CostModel(model, inputs)
+    assert cost.original() == zoo.products(original, inputs)[0][""]
+    for i in range(4):
+        if i:
+            random_strides(model)
+        total, resampling = zoo.products(model, inputs)
+        assert cost.count() == total[""] - sum(resampling.values())
+        if i == 1:
+            macs = count_macs(Bound(model), inputs)
+            assert macs.model == cost.count()
+            assert sum(macs) == total[""]
+    assert cost.start() == ds.CostModel(zoo.converted(name)[1], inputs).count()
+
+
+# The pooling of the whole map is a mean after the conversion; that it saved its input before is not known.
+ORIGINAL_WITHIN = {"efficientnet": 0.02}
+
+
+@ALL
+def test_memory_is_what_the_real_model_saves_for_backward(name):
+    """Exactly, at the initial strides and at others."""
+    original, model, _ = zoo.converted(name)
+    inputs = zoo.CASES[name].inputs(0)
+    cost = ds.CostModel(model, inputs, measure="memory")
+    assert cost.original() == pytest.approx(
+        zoo.saved_bytes(original, inputs), rel=ORIGINAL_WITHIN.get(name, 0.0), abs=0
+    )
+    for i in range(4):
+        if i:
+            random_strides(model)
+        assert cost.count() == zoo.saved_bytes(copy.deepcopy(model), inputs)
+
+
+@ALL
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+def test_least_and_most_enclose_the_cost(name, measure):
+    _, model, _ = zoo.converted(name)
+    cost = ds.CostModel(model, zoo.CASES[name].inputs(0), measure=measure)
+    least, most = cost.least(), cost.most()
+    assert 0 < least < cost.count() < most
+    set_strides(model, lambda s: 1.0)
+    assert cost.count() == most
+    for _ in range(3):
+        random_strides(model)
+        assert least <= cost.count() <= most
+
+
+def test_least_is_the_cost_at_the_largest_strides_that_the_model_runs_with():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(2.0, window="inner"), nn.Conv2d(4, 5, 3))
+    cost = ds.CostModel(model, torch.randn(1, 1, 20, 30))
+    # A map of 3 x 3 is the smallest that the second convolution takes.
+    assert cost.least() == 20 * 30 * 4 * 9 + 1 * 4 * 5 * 9
+    assert cost.most() == 20 * 30 * 4 * 9 + 18 * 28 * 4 * 5 * 9
+    bounded = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(2.0, window="inner", bounds=(1.5, 3.0)))
+    bounded.append(nn.Conv2d(4, 5, 1))
+    cost = ds.CostModel(bounded, torch.randn(1, 1, 20, 30))
+    assert cost.least() == 20 * 30 * 4 * 9 + 7 * 10 * 20
+    assert cost.most() == 20 * 30 * 4 * 9 + 14 * 20 * 20
+
+
+# By case: the samples that the stride-1 self of each downsampling in a row takes off its map.
+CHAINS = {
+    "resnet": (0, 0, 0, 0),
+    "regnet": (0, 0, 0, 0),
+    "vgg": (1, 1, 1),
+    "densenet": (0, 1, 1),
+    "inception": (2, 0, 2),
+    "wav2vec2": (9, 2, 2, 1),
+    "audio-1d": (8, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_relaxed_cost_lies_between_those_at_sizes_rounded_down_and_up(name, measure, monkeypatch):
+    _, model, plan = zoo.converted(name)
+    # Which order is the cheapest depends on whole sizes; where another one becomes that, the exact cost jumps.
+    monkeypatch.setattr(ds.functional, "cheapest_order", lambda *_: "convolve first")
+    model.double()  # sizes of thousands of samples divided by single-precision strides are not whole again
+    inputs = doubled(zoo.CASES[name].inputs(0))
+    cost = ds.CostModel(model, inputs, measure=measure)
+    given = zoo.tensor_of(inputs)
+    spatial = given.shape[1:] if name == "wav2vec2" else given.shape[2:]
+    named = dict(model.named_modules())
+    sites = {site.name: site for site in plan.sites}
+    layers = [named[g[0] if sites[g[0]].fused else f"{g[0]}.diffstride"] for g in plan.groups]
+    assert len(layers) == len(CHAINS[name])
+    for _ in range(3):
+        relaxed = [[float(n) for n in spatial]]
+        strides = []
+        for layer, lost in zip(layers, CHAINS[name], strict=True):
+            drawn = [1.1 + (1.3 * s - 0.9) * torch.rand(()).item() for s in layer.initial_strides]
+            strides.append(drawn)
+            relaxed.append([(n - lost) / s for n, s in zip(relaxed[-1], drawn, strict=True)])
+        set_rows(layers, strides)
+        value = cost().item()
+        counts = []
+        for rounded in (math.floor, math.ceil):
+            whole = [[rounded(n) for n in sizes] for sizes in relaxed]
+            set_rows(
+                layers,
+                [
+                    [(a - lost) / b if b < a - lost else 1.0 for a, b in zip(whole[i], whole[i + 1], strict=True)]
+                    for i, lost in enumerate(CHAINS[name])
+                ],
+            )
+            counts.append(cost.count())
+        assert counts[0] < value < counts[1]
+
+
+def set_rows(layers, rows):
+    with torch.no_grad():
+        for layer, row in zip(layers, rows, strict=True):
+            layer.stride.copy_(torch.tensor(row[: len(layer.stride)], dtype=torch.float64))
+
+
+def doubled(inputs):
+    if isinstance(inputs, dict):
+        return {key: value.double() for key, value in inputs.items()}
+    return tuple(x.double() for x in inputs) if isinstance(inputs, tuple) else inputs.double()
+
+
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+@pytest.mark.parametrize("name", ["resnet", "convnext", "wav2vec2", "inception", "resnet-d", "unet", "mixed"])
+def test_gradients_are_central_differences(name, measure):
+    _, model, _ = zoo.converted(name)
+    model.double()
+    inputs = doubled(zoo.CASES[name].inputs(0))
+    random_strides(model)
+    check_gradient(model, ds.CostModel(model, inputs, measure=measure))
+
+
+def test_gradients_of_an_unsaturated_outer_window():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d((2.3, 1.7), 2.0), nn.Conv2d(4, 5, 3)).double()
+    cost = ds.CostModel(model, torch.randn(1, 1, 40, 60).double())
+    check_gradient(model, cost)
+    h, w = 40 / 2.3 + 4, 60 / 1.7 + 4
+    assert cost().item() == pytest.approx(40 * 60 * 36 + (h - 2) * (w - 2) * 180)
+
+
+def check_gradient(model, cost, step=1e-6):
+    cost().backward()
+    strides = {id(layer.stride): layer.stride for layer in layers_of(model)}
+    for stride in strides.values():
+        gradient, start = stride.grad.clone(), stride.detach().clone()
+        for i in range(len(start)):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    stride[i] = start[i] + sign * step
+                values.append(cost().item())
+            with torch.no_grad():
+                stride[i] = start[i]
+            slope = (values[0] - values[1]) / (2 * step)
+            assert gradient[i].item() == pytest.approx(slope, rel=1e-4, abs=1e-2)
+        assert (gradient <= 0).all()
+    assert any(stride.grad.any() for stride in strides.values())
+
+
+def test_a_saturated_outer_window_still_has_a_direction_to_push():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(1.5, 4.0), nn.Conv2d(4, 5, 3))
+    cost = ds.CostModel(model, torch.randn(1, 1, 12, 12))  # 12 / 1.5 + 8 > 12
+    layer = model[1]
+    whole = 12 * 12 * 36 + 10 * 10 * 180
+    assert cost.count() == cost().item() == whole
+    cost().backward()
+    assert (layer.stride.grad < 0).all()  # against it the stride grows
+    with torch.no_grad():
+        layer.stride.fill_(1.4)
+    assert cost().item() == whole  # no change in value
+    optimizer = torch.optim.SGD([layer.stride], lr=1e-5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        cost().backward()
+        optimizer.step()
+    assert cost.count() < whole  # pushed out of saturation
+
+
+# Sizes at which the maps after a stride of 1.8 lie where a fixed stride's floor (or ceiling) has a slope.
+@pytest.mark.parametrize(
+    ("after", "size"),
+    [
+        (nn.ZeroPad2d((0, 1, 2, 0)), (24, 30)),
+        (nn.MaxPool2d(3, 1, 1), (24, 30)),
+        (nn.AvgPool2d(2), (24, 28)),
+        (nn.Upsample(scale_factor=2), (24, 30)),
+        (nn.MaxPool1d(3, 1, 1), (50,)),
+        (nn.MaxPool1d(2, ceil_mode=True), (52,)),
+        (nn.AvgPool1d(2), (50,)),
+    ],
+)
+def test_gradients_reach_the_strides_through_what_torch_makes_numbers_of(after, size):
+    """A padding by numbers, a 1-d max pooling and an upsampling turn symbols into numbers, if one lets them."""
+    ndim = len(size)
+    layer = (ds.DiffStride1d, DiffStride2d)[ndim - 1](1.8, window="inner")
+    model = nn.Sequential(layer, after, (nn.Conv1d, nn.Conv2d)[ndim - 1](3, 4, 3)).double()
+    x = torch.randn(2, 3, *size).double()
+    for measure in ("macs", "memory"):
+        cost = ds.CostModel(model, x, measure=measure)
+        layer.stride.grad = None
+        check_gradient(model, cost)
+        assert (layer.stride.grad < 0).all()
+        start = cost.count()
+        for stride in (2.9, 1.0):
+            with torch.no_grad():
+                layer.stride.fill_(stride)
+            exact = zoo.saved_bytes(model, x) if measure == "memory" else zoo.products(model, x)[0]["2"]
+            # An upsampling is traced by its decomposition, which saves indices.
+            within = 0.01 if measure == "memory" and isinstance(after, nn.Upsample) else 0
+            assert cost.count() == pytest.approx(exact, rel=within, abs=0)
+        assert cost.most() == cost.count()
+        assert cost.start() == start
+        with torch.no_grad():
+            layer.stride.fill_(1.8)
+
+
+class TwoRoads(nn.Module):
+    """Large maps go through one more convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = DiffStride2d(2.0, window="inner")
+        self.more, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        x = self.down(x)
+        if x.shape[-1] > 10:
+            x = self.more(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+def test_counts_stay_exact_where_the_models_code_takes_another_turn(measure):
+    model, x = TwoRoads(), torch.randn(1, 3, 24, 24)
+    cost = ds.CostModel(model, x, measure=measure)
+    seen = set()
+    for stride in (2.0, 2.5, 1.2, 3.0, 2.2):
+        with torch.no_grad():
+            model.down.stride.fill_(stride)
+        if measure == "macs":
+            n = math.ceil(24 / stride)
+            assert cost.count() == n * n * (12 + (81 if n > 10 else 0))
+        else:
+            assert cost.count() == zoo.saved_bytes(model, x)
+        seen.add(cost.count())
+        relaxed = cost().item()
+        assert 0.7 * cost.count() < relaxed <= cost.count() * 1.001  # of the road that is taken
+    assert len(seen) == 5
+
+
+def toy(window="inner"):
+    """0.1 ms a step."""
+    first = ds.DiffStrideConv2d(3, 8, 3, 2.0, padding=1, window=window, smoothness=2.0)
+    pool = DiffStride2d(2.0, window=window, smoothness=2.0)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), pool, nn.Conv2d(16, 16, 3, padding=1))
+    return model, torch.randn(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+def test_a_budget_out_of_reach_names_what_is_in_reach(measure):
+    model, x = toy()
+    cost = ds.CostModel(model, x, measure=measure)
+    least, most, original = cost.least(), cost.most(), cost.original()
+    for amount in (0.9 * least, 1.1 * most):
+        with pytest.raises(UsageError) as caught:
+            cost.budget(amount, of="absolute")
+        assert f"{least:.4g} to {most:.4g}" in str(caught.value)
+        assert f"got {amount:g}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError, match=f"{least / original:.3f} to {most / original:.3f} of it, got 0.0001 of the or"
+    ):
+        cost.budget(0.0001)
+    assert cost.budget(1.0).target == original
+    assert cost.budget(0.9, of="start").target == pytest.approx(0.9 * cost.start())
+    assert cost.budget(1.5 * least, of="absolute").target == 1.5 * least
+    with pytest.raises(ValueError, match="of must be one of 'original', 'start', 'absolute', got 'half'"):
+        cost.budget(0.5, of="half")
+    for amount in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="amount must be > 0"):
+            cost.budget(amount)
+
+
+def test_unknown_measures_and_models_without_strides():
+    model, x = toy()
+    with pytest.raises(ValueError, match="measure must be one of 'macs', 'memory', got 'flops'"):
+        ds.CostModel(model, x, measure="flops")
+    plain = nn.Conv2d(3, 4, 1)
+    cost = ds.CostModel(plain, x)
+    assert cost.count() == cost().item() == cost.original() == cost.least() == cost.most() == 64 * 64 * 12
+
+
+def test_the_cost_of_a_stride_that_nothing_uses_has_no_gradient():
+    model, x = toy()
+    model.add_module("spare", nn.Identity())
+    model.spare.unused = DiffStride2d(2.0)
+    cost = ds.CostModel(model, x)
+    cost().backward()
+    assert model[0].stride.grad.abs().min() > 0
+    assert not model.spare.unused.stride.grad.any()
+
+
+@pytest.mark.parametrize(("fraction", "sign"), [(0.6, 1), (1.6, -1)])
+def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction, sign):
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    budget = cost.budget(fraction, of="start")
+    assert "multiplier" in budget.state_dict()
+    budget.eval()
+    before = {k: v.clone() for k, v in budget.state_dict().items()}
+    term = budget()
+    term.backward()
+    for layer in layers_of(model):
+        assert (-sign * layer.stride.grad > 0).all()  # above the budget descent has strides grow
+        layer.stride.grad = None
+    for key, value in budget.state_dict().items():
+        assert torch.equal(value, before[key]) or (value.isnan().all() and before[key].isnan().all())
+    budget.train()
+    moved = [float(budget.multiplier)]
+    for _ in range(300):
+        budget()
+        moved.append(float(budget.multiplier))
+    assert sign * moved[-1] > 0
+    assert all(sign * (b - a) >= 0 for a, b in itertools.pairwise(moved))
+    assert max(map(abs, moved)) <= budget.limit
+    again = cost.budget(fraction, of="start")
+    again.load_state_dict(budget.state_dict())
+    assert again.multiplier == budget.multiplier
+
+
+@pytest.mark.parametrize("window", ["inner", "outer"])
+@pytest.mark.parametrize("fraction", [0.6, 1.5])
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, optimizer):
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)]
+    pools = [DiffStride2d(2.0, window=window, smoothness=2.0) for _ in range(2)]
+    model = nn.Sequential(convolutions[0], pools[0], convolutions[1], pools[1], convolutions[2])
+    cost = ds.CostModel(model, torch.randn(1, 3, 64, 64), measure=measure)
+    budget = cost.budget(fraction, of="start")
+    strides = [layer.stride for layer in layers_of(model)]
+    if optimizer == "sgd":
+        optimizer = torch.optim.SGD(strides, lr=0.1, momentum=0.9)
+    else:
+        optimizer = torch.optim.Adam(strides, lr=0.01)
+    for _ in range(400):
+        optimizer.zero_grad()
+        budget().backward()
+        optimizer.step()
+        ds.clamp_strides_(model)
+    assert cost.count() == pytest.approx(budget.target, rel=0.02)
+
+
+def test_stride_cost_is_equation_6():
+    model = nn.Sequential(DiffStride2d((2.0, 3.0)), nn.ReLU(), DiffStride2d((1.5, 2.0)), DiffStride2d(4.0, shared=True))
+    j = ds.stride_cost(model)
+    assert j.item() == pytest.approx(1 / 6 + 1 / 18 + 1 / 288)
+    j.backward()
+    assert model[2].stride.grad[0].item() == pytest.approx(-(1 / 18 + 1 / 288) / 1.5)
+    with pytest.raises(ValueError, match="model must have learnable strides"):
+        ds.stride_cost(nn.Identity())
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.proj = DiffStride2d(2.0, window="inner"), nn.Linear(4, 4)
+
+    def forward(self, x, *, times=1):
+        x = self.down(x).flatten(2).mT
+        for _ in range(times):
+            q = self.proj(x)
+            x = F.scaled_dot_product_attention(q, q, q)
+        return {"x": x}
+
+
+def test_attention_is_counted_by_the_size_squared():
+    model, x = Branches(), torch.randn(2, 4, 12, 16)
+    cost = ds.CostModel(model, ds.ExampleInputs(x, times=3))
+    tokens = 6 * 8
+    assert cost.count() == 3 * 2 * (tokens * 16 + 2 * tokens**2 * 4)
+    assert cost().item() == cost.count()
+    cost().backward()
+    slope = -3 * 2 * (tokens * 16 + 2 * 2 * tokens**2 * 4) / 2.0  # tokens go with 1 / stride
+    assert model.down.stride.grad.tolist() == pytest.approx([slope, slope])

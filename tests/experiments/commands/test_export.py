@@ -1,0 +1,229 @@
+"""`diffstride export`: from a run's folder to a checked file, what it prints, what it refuses."""
+
+import json
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from diffstride.experiments.commands.export import _strided
+from diffstride.experiments.commands.main import main
+from diffstride.experiments.training.fit import train
+from diffstride.experiments.training.runs import Run, load_run
+
+onnxruntime = pytest.importorskip("onnxruntime")
+CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a tiny run."""
+    return train(arguments(tmp_path_factory.mktemp("runs"))).run_folder
+
+
+def arguments(folder):
+    return [
+        "--config", str(CONFIG), "--runs", str(folder), "--name", "tiny",
+        "--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32",
+        "--model.network.width", "4", "--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def edit(run, change):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def export(*arguments):
+    return main(["export", *map(str, arguments)])
+
+
+def test_a_run_becomes_a_file(run, tmp_path, capsys):
+    target = tmp_path / "model.onnx"
+    assert export(run, target, "--batch", 3, "--repeats", 2) == 0
+    printed = capsys.readouterr().out
+    network = load_run(run).network
+    assert not network.training
+    end = ", ".join(f"{stride:.4g}" for stride in network.down.strides)
+    for text in ("Learned strides", "│ down  │  3, 3 │", end, "32×32 → 18×18", f"{target.stat().st_size / 1e6:.3g} MB",
+                 "batches of 1×32×32", "batch of 3×1×32×32", "as trained", "2 repeats in turns"):  # fmt: skip
+        assert text in printed
+    for model, times in {"as trained": 1, "strides fixed": 2, "strided convolutions": 2}.items():
+        assert printed.count(f"│ {model} ") == times
+    images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(target)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(logits), network(images), rtol=1e-4, atol=1e-5)
+
+    before = target.read_bytes()
+    assert export(run, target) == 2
+    assert "is there already: give another path, or --force to replace it" in capsys.readouterr().err
+    target.write_text("other")
+    assert export(run / "checkpoints" / "last.ckpt", target, "--force", "--repeats", 0) == 0
+    assert len(target.read_bytes()) == len(before)
+    assert "Latency" not in capsys.readouterr().out
+
+
+def test_a_run_becomes_weights_without_pickle(run, tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.torch")
+    target = tmp_path / "model.safetensors"
+    assert export(run, target) == 0
+    printed = capsys.readouterr().out
+    assert "Learned strides" in printed
+    assert f"{target.stat().st_size / 1e6:.3g} MB, weights and strides as trained" in printed
+    assert "Latency" not in printed
+    state = safetensors.load_file(target)
+    trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {f"network.{name}" for name in state} == set(trained)
+    assert all(torch.equal(value, trained[f"network.{name}"]) for name, value in state.items())
+
+    size = target.stat().st_size
+    target.write_text("other")
+    assert export(run, target) == 2
+    assert "is there already: give another path, or --force to replace it" in capsys.readouterr().err
+    assert target.read_text() == "other"
+    assert export(run, target, "--force") == 0
+    assert target.stat().st_size == size
+
+
+def test_both_formats_say_what_is_in_them(run, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 0
+    assert export(run, tmp_path / "model.safetensors") == 0
+    texts = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == texts
+    facts = {name: json.loads(text) for name, text in texts.items()}
+    result = json.loads((run / "result.json").read_text())
+    assert set(facts) == {
+        "network", "strides", "num_classes", "classes", "sample_shape", "mean", "std", "versions", "accuracy",
+    }  # fmt: skip
+    assert facts["network"]["class_path"] == "diffstride.experiments.models.TinyCNN"
+    assert facts["network"]["init_args"]["width"] == 4
+    assert facts["strides"] == {"down": pytest.approx(result["strides"]["down"], abs=1e-4)}
+    assert (facts["sample_shape"], facts["accuracy"]) == ([1, 32, 32], result["accuracy"])
+    assert facts["versions"]["torch"] == version("torch")
+    # Of other steps than the result is, the accuracy is not known.
+    (run / "result.json").write_text(json.dumps(result | {"steps": 2}))
+    assert export(run, tmp_path / "other.safetensors") == 0
+    with safetensors.safe_open(tmp_path / "other.safetensors", "pt") as file:
+        assert set(texts) - set(file.metadata()) == {"accuracy"}
+
+
+def test_a_run_with_a_budget(tmp_path, capsys):
+    folder = train([*arguments(tmp_path), "--model.budget", "1.5"]).run_folder  # its state is in the checkpoint, too
+    assert export(folder, tmp_path / "model.onnx", "--repeats", 2) == 0
+    assert capsys.readouterr().out.count("│ strided convolutions ") == 2
+
+
+def test_where_there_is_no_strided_model_it_says_why(run, tmp_path, capsys):
+    edit(run, lambda config: config["model"]["network"]["init_args"].update(strides=[[1.5, 2]]))
+    assert export(run, tmp_path / "model.onnx", "--repeats", 2, "--input", "1,32,32") == 0
+    printed = capsys.readouterr().out
+    assert "No strided model beside it: " in printed
+    assert "stride must be an integer for downsample='conv', got" in printed
+    assert "strided convolutions" not in printed
+    assert _strided(Run(nn.Linear(1, 1), {})) == "Linear has no argument `downsample`"
+    itself = load_run(run)
+    itself.config["model"]["network"]["init_args"]["downsample"] = "conv"
+    assert _strided(itself) == "the network has strided convolutions itself"
+
+
+def test_the_shape_can_be_said_where_the_data_is_not_there(run, tmp_path, capsys):
+    data = {"class_path": "diffstride.experiments.data.ImageData", "init_args": {"path": str(tmp_path / "nowhere")}}
+    edit(run, lambda config: config.update(data=data))
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 2
+    error = capsys.readouterr().err
+    assert "the run does not tell the shape of a sample: give it, as in --input 3,32,32 (" in error
+    assert error.count("\n") == 1
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0, "--input", "1,24,20") == 0
+    assert "24×20 → 16×14" in capsys.readouterr().out
+
+
+def test_a_network_without_learned_strides(run, tmp_path, capsys):
+    edit(run, lambda config: config["model"]["network"]["init_args"].update(downsample="spectral"))
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["state_dict"]["network.down.stride"]
+    torch.save(saved, checkpoint)
+    assert export(run, tmp_path / "model.onnx", "--repeats", 0) == 0
+    assert "The network has no learned strides: it is exported as it is." in capsys.readouterr().out
+
+
+def damage(name, text="damaged"):
+    return lambda run: (run / name).write_text(text)
+
+
+MISTAKES = {
+    "no run": (lambda run: shutil.rmtree(run), (), "there is no checkpoint"),
+    "a run that never got far": (lambda run: shutil.rmtree(run / "checkpoints"), (), "there is no checkpoint"),
+    "no config": (lambda run: (run / "config.yaml").unlink(), (), "there is no config.yaml beside"),
+    "no YAML": (damage("config.yaml", "a: [1"), (), "does not describe a network"),
+    "an empty config": (damage("config.yaml", ""), (), "does not describe a network"),
+    "an unknown network": (damage("config.yaml", "model: {network: Nothing}"), (), "does not describe a network"),
+    "no checkpoint": (damage("checkpoints/last.ckpt"), (), "is not a readable checkpoint"),
+    "another network": (
+        lambda run: edit(run, lambda config: config["model"]["network"]["init_args"].update(width=5)),
+        (),
+        "is of another network than",
+    ),
+    "channels": (None, ("--input", "3,32,32"), r"the network cannot take inputs of 3×32×32 (--input says another"),
+    "long": (None, ("--input", "1,2000,32"), "down's height must have at most 1024 samples to be frozen"),
+    "shape": (None, ("--input", "1,x"), "must be whole numbers with commas, as in 3,32,32, got '1,x'"),
+    "batch": (None, ("--batch", "0"), "--batch must be at least 1, got 0"),
+    "repeats": (None, ("--repeats", "1"), "--repeats must be at least 2, for quartiles, or 0, got 1"),
+    "option": (None, ("--nothing",), "unrecognized arguments: --nothing (see diffstride export --help)"),
+}
+
+
+@pytest.mark.parametrize(("change", "arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, change, arguments, message):
+    if change:
+        change(run)
+    assert export(run, tmp_path / "model.onnx", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_targets_that_cannot_be(run, tmp_path, capsys):
+    assert export(run, tmp_path / "nowhere" / "model.onnx") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert export(run, tmp_path) == 2
+    assert "is a folder: give the path of a file" in capsys.readouterr().err
+    assert export(run, tmp_path / "model.pt") == 2
+    assert "model.pt must end in .onnx or .safetensors" in capsys.readouterr().err
+    for option in "batch", "repeats":
+        assert export(run, tmp_path / "model.safetensors", f"--{option}", 2) == 2
+        assert f"--{option} is for .onnx files, which are timed: leave it out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_missing_package_has_its_cure(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(run, tmp_path / "model.onnx") == 2
+    assert "need the package onnx: pip install 'diffstride[export]'" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "diffstride export runs/NAME model.onnx" in printed
+    assert main(["--help"]) == 0
+    assert "write a trained network as an ONNX or a safetensors file" in capsys.readouterr().out

@@ -1,0 +1,343 @@
+"""`diffstride predict`: the classes of files are those that the network gives to the same samples of its data."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+soundfile = pytest.importorskip("soundfile")
+
+from diffstride.experiments.commands.main import main  # noqa: E402
+from diffstride.experiments.commands.predict import Predictor  # noqa: E402
+from diffstride.experiments.training.fit import train  # noqa: E402
+from diffstride.experiments.training.runs import build_data, load_run  # noqa: E402
+
+RATE = 2000
+PITCHES = {"high": 600, "low": 100, "middle": 300}
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.max_steps", "3"]
+
+
+def tone(pitch, seconds, seed=0):
+    noise = 0.1 * np.random.default_rng(seed).normal(size=round(seconds * RATE))
+    return 0.5 * np.sin(2 * np.pi * pitch * np.arange(len(noise)) / RATE) + noise
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFSTRIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """A folder of sounds of unlike lengths, by class."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for split, count in (("train", 12), ("test", 5)):
+        for name, pitch in PITCHES.items():
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                wave = tone(pitch, 0.2 + 0.05 * i, seed=i)
+                soundfile.write(folder / split / name / f"{i}.wav", wave, RATE, subtype="PCM_16")
+    return folder
+
+
+def data_of(folder, **options):
+    data = {"path": str(folder), "seconds": 0.4, "features": {"bands": 16}, "batch_size": 8, **options}
+    return {"class_path": "AudioData", "init_args": data}
+
+
+def network_of(classes):
+    options = {"num_classes": classes, "width": 1 / 32, "downsample_options": {"smoothness": 1}}
+    return {"class_path": "AudioCNN", "init_args": options}
+
+
+def trained(folder, data, network):
+    arguments = ["--data", json.dumps(data), "--model.network", json.dumps(network)]
+    return train([*arguments, "--runs", str(folder), "--name", "run", *QUIET]).run_folder
+
+
+@pytest.fixture(scope="module")
+def run(sounds, caches, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs"), data_of(sounds, crop_seconds=0.2), network_of(3))
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_probabilities_are_those_of_the_network_on_its_own_test_split(run, sounds, tmp_path, capsys):
+    target = tmp_path / "found.csv"
+    assert main(["predict", str(run), str(sounds / "test"), "--top", "3", "--csv", str(target)]) == 0
+    network, config = load_run(run)
+    data = build_data(config["data"])
+    expected = {}
+    for place in range(15):  # two views of each, whose logits are averaged
+        inputs, _ = data.prepare_batch((data.test_set[0][place : place + 1], data.test_set[1][place : place + 1]))
+        assert len(inputs) == 2
+        with torch.no_grad():
+            probabilities = network(inputs).mean(0).softmax(0).tolist()
+        expected[place] = dict(zip(data.classes, probabilities, strict=True))
+    found = rows(target)
+    assert [row["rank"] for row in found] == ["1", "2", "3"] * 15
+    files = sorted((sounds / "test").rglob("*.wav"))
+    assert data.classes == ("high", "low", "middle")  # as folders are sorted, and so are the files
+    for place, file in enumerate(files):
+        own = {row["class"]: float(row["probability"]) for row in found if row["file"] == str(file)}
+        assert own == pytest.approx(expected[place], abs=1e-5)
+        assert list(own.values()) == sorted(own.values(), reverse=True)
+
+
+def test_the_accuracy_of_a_run_is_that_of_logits_averaged_over_the_parts_of_a_sound(run):
+    network, config = load_run(run)
+    data = build_data(config["data"])
+    inputs, labels = data.prepare_batch(data.test_set)
+    with torch.no_grad():
+        means = torch.stack([logits.mean(0) for logits in network(inputs).split(2)])
+    result = json.loads((run / "result.json").read_text())
+    assert result["accuracy"] == pytest.approx((means.argmax(-1) == labels).float().mean().item())
+    assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(means, labels).item(), rel=1e-4)
+
+
+def test_a_line_for_each_file_with_the_best_classes(run, sounds, capsys):
+    files = [str(sounds / "test" / "low" / f"{i}.wav") for i in (0, 1)]
+    assert main(["predict", str(run / "checkpoints" / "last.ckpt"), *files, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == files
+    for line in lines:
+        (first, a), (second, b) = (part.split() for part in line.split(": ")[1].split(", "))
+        assert {first, second} < set(PITCHES)
+        assert 1 >= float(a) >= float(b) >= 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
+def test_lines_go_where_standard_output_goes_though_errors_go_to_a_terminal(run, sounds, tmp_path):
+    import pty
+
+    files = [str(sounds / "test" / "low" / f"{i}.wav") for i in (0, 1)]
+    command = [
+        sys.executable,
+        "-m",
+        "diffstride.experiments.commands.main",
+        "predict",
+        str(run),
+        *files,
+        files[0],
+        "--top",
+        "1",
+    ]
+    main_end, terminal = pty.openpty()
+    try:
+        with (tmp_path / "out.txt").open("wb") as out:
+            subprocess.run(command, stdout=out, stderr=terminal, check=True)
+    finally:
+        os.close(terminal)
+        os.close(main_end)
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == files  # the one that is named twice once
+
+
+def test_hidden_files_in_folders_are_left_out(run, sounds, tmp_path, capsys):
+    whole = (sounds / "test" / "low" / "0.wav").read_bytes()
+    for name in (".hidden.wav", ".folder/a.wav", "seen.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(whole)
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(tmp_path / "seen.wav")]
+
+
+def test_the_size_of_batches_changes_nothing(run, sounds, tmp_path):
+    tables = []
+    for batch in (1, 4, 100):
+        target = tmp_path / f"{batch}.csv"
+        assert main(["predict", str(run), str(sounds / "test"), "--batch", str(batch), "--csv", str(target)]) == 0
+        tables.append([(row["file"], row["class"], round(float(row["probability"]), 4)) for row in rows(target)])
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(run, sounds, tmp_path, capsys):
+    good = sounds / "test" / "low" / "0.wav"
+    (tmp_path / "text.wav").write_text("not a sound")
+    whole = good.read_bytes()
+    (tmp_path / "empty.wav").write_bytes(whole[:40] + b"\0\0\0\0")
+    files = [tmp_path / "text.wav", tmp_path / "empty.wav", tmp_path / "missing.wav", good]
+    target = tmp_path / "found.csv"
+    assert main(["predict", str(run), *map(str, files), "--top", "1", "--csv", str(target)]) == 1
+    error = capsys.readouterr().err
+    for file in files[:3]:
+        assert f"{file}: " in error
+    assert "not a readable sound" in error
+    assert "it has no samples" in error
+    assert "No such file" in error
+    assert error.strip().splitlines()[-1] == ("diffstride: error: 3 of 4 files could not be read: they are named above")
+    found = {row["file"]: row for row in rows(target)}
+    assert {file for file, row in found.items() if row["error"]} == set(map(str, files[:3]))
+    assert found[str(good)]["class"] in PITCHES
+
+
+def test_other_rates_channels_and_formats_are_read_alike(run, tmp_path):
+    wave = np.rint(2**15 * tone(300, 0.4)).astype(np.int16)
+    soundfile.write(tmp_path / "mono.wav", wave, RATE, subtype="PCM_16")
+    soundfile.write(tmp_path / "stereo.flac", np.stack([wave, wave], 1), RATE, subtype="PCM_16")
+    predictor = Predictor(run, top=3)
+    mono, stereo = (predictor.read(tmp_path / name)[""] for name in ("mono.wav", "stereo.flac"))
+    torch.testing.assert_close(mono, stereo)
+    found = predictor({tmp_path / "mono.wav": {"": mono}})
+    assert sum(p.probability for p in found) == pytest.approx(1)
+
+
+def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
+    tasks = {"pitch": data_of(sounds), "again": data_of(sounds)}
+    data = {"class_path": "MultiTask", "init_args": {"batch_size": 8, "tasks": tasks}}
+    run = trained(tmp_path, data, network_of({"pitch": 3, "again": 3}))
+    file = sounds / "test" / "high" / "1.wav"
+    assert main(["predict", str(run), str(file), "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [[str(file), "pitch"], [str(file), "again"]]
+    network, config = load_run(run)
+    data = build_data(config["data"]).tasks["again"]
+    places = [i for i in range(15) if torch.equal(data.test_set[0][i], data.read(file))]
+    inputs, _ = data.prepare_batch((data.test_set[0][places], data.test_set[1][places]))
+    with torch.no_grad():
+        best = network(inputs)["again"].softmax(-1)[0].max().item()
+    assert float(lines[1].split(": ")[2].split(", ")[0].split()[1]) == pytest.approx(best, abs=6e-4)
+
+
+def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
+    folder = tmp_path / "images"
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    data = {"class_path": "ImageData", "init_args": {"path": str(folder), "batch_size": 4}}
+    network = {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
+    run = trained(tmp_path, data, network)
+    net, config = load_run(run)
+    built = build_data(config["data"])
+    inputs, _ = built.prepare_batch(built.test_set)
+    with torch.no_grad():
+        expected = net(inputs).softmax(-1)
+    predictor = Predictor(run, top=2)
+    files = sorted((folder / "test").rglob("*.png"))
+    found = predictor({file: predictor.read(file) for file in files})
+    for place, file in enumerate(files):
+        own = {p.label: p.probability for p in found if p.file == file}
+        assert [own["a"], own["b"]] == pytest.approx(expected[place].tolist(), abs=1e-5)
+    PIL.Image.new("RGB", (20, 16)).save(tmp_path / "wide.png")
+    assert main(["predict", str(run), str(tmp_path / "wide.png")]) == 1
+    assert "it is 3×16×20 but the network was trained on 3×16×16" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def hostile(caches, tmp_path_factory):
+    """A run whose classes are called `größe` and `=1+1`, and pictures whose names are not for a terminal."""
+    folder = tmp_path_factory.mktemp("hostile")
+    names = (
+        "0.png",
+        "\x1b[2Jcleared.png",
+        "b\nforged.png: dog 1.000",
+        "c\rback.png",
+        "=1+1.png",
+        os.fsdecode(b"\xff.png"),
+    )
+    for split in ("train", "test"):
+        for label in ("größe", "=1+1"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+    (folder / "new").mkdir()
+    for name in names:
+        shutil.copy(folder / "test" / "größe" / "0.png", folder / "new" / name)
+    (folder / "new" / "\x1b[31mbroken\n.png").write_text("no picture")
+    data = {"class_path": "ImageData", "init_args": {"path": str(folder), "batch_size": 4}}
+    network = {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
+    return trained(folder / "runs", data, network), folder / "new", len(names)
+
+
+def test_a_hostile_name_is_one_line_whose_escapes_are_seen(hostile, capsys):
+    run, files, readable = hostile
+    assert main(["predict", str(run), str(files), "--top", "2"]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert len(lines) == readable
+    assert len(printed.err.splitlines()) == 2  # the broken file, and how many there were
+    assert all(line.isprintable() for line in [*lines, *printed.err.splitlines()])
+    assert "\\x1b[31mbroken\\n.png: not a readable" in printed.err
+
+
+def test_a_hostile_name_is_one_cell_and_no_formula(hostile, tmp_path, monkeypatch, capsys):
+    run, files, readable = hostile
+    monkeypatch.chdir(files)
+    target = tmp_path / "found.csv"
+    assert main(["predict", str(run), *os.listdir(), "--top", "2", "--csv", str(target)]) == 1
+    lines = target.read_text().splitlines()
+    assert len(lines) == 1 + 2 * readable + 1
+    assert all(line.isprintable() for line in lines)
+    found = list(csv.reader(lines))
+    assert {len(row) for row in found} == {6}
+    assert not any(cell.startswith(("=", "+", "@")) for row in found for cell in row)
+    assert {row[3] for row in found[1:]} == {"größe", "'=1+1", ""}
+
+
+def test_a_terminal_that_lacks_characters_is_given_escapes(hostile, monkeypatch):
+    run, files, _ = hostile
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["predict", str(run), str(files / "0.png"), str(files / "=1+1.png")]) == 0
+    out.flush()
+    lines = out.buffer.getvalue().decode("ascii").splitlines()
+    assert len(lines) == 2
+    assert all("gr\\xf6\\xdfe" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["FILE", "--top", "0"], "--top must be at least 1, got 0"),
+        (["FILE", "--batch", "-1"], "--batch must be at least 1, got -1"),
+        (["FILE", "--csv", "nowhere/x.csv"], "there is no folder nowhere"),
+        (["FILE", "--csv", "FOLDER"], "is a folder: give the path of a file"),
+        (["FILE", "--csv", "FILE"], "is there already: give another path, or --force"),
+        (["EMPTY"], "is an empty folder"),
+        ([], "the following arguments are required: FILE"),
+        (["FILE", "--tpo", "1"], "unrecognized arguments: --tpo"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(arguments, match, run, sounds, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    names = {"FILE": sounds / "test" / "low" / "0.wav", "FOLDER": sounds, "EMPTY": tmp_path / "empty"}
+    assert main(["predict", str(run), *(str(names.get(a, a)) for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert match in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_without_files_or_of_an_older_version_is_refused(run, sounds, tmp_path, capsys):
+    file = str(sounds / "test" / "low" / "0.wav")
+    assert main(["predict", str(tmp_path), file]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    config = Path(__file__).parents[3] / "configs" / "demo.yaml"
+    few = ["--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32"]
+    few = ["--config", str(config), *few, "--model.network.width", "4"]
+    demo = train([*few, "--runs", str(tmp_path), "--name", "demo", *QUIET])
+    assert main(["predict", str(demo.run_folder), file, file]) == 2
+    assert "was trained on PlantedBands, which is made by code: it reads no files" in capsys.readouterr().err
+    old = shutil.copytree(run, tmp_path / "old")
+    checkpoint = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["AudioData"]
+    torch.save(checkpoint, old / "checkpoints" / "last.ckpt")
+    assert main(["predict", str(old), file]) == 2
+    assert "does not know its data's classes" in capsys.readouterr().err

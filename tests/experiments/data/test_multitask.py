@@ -1,0 +1,388 @@
+"""Several tasks at once: shares and orders of batches, each task prepared as its own set has it, one training."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+import diffstride.experiments.training.fit as fit
+from diffstride.experiments.data import ClassificationData, DataError, MultiTask, SyntheticSounds
+from diffstride.experiments.data.base import Axis
+from diffstride.experiments.training import Classifier
+from diffstride.experiments.training.runs import load_data
+from tests.helpers.datasets import epoch
+
+
+class Numbered(ClassificationData):
+    """Samples that say which they are; those of the test split are numbered from 1000 on."""
+
+    def __init__(self, size, classes=2, scale=1.0, width=1, test=3):
+        super().__init__(batch_size=99, seed=99)
+        self.size, self.num_classes, self.width, self.test = size, classes, width, test
+        self.mean, self.std = torch.tensor([scale]), torch.tensor([2 * scale])
+
+    def load(self):
+        numbers = torch.arange(self.size + self.test)
+        numbers[self.size :] += 1000 - self.size
+        inputs, labels = numbers[:, None].float().expand(-1, self.width), numbers % self.num_classes
+        self.train_set = inputs[: self.size], labels[: self.size]
+        self.test_set = inputs[self.size :], labels[self.size :]
+        self.axes = (Axis("time", 1.0, "Hz"),)
+
+
+class Shifted(Numbered):
+    """Its training adds a random number to each sample."""
+
+    def augment(self, inputs, labels):
+        return inputs + torch.rand(len(inputs), 1), labels
+
+
+def union(*sizes, batch_size=4, seed=0, kind=Numbered, place=None, **options):
+    data = MultiTask({f"t{i}": kind(size, **options) for i, size in enumerate(sizes)}, batch_size, seed)
+    data.setup()
+    if place is not None:
+        data.trainer = SimpleNamespace(world_size=place[0], global_rank=place[1])
+    return data
+
+
+def row(batches, task):
+    """The numbers of a task's samples, in the order in which they come."""
+    return torch.cat([batch[task][0][:, 0] for batch in batches]).long().tolist()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "shares"),
+    [((10, 4), 4, [2, 2]), ((10, 4), 5, [3, 2]), ((4, 9, 30), 8, [3, 3, 2]), ((7, 7, 7), 3, [1, 1, 1])],
+)
+def test_every_batch_has_equal_shares_and_an_epoch_as_many_samples_as_all_sets(sizes, batch_size, shares):
+    data = union(*sizes, batch_size=batch_size)
+    loader = data.train_dataloader()
+    for number in range(4):
+        batches = epoch(data, number)
+        assert len(batches) == len(loader) == sum(sizes) // batch_size
+        for batch in batches:
+            assert list(batch) == list(data.tasks)
+            assert [len(inputs) for inputs, _ in batch.values()] == shares
+            for inputs, labels in batch.values():
+                assert torch.equal(labels, inputs[:, 0].long() % 2)
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [((10, 4), 4), ((11, 3), 5), ((4, 9, 30), 8)])
+def test_each_set_is_gone_through_again_and_again_in_new_orders(sizes, batch_size):
+    data = union(*sizes, batch_size=batch_size)
+    batches = [batch for number in range(24) for batch in epoch(data, number)]
+    for task, size in zip(data.tasks, sizes, strict=True):
+        numbers = row(batches, task)
+        passes = [numbers[start : start + size] for start in range(0, len(numbers) - size + 1, size)]
+        assert len(passes) >= 4
+        assert all(sorted(one) == list(range(size)) for one in passes)  # so each sample is seen equally often
+        assert len(set(map(tuple, passes))) > min(len(passes), 6) / 2
+
+
+def test_tasks_of_one_size_have_orders_of_their_own():
+    batches = epoch(union(40, 40, batch_size=8))
+    assert row(batches, "t0") != row(batches, "t1")
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def order(seed, number, noise):
+        torch.manual_seed(noise)
+        batches = epoch(union(20, 12, seed=seed), number)
+        return row(batches, "t0"), row(batches, "t1")
+
+    assert order(0, 2, 1) == order(0, 2, 7)
+    for other in (order(0, 3, 1), order(1, 2, 1)):
+        assert all(a != b for a, b in zip(order(0, 2, 1), other, strict=True))
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_two_ranks_together_see_what_one_with_twice_the_batch_sees(number):
+    one = epoch(union(14, 10, batch_size=8), number)
+    ranks = [epoch(union(14, 10, batch_size=4, place=(2, rank)), number) for rank in (0, 1)]
+    assert len(one) == len(ranks[0]) == len(ranks[1]) == 3
+    for whole, *parts in zip(one, *ranks, strict=True):
+        for task in whole:
+            numbers = [set(row([part], task)) for part in parts]
+            assert sorted(row([whole], task)) == sorted(row([parts[0]], task) + row([parts[1]], task))
+            if task == "t0":  # one pass takes more than an epoch
+                assert not numbers[0] & numbers[1]
+
+
+def test_ranks_share_a_pass_among_them():
+    """Three tasks, three ranks: a task's samples, rank by rank and batch by batch, are complete orders of its set."""
+    sizes = (30, 7, 12)
+    ranks = [
+        [batch for number in range(6) for batch in epoch(union(*sizes, batch_size=5, place=(3, rank)), number)]
+        for rank in range(3)
+    ]
+    for task, size in zip(("t0", "t1", "t2"), sizes, strict=True):
+        numbers = [n for batches in zip(*ranks, strict=True) for n in row(batches, task)]
+        passes = [numbers[start : start + size] for start in range(0, len(numbers) - size + 1, size)]
+        assert len(passes) >= 3
+        assert all(sorted(one) == list(range(size)) for one in passes)
+
+
+def test_each_part_is_prepared_as_its_own_set_has_it():
+    data = MultiTask({"a": Numbered(10, scale=1.0), "b": Numbered(6, classes=3, scale=10.0)}, 4)
+    data.setup()
+    batch = epoch(data)[0]
+    prepared = data.on_after_batch_transfer(batch, 0)
+    for task, scale in (("a", 1.0), ("b", 10.0)):
+        torch.testing.assert_close(prepared[task][0], (batch[task][0] - scale) / (2 * scale))
+        assert torch.equal(prepared[task][1], batch[task][1])
+    for index, (task, scale) in enumerate([("a", 1.0), ("b", 10.0)]):
+        (own,) = data.val_dataloader()[index]
+        found = data.on_after_batch_transfer(own, index)
+        assert list(found) == [task]
+        expected = (torch.tensor([[1000.0], [1001.0], [1002.0]]) - scale) / (2 * scale)
+        torch.testing.assert_close(found[task][0], expected)
+    assert data.outputs == {"a": 2, "b": 3}
+    assert (data.num_classes, data.classes) == (5, ("a: 0", "a: 1", "b: 0", "b: 1", "b: 2"))
+
+
+def test_augmentation_follows_seed_batch_and_rank_in_training_only():
+    data = union(10, 10, seed=5, kind=Shifted)
+    batch = epoch(data)[0]
+    plain = data.on_after_batch_transfer(batch, 0)
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=7))
+    same = SimpleNamespace(convert_input=lambda inputs: inputs)
+
+    def trained(seed=5, rank=1, training=True):
+        own = union(10, 10, seed=seed, kind=Shifted)
+        own.trainer = SimpleNamespace(
+            world_size=2, global_rank=rank, training=training, fit_loop=loops, precision_plugin=same
+        )
+        return own.on_after_batch_transfer(batch, 0)
+
+    for task in batch:
+        expected, _ = data.tasks[task].prepare_batch(batch[task], step=8, rank=1)
+        assert torch.equal(trained()[task][0], expected)
+        assert not torch.equal(expected, plain[task][0])
+        assert torch.equal(trained(training=False)[task][0], plain[task][0])
+        for other in (trained(seed=6), trained(rank=0)):
+            assert not torch.equal(other[task][0], expected)
+
+
+def test_validation_has_a_loader_for_each_task_in_the_order_of_its_test_split():
+    data = union(10, 4, test=7, batch_size=3)
+    for loaders in (data.val_dataloader(), data.test_dataloader()):
+        assert len(loaders) == 2
+        for loader in loaders:
+            batches = list(loader)
+            assert [len(labels) for _, labels in batches] == [3, 3, 1]
+            assert torch.cat([inputs for inputs, _ in batches])[:, 0].tolist() == list(range(1000, 1007))
+
+
+def test_validation_is_shared_among_ranks():
+    for rank in (0, 1):
+        for loader in union(10, 4, test=6, place=(2, rank)).val_dataloader():
+            assert torch.cat([inputs for inputs, _ in loader])[:, 0].tolist() == list(range(1000 + rank, 1006, 2))
+
+
+def sounds(task, **options):
+    options = {"features": None, "seconds": 0.1, "train_samples": 24, "test_samples": 10, "noise": 0.05} | options
+    return SyntheticSounds(task, **options)
+
+
+def test_what_a_checkpoint_keeps_is_that_of_each_task(tmp_path):
+    data = MultiTask({"a": sounds("pitch"), "b": sounds("timbre")}, 8)
+    data.setup()
+    torch.save(data.state_dict(), tmp_path / "state.pt")
+    other = MultiTask({"a": sounds("pitch"), "b": sounds("timbre")}, 8)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    wave = torch.randn(2, 800), torch.tensor([0, 1])
+    for task in ("a", "b"):
+        assert torch.equal(data.tasks[task].prepare_batch(wave)[0], other.tasks[task].prepare_batch(wave)[0])
+        assert other.tasks[task].classes == data.tasks[task].classes
+    assert other.tasks["b"].classes == ("pure", "hollow", "bright", "octave")
+
+
+def test_fingerprint_follows_the_tasks_and_the_seed():
+    def fingerprint(seed=0, **tasks):
+        data = MultiTask({name: sounds(task) for name, task in tasks.items()}, 8, seed)
+        data.setup()
+        return data.fingerprint
+
+    original = fingerprint(a="pitch", b="timbre")
+    assert fingerprint(a="pitch", b="timbre") == original
+    others = [
+        fingerprint(a="pitch", b="chirp"),
+        fingerprint(b="pitch", a="timbre"),
+        fingerprint(1, a="pitch", b="timbre"),
+    ]
+    assert original not in others
+
+
+class Broken(Numbered):
+    def load(self):
+        raise DataError("row 3 is missing: remove it")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "batch_size", "message"),
+    [
+        ({}, 4, r"tasks must be two or more, not 0"),
+        ({"a": Numbered(4)}, 4, r"tasks must be two or more, not 1"),
+        ({"a": Numbered(4), "b": Numbered(4), "c": Numbered(4)}, 2, r"batch_size must be at least .* tasks, 3, not 2"),
+        ({"a": Numbered(4), "b.c": Numbered(4)}, 4, r"names without dots and slashes, not 'b.c'"),
+        ({"a/b": Numbered(4), "c": Numbered(4)}, 4, r"names without dots and slashes, not 'a/b'"),
+        ({"a": Numbered(4), "": Numbered(4)}, 4, r"names without dots and slashes, not ''"),
+        ({"a": Numbered(4), "b": Numbered(4, width=2)}, 4, r"one shape, not \(1,\) for a and \(2,\) for b: change"),
+        ({"a": Numbered(4), "b": Broken(4)}, 4, r"^task b: row 3 is missing: remove it$"),
+        ({"a": Numbered(4), "b": Numbered(4)}, 9, r"batch_size 9 is larger than the 8 training samples of a rank"),
+        ({"a": Numbered(4), "b": Numbered(4)}, 0, r"batch_size must be >= 1, got 0"),
+    ],
+)
+def test_mistakes_get_one_line(tasks, batch_size, message):
+    def start():
+        data = MultiTask(tasks, batch_size)
+        data.setup()
+        return data.train_dataloader()
+
+    with pytest.raises(ValueError, match=message) as error:
+        start()
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_too_large_for_two_ranks():
+    with pytest.raises(DataError, match=r"batch_size 5 is larger than the 4 training samples of a rank: lower"):
+        union(4, 4, batch_size=5, place=(2, 0)).train_dataloader()
+
+
+def test_only_sets_of_files_can_read_files(tmp_path):
+    with pytest.raises(DataError, match="MultiTask is not a set of files"):
+        union(4, 4).read(tmp_path / "file.wav")
+
+
+class TwoHeads(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = torch.nn.Linear(1, 5)
+        self.heads = torch.nn.ModuleDict({"t0": torch.nn.Linear(5, 2), "t1": torch.nn.Linear(5, 2)})
+
+    def forward(self, x):
+        return {task: head(self.trunk(x).tanh()) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("weights", [None, {"t0": 3.0}, {"t0": 0.5, "t1": 2.0}, {"t1": 0.0}])
+def test_the_loss_is_the_weighted_mean_of_the_tasks(weights):
+    batch = union(10, 6, batch_size=5).on_after_batch_transfer(epoch(union(10, 6, batch_size=5))[0], 0)
+    network = TwoHeads()
+    module = Classifier(network, task_weights=weights)
+    module.log = lambda *args, **kwargs: None
+    found = module.training_step(batch, 0)
+    a, b = (weights or {}).get("t0", 1.0), (weights or {}).get("t1", 1.0)
+    own = {task: F.cross_entropy(network(inputs)[task], labels) for task, (inputs, labels) in batch.items()}
+    torch.testing.assert_close(found, (a * own["t0"] + b * own["t1"]) / (a + b))
+    found.backward()
+    assert network.heads["t0"].weight.grad.abs().max() > 0
+    grad = network.heads["t1"].weight.grad
+    assert (b == 0) == (grad is None or not grad.any())
+
+
+def arguments(tmp_path, name, *more):
+    both = {"features": None, "seconds": 0.1, "train_samples": 24, "test_samples": 20, "noise": 0.02}
+    tasks = {
+        task: {"class_path": "SyntheticSounds", "init_args": {"task": task, **both}} for task in ("pitch", "timbre")
+    }
+    network = {"num_classes": {"pitch": 5, "timbre": 4}, "width": 0.05, "length": 800, "downsample": "conv"}
+    config = {
+        "data": {"class_path": "MultiTask", "init_args": {"batch_size": 16, "tasks": tasks}},
+        "model": {
+            "network": {"class_path": "WaveformCNN", "init_args": network},
+            "learning_rates": [0.05],
+            "weight_decay": 0.0,
+        },
+        "trainer": {
+            "max_steps": 5, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "log_every_n_steps": 1,
+        },
+    }  # fmt: skip
+    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", str(tmp_path / f"{name}.yaml"), "--runs", str(tmp_path), "--name", name, *more]
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """The classifiers that `fit` makes note the weights they start with."""
+
+    class Watched(Classifier):
+        def on_fit_start(self):
+            super().on_fit_start()
+            self.start = {name: value.clone() for name, value in self.network.state_dict().items()}
+
+        def moved(self, part):
+            return [not torch.equal(v, self.start[k]) for k, v in self.network.state_dict().items() if part in k]
+
+    monkeypatch.setattr(fit, "Classifier", Watched)
+
+
+def test_a_training_of_two_tasks_leaves_the_mean_of_their_accuracies(tmp_path, watched):
+    cli = fit.train(arguments(tmp_path, "both"))
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    data, network = cli.datamodule, cli.model.network.eval()
+    accuracies = {}
+    for task, own in data.tasks.items():
+        inputs, labels = own.prepare_batch(own.test_set)
+        with torch.no_grad():
+            accuracies[task] = (network(inputs)[task].argmax(1) == labels).double().mean().item()
+    assert result["accuracies"] == pytest.approx(accuracies)
+    assert result["accuracy"] == pytest.approx((accuracies["pitch"] + accuracies["timbre"]) / 2)
+    assert (result["steps"], result["data"], result["axes"]) == (5, "MultiTask", {"time": "Hz"})
+    for task in ("pitch", "timbre"):
+        assert cli.model.moved(f"classifier.{task}") == [True, True]
+
+    known = load_data(cli.run_folder)
+    for task in ("pitch", "timbre"):
+        assert known.tasks[task].classes == data.tasks[task].classes
+        assert torch.equal(known.tasks[task].mean, data.tasks[task].mean)
+        assert torch.equal(known.tasks[task].std, data.tasks[task].std)
+
+
+def test_a_task_of_no_weight_leaves_its_head_as_it_was(tmp_path, watched):
+    cli = fit.train(arguments(tmp_path, "one", "--model.task_weights", "{timbre: 0}"))
+    assert cli.model.moved("classifier.timbre") == [False, False]
+    assert cli.model.moved("classifier.pitch") == [True, True]
+    assert cli.model.moved("blocks.0.conv.weight") == [True]
+
+
+def test_tasks_whose_axes_differ_in_spacing_are_refused():
+    """0.25 s at 8,000 Hz and 0.125 s at 16,000 Hz have as many samples, of other length."""
+    tasks = {
+        "a": SyntheticSounds(features=None, seconds=0.25, train_samples=8, test_samples=4),
+        "b": SyntheticSounds(features=None, seconds=0.125, sample_rate=16_000, train_samples=8, test_samples=4),
+    }
+    with pytest.raises(
+        DataError, match=r"axes of one spacing, not 0.000125 \(time\) for a and 6.25e-05 \(time\) for b"
+    ):
+        MultiTask(tasks, 4).setup()
+
+
+def test_tasks_of_several_tasks_are_refused():
+    with pytest.raises(DataError, match="tasks must be of one task each, but inner is a MultiTask"):
+        MultiTask({"inner": union(4, 4), "outer": SyntheticSounds()}, 4)
+
+
+def test_a_resumed_training_of_several_tasks_ends_with_the_same_weights(tmp_path):
+    sounds = {"features": None, "seconds": 0.05, "train_samples": 24, "test_samples": 8}
+    tasks = {
+        "pitch": {"class_path": "SyntheticSounds", "init_args": {"task": "pitch", **sounds}},
+        "chirp": {"class_path": "SyntheticSounds", "init_args": {"task": "chirp", **sounds, "train_samples": 40}},
+    }
+    data = {"class_path": "MultiTask", "init_args": {"batch_size": 8, "tasks": tasks}}
+    options = {"num_classes": {"pitch": 5, "chirp": 2}, "length": 400, "width": 1 / 32}
+    common = [
+        "--data", json.dumps(data), "--runs", str(tmp_path), "--trainer.accelerator", "cpu",
+        "--model.network", json.dumps({"class_path": "WaveformCNN", "init_args": options}),
+        "--trainer.enable_progress_bar", "false", "--model.milestones", "[3]", "--model.learning_rates", "[0.1,0.01]",
+    ]  # fmt: skip
+    whole = fit.train([*common, "--name", "whole", "--trainer.max_epochs", "3"])
+    fit.train([*common, "--name", "cut", "--trainer.max_epochs", "1"])
+    cut = fit.train([*common, "--name", "cut", "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    for (name, a), b in zip(whole.model.state_dict().items(), cut.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    results = [json.loads((cli.run_folder / "result.json").read_text()) for cli in (whole, cut)]
+    assert results[0]["accuracies"] == results[1]["accuracies"]
+    assert results[0]["steps"] == results[1]["steps"] == 3 * (64 // 8)

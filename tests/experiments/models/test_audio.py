@@ -1,0 +1,215 @@
+"""The networks for sounds: what a block computes, against plain convolutions and the naive formulas."""
+
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import diffstride as ds
+from diffstride.experiments.models import (
+    AudioCNN,
+    DenseNet,
+    Heads,
+    ResNet,
+    SpectrogramBlock,
+    TinyCNN,
+    WaveformCNN,
+    make_downsample,
+)
+from diffstride.export import to_onnx
+from diffstride.nn import learnable_layers
+from tests.helpers import reference
+
+CHANNELS = [1, 64, 128, 256, 256, 512, 512]
+STRIDES = [2, 2, 1, 2, 1, 2]
+
+
+def settled(module):
+    """In float64 and evaluation mode, with normalisations that do something."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            layer.weight.data.uniform_(0.5, 2)
+            layer.bias.data.normal_()
+    return module.double().eval()
+
+
+@pytest.mark.parametrize("stride", [(2, 3), (1, 2), (3, 1)])
+@pytest.mark.parametrize("size", [(12, 9), (7, 10)])
+def test_a_strided_block_skips_samples_of_the_unstrided_one(stride, size):
+    torch.manual_seed(1)
+    strided = settled(SpectrogramBlock(2, 4, stride, "conv"))
+    plain = settled(SpectrogramBlock(2, 4, 1, "conv"))
+    plain.load_state_dict(strided.state_dict())
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
+    torch.testing.assert_close(strided(x), plain(x)[..., :: stride[0], :: stride[1]])
+
+
+@pytest.mark.parametrize("method", ["spectral", "diffstride"])
+def test_a_block_filters_time_then_frequency_then_pools(method):
+    torch.manual_seed(2)
+    block = settled(SpectrogramBlock(2, 3, (1.7, 2.3), method, {"smoothness": 1.5}))
+    x = torch.randn(2, 2, 13, 10, dtype=torch.float64)
+
+    def norm(y, layer):
+        mean, variance, weight, bias = (
+            t.detach().numpy().reshape(1, -1, 1, 1)
+            for t in (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+        )
+        return (y - mean) / np.sqrt(variance + layer.eps) * weight + bias
+
+    time, frequency = block.time, block.frequency
+    assert time.weight.shape == (3, 2, 3, 1)
+    assert frequency.weight.shape == (3, 3, 1, 3)
+    y = reference.convolve(x, time.weight.detach(), time.bias.detach(), (1, 0))
+    y = norm(y.clip(0), block.norm)
+    y = reference.convolve(y, frequency.weight.detach(), frequency.bias.detach(), (0, 1))
+    pooled = {"diffstride": reference.diffstride, "spectral": reference.spectral_pool}[method]
+    y = pooled(y, (1.7, 2.3), *([1.5] if method == "diffstride" else []))
+    np.testing.assert_allclose(block(x).detach(), norm(y.clip(0), block.norm2), rtol=1e-6, atol=1e-8)
+
+
+def test_the_papers_network_has_its_channels_and_strides():
+    network = AudioCNN(num_classes=35)
+    filters = sum(3 * i * o + o + 3 * o * o + o for i, o in itertools.pairwise(CHANNELS))
+    normalisations = sum(2 * 2 * o for o in CHANNELS[1:])
+    strides = 2 * len(STRIDES)
+    assert sum(p.numel() for p in network.parameters()) == filters + normalisations + strides + 512 * 35 + 35
+    assert [layer.strides for _, layer in learnable_layers(network)] == [(s, s) for s in STRIDES]
+
+
+@pytest.mark.parametrize("size", [(160, 64), (100, 40), (33, 21)])
+@pytest.mark.parametrize("method", ["conv", "spectral", "diffstride"])
+def test_maps_shrink_as_the_strides_say(method, size):
+    network = AudioCNN(width=1 / 32, downsample=method, downsample_options={"smoothness": 2})
+    seen = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda m, args, y: seen.append(tuple(y.shape[2:])))
+    network(torch.randn(2, 1, *size))
+
+    def new(n, stride):
+        if method == "diffstride":
+            return min(n, reference.output_size(n, reference.clamped(n, stride, 2.0), 2.0))
+        return math.ceil(n / stride) if method == "conv" else n // stride
+
+    expected = []
+    for stride in STRIDES:
+        size = tuple(new(n, stride) for n in size)
+        expected.append(size)
+    assert seen == expected
+
+
+def test_the_logits_are_of_the_largest_value_of_each_channel():
+    network = AudioCNN(width=1 / 32, num_classes=3).eval()
+    x = torch.randn(2, 1, 40, 32)
+    features = network.blocks(x).flatten(2).sort(-1).values[..., -1]
+    torch.testing.assert_close(network(x), features @ network.classifier.weight.T + network.classifier.bias)
+
+
+@pytest.mark.parametrize("network", [AudioCNN, WaveformCNN])
+def test_each_task_has_a_head_of_its_own_on_one_trunk(network):
+    size = (40, 32) if network is AudioCNN else (300,)
+    model = network(width=1 / 32, num_classes={"digit": 10, "speaker": 6})
+    logits = model(torch.randn(3, 1, *size))
+    assert {task: own.shape for task, own in logits.items()} == {"digit": (3, 10), "speaker": (3, 6)}
+    logits["speaker"].sum().backward()
+    assert model.classifier["digit"].weight.grad is None
+    assert model.classifier["speaker"].weight.grad is not None
+    for _, layer in learnable_layers(model):  # the trunk, strides included, learns from any task
+        assert layer.stride.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("network", [TinyCNN, partial(ResNet, depth=18), partial(DenseNet, depth=10)])
+def test_networks_of_images_have_heads_too(network):
+    model = network(num_classes={"a": 3, "b": 2}, in_channels=3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    found = model(x)
+    assert {task: logits.shape for task, logits in found.items()} == {"a": (2, 3), "b": (2, 2)}
+    features = []
+    model.classifier.register_forward_pre_hook(lambda module, args: features.append(args[0]))
+    model(x)
+    head = model.classifier["b"]
+    torch.testing.assert_close(found["b"], features[0] @ head.weight.T + head.bias)
+
+
+@pytest.mark.parametrize("classes", [{}, {"a.b": 2}, {"training": 2}, {"keys": 2}])
+def test_heads_refuse_names_that_a_module_cannot_have(classes):
+    with pytest.raises(ValueError, match="num_classes must have names without dots, one at least"):
+        Heads(4, classes)
+
+
+def test_the_ramps_of_a_waveform_network_are_a_part_of_each_axis():
+    size, ramp = 4000, 1 / 20
+    network = WaveformCNN(width=1 / 32, length=size, ramp=ramp, strides=(16, 4, 2, 2))
+    layers = [layer for _, layer in learnable_layers(network)]
+    for layer, stride in zip(layers, (16, 4, 2, 2), strict=True):
+        assert layer.smoothness == pytest.approx(ramp * size)
+        assert layer.strides == (stride,)
+        size = math.floor(size / stride + 2 * ramp * size + 1e-5)
+    seen = []
+    layers[-1].register_forward_hook(lambda m, args, y: seen.append(y.shape[-1]))
+    network(torch.randn(2, 1, 4000))
+    assert seen == [size]
+
+
+def test_a_smoothness_in_bins_goes_over_the_ramp():
+    network = WaveformCNN(width=1 / 32, length=500, downsample_options={"smoothness": 3.0})
+    assert [layer.smoothness for _, layer in learnable_layers(network)] == [3.0] * 4
+
+
+@pytest.mark.parametrize("method", ["conv", "avg", "max", "spectral", "diffstride"])
+def test_a_waveform_network_takes_every_way_that_one_axis_knows(method):
+    network = WaveformCNN(width=1 / 32, length=500, downsample=method, num_classes=3)
+    x = torch.randn(4, 1, 500)
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    taken = [block.conv.stride for block in network.blocks]
+    assert taken == [(s,) if method == "conv" else (1,) for s in (16, 4, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: AudioCNN(strides=[2, 2]), "strides must have 6 entries, got 2"),
+        (lambda: AudioCNN(width=0), "width must be > 0 and finite, got 0"),
+        (lambda: AudioCNN(downsample="pool"), "downsample must be one of"),
+        (lambda: AudioCNN(downsample="conv", strides=[1.5] * 6), "stride must be an integer"),
+        (lambda: AudioCNN(downsample_options={"smoothnes": 1}), "options must be among"),
+        (lambda: WaveformCNN(strides=[2, 2]), "strides must have 4 entries, got 2"),
+        (lambda: WaveformCNN(strides=[(2, 2)] * 4), "stride must have 1 entries"),
+        (lambda: WaveformCNN(ramp=0), "ramp must be > 0 and finite, got 0"),
+        (lambda: WaveformCNN(width=-1), "width must be > 0 and finite, got -1"),
+        (lambda: WaveformCNN(downsample="blur"), "another method than 'blur'"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(make, match):
+    with pytest.raises((ValueError, TypeError), match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stride_of_one_axis_is_realised_like_one_of_two():
+    x = torch.randn(2, 3, 20)
+    for method in ("avg", "max", "spectral", "diffstride"):
+        _, one = make_downsample(method, 2, ndim=1, smoothness=2.0)
+        _, two = make_downsample(method, (1, 2), smoothness=2.0)
+        wide = x[:, :, None].expand(-1, -1, 8, -1)  # constant along the first axis, which passes through
+        torch.testing.assert_close(two(wide)[:, :, 3], one(x), rtol=1e-5, atol=1e-5)
+
+
+def test_networks_with_several_heads_are_frozen_and_exported(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = AudioCNN(width=1 / 32, num_classes={"digit": 10, "speaker": 6}).eval()
+    x = torch.randn(2, 1, 30, 24)
+    for task, logits in ds.freeze(network, x)(x).items():
+        torch.testing.assert_close(logits, network(x)[task], rtol=1e-5, atol=1e-5)
+    written = to_onnx(network, x, tmp_path / "sound.onnx")
+    session = onnxruntime.InferenceSession(written.path)
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for logits, own in zip(found, network(x).values(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(logits), own, rtol=1e-4, atol=1e-5)

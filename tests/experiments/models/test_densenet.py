@@ -1,0 +1,184 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import diffstride as ds
+from diffstride.cost import count_macs
+from diffstride.experiments.models import DenseNet
+from diffstride.nn import DiffStrideConv2d, learnable_layers
+
+SMALL = {"depth": 16, "growth": 3, "num_classes": 5}
+METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
+
+
+def network(method="avg", **kwargs):
+    if method == "blur":
+        pytest.importorskip("kornia")
+    torch.manual_seed(0)
+    return DenseNet(downsample=method, **(SMALL | kwargs))
+
+
+def randomise(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return model.double().eval()
+
+
+def norm(x, prefix, state):
+    keys = ("running_mean", "running_var", "weight", "bias")
+    mean, var, weight, bias = (state[f"{prefix}.{key}"][:, None, None] for key in keys)
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
+def naive(x, state, layers):
+    """Huang et al. 2017, Figure 2 and Section 3, from the weights alone; average pooling in the transitions."""
+    x = F.conv2d(x, state["stem.conv.weight"], padding=1)
+    for block in range(3):
+        maps = [x]
+        for layer in range(layers):
+            name = f"blocks.{2 * block}.{layer}"
+            y = norm(torch.cat(maps, 1), f"{name}.norm1", state).clamp(min=0)
+            y = torch.einsum("bihw,oi->bohw", y, state[f"{name}.conv1.weight"][:, :, 0, 0])
+            y = norm(y, f"{name}.norm2", state).clamp(min=0)
+            maps.append(F.conv2d(y, state[f"{name}.conv2.weight"], padding=1))
+        x = torch.cat(maps, 1)
+        if block < 2:
+            name = f"blocks.{2 * block + 1}"
+            y = norm(x, f"{name}.norm", state).clamp(min=0)
+            y = torch.einsum("bihw,oi->bohw", y, state[f"{name}.conv.weight"][:, :, 0, 0])
+            x = (y[..., ::2, ::2] + y[..., 1::2, ::2] + y[..., ::2, 1::2] + y[..., 1::2, 1::2]) / 4
+    x = norm(x, "norm.0", state).clamp(min=0).mean((-2, -1))
+    return x @ state["classifier.weight"].T + state["classifier.bias"]
+
+
+def test_it_is_the_papers_network():
+    model = randomise(network())
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    assert torch.allclose(model(x), naive(x, model.state_dict(), layers=2), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "published"),
+    [
+        ({"depth": 100, "growth": 12, "num_classes": 10}, 769_162),  # gpleiss/efficient_densenet_pytorch; paper: 0.8M
+        ({"depth": 250, "growth": 24, "num_classes": 10}, 15.3e6),  # the paper's Table 2, as rounded there
+        ({"depth": 190, "growth": 40, "num_classes": 100}, 25.6e6 + 90 * 2190),  # 25.6M with 10 classes
+    ],
+)
+def test_parameters_of_the_papers_networks(kwargs, published):
+    with torch.device("meta"):
+        model = DenseNet(**kwargs)
+    counted = sum(p.numel() for p in model.parameters())
+    assert counted == published if isinstance(published, int) else counted == pytest.approx(published, rel=0.01)
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == kwargs["depth"]
+
+
+def by_hand(depth, growth, sizes):
+    """MACs of stem, blocks and classifier on maps of these sizes, those of the 1x1 transitions, and all weights."""
+    channels, transitions = 2 * growth, []
+    kernels = 27 * channels
+    layers = kernels * sizes[0] ** 2
+    norms = 0
+    for block, size in enumerate(sizes):
+        for _ in range((depth - 4) // 6):
+            kernel = channels * 4 * growth + 9 * 4 * growth * growth
+            layers += kernel * size**2
+            kernels += kernel
+            norms += channels + 4 * growth
+            channels += growth
+        norms += channels  # of the transition, or the last one
+        if block < 2:
+            transitions.append(channels * (channels // 2))
+            channels //= 2
+    return layers + 10 * channels, transitions, kernels + sum(transitions) + 2 * norms + 10 * channels + 10
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sizes"),
+    [
+        ("avg", {}, (32, 16, 8)),
+        ("conv", {}, (32, 16, 8)),
+        ("diffstride", {"window": "inner"}, (32, 16, 8)),
+        ("diffstride", {"smoothness": 1.0}, (32, 18, 11)),  # floor(32/2 + 2), floor(18/2 + 2)
+        ("diffstride", {"smoothness": 4.0}, (32, 24, 20)),
+    ],
+)
+def test_cost_and_parameters_are_those_counted_by_hand(method, options, sizes):
+    model = DenseNet(depth=40, downsample=method, downsample_options=options)
+    rest, transitions, weights = by_hand(40, 12, sizes)
+    before, after = (rest + sum(t * s**2 for t, s in zip(transitions, at, strict=False)) for at in (sizes, sizes[1:]))
+    counted = count_macs(model, torch.zeros(1, 3, 32, 32)).model
+    if method == "diffstride":  # the order of convolution and layer is chosen by cost
+        assert after <= counted <= before
+        assert ds.CostModel(model, torch.zeros(1, 3, 32, 32)).count() == counted
+    else:
+        assert counted == (after if method == "conv" else before)
+    learned = sum(layer.stride.numel() for _, layer in learnable_layers(model))
+    assert sum(p.numel() for p in model.parameters()) == weights + learned == 176_122 + learned
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("strides", [(2, 2), (3, 2), (2,), (1, 2, (3, 2))])
+def test_every_method_on_odd_maps(method, strides):
+    model = network(method, strides=strides)
+    x = torch.randn(2, 3, 19, 26, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    assert y.shape == (2, 5)
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+    assert len(ds.strides(model)) == (len(strides) if method == "diffstride" else 0)
+
+
+def test_methods_share_their_weights():
+    states = [{k: v for k, v in network(method).state_dict().items() if "stride" not in k} for method in METHODS]
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+
+
+def test_the_learned_transition_is_the_convolution_and_then_the_layer():
+    model = randomise(network("diffstride", strides=(1.7, 2.4), downsample_options={"smoothness": 1}))
+    for place, stride in (1, 1.7), (3, 2.4):
+        transition = model.blocks[place]
+        assert isinstance(transition.conv, DiffStrideConv2d)
+        x = torch.randn(2, transition.norm.num_features, 13, 11, dtype=torch.float64)
+        layer = ds.DiffStride2d(stride, smoothness=1).double()
+        y = F.conv2d(norm(x, f"blocks.{place}.norm", model.state_dict()).clamp(min=0), transition.conv.weight)
+        assert torch.allclose(transition(x), layer(y), atol=1e-10)
+
+
+def test_strides_learn_cost_and_freeze():
+    model = network("diffstride", downsample_options={"window": "inner"})
+    x = torch.randn(4, 3, 16, 16)
+    loss = F.cross_entropy(model(x), torch.arange(4)) + ds.stride_cost(model)
+    loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if name.endswith("stride")]
+    assert len(gradients) == 2
+    assert all((g != 0).all() for g in gradients)
+    assert ds.stride_cost(model).item() == pytest.approx(1 / 4 + 1 / 16)
+    cost = ds.CostModel(model, x[:1])
+    assert cost.count() == count_macs(model, x[:1]).model
+    model.eval()
+    assert torch.allclose(ds.freeze(model, x)(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depth": 41}, "depth must be 6 n \\+ 4 .* got 41"),
+        ({"depth": 4}, "depth must be 6 n \\+ 4 .* got 4"),
+        ({"compression": 1.5}, "compression must be above 0 and at most 1, got 1.5"),
+        ({"strides": ()}, "strides must have 1 to 3 entries .* got 0"),
+        ({"strides": (1, 2, 2, 2)}, "strides must have 1 to 3 entries .* got 4"),
+        ({"downsample": "median"}, "downsample must be one of"),
+    ],
+)
+def test_mistakes(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DenseNet(**(SMALL | kwargs))

@@ -1,0 +1,169 @@
+import builtins
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride.experiments.models import make_downsample
+from diffstride.nn import SpectralPool2d
+
+SIZES = [(8, 8), (9, 6), (7, 11), (5, 16), (2, 1)]
+INTEGER_METHODS = ["conv", "avg", "max", "blur"]
+
+
+def through(method, stride, x, **options):
+    """The map of a 3x3 convolution and its downsampling layer, as a block has them."""
+    if method == "blur":
+        pytest.importorskip("kornia")
+    conv_stride, layer = make_downsample(method, stride, **options)
+    return layer(F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3), stride=conv_stride, padding=1, groups=x.shape[1]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (1, 3)])
+@pytest.mark.parametrize("method", INTEGER_METHODS)
+def test_integer_methods_leave_the_ceiling_of_the_quotient(method, stride, size):
+    pair = stride if isinstance(stride, tuple) else (stride, stride)
+    y = through(method, stride, torch.randn(2, 3, *size))
+    assert y.shape == (2, 3, *(math.ceil(n / s) for n, s in zip(size, pair, strict=True)))
+
+
+@pytest.mark.parametrize("stride", [1.0, 2.0, 2.6, (1.5, 3.0)])
+def test_spectral_takes_fractional_strides_and_floors(stride):
+    pair = stride if isinstance(stride, tuple) else (stride, stride)
+    y = through("spectral", stride, torch.randn(1, 2, 18, 13))
+    assert y.shape == (1, 2, *(math.floor(n / s) for n, s in zip((18, 13), pair, strict=True)))
+
+
+def test_diffstride_has_the_size_of_algorithm_1():
+    # floor(N/S + 2R) with R = 4: floor(12.3 + 8), floor(16 + 8)
+    assert through("diffstride", (2.6, 2.0), torch.randn(1, 2, 32, 32)).shape[2:] == (20, 24)
+
+
+def test_average_of_a_cut_window_counts_only_its_own_samples():
+    _, layer = make_downsample("avg", 2)
+    assert layer(torch.arange(5.0).expand(1, 1, 1, 5)).flatten().tolist() == [0.5, 2.5, 4.0]
+
+
+def test_maximum_of_each_window():
+    _, layer = make_downsample("max", (1, 3))
+    assert layer(torch.tensor([5.0, 1, 2, -4, -1, -2, -7]).view(1, 1, 1, 7)).flatten().tolist() == [5, -1, -7]
+
+
+@pytest.mark.parametrize(("stride", "weights"), [(2, [1, 2, 1]), (3, [1, 4, 6, 4, 1])])
+def test_blur_answers_an_impulse_with_samples_of_the_binomial_kernel(stride, weights):
+    pytest.importorskip("kornia")
+    _, layer = make_downsample("blur", stride)
+    kernel = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    position = 2 * stride
+    x = torch.zeros(1, 1, 6 * stride, 6 * stride, dtype=torch.float64)
+    x[0, 0, position, position + 1] = 1
+    radius = len(weights) // 2
+    rows = torch.zeros(6 * stride, dtype=torch.float64)
+    columns = rows.clone()
+    rows[position - radius : position + radius + 1] = kernel
+    columns[position + 1 - radius : position + radius + 2] = kernel
+    torch.testing.assert_close(layer(x)[0, 0], torch.outer(rows[::stride], columns[::stride]))
+
+
+def test_blur_removes_the_highest_frequency_that_a_strided_convolution_aliases():
+    pytest.importorskip("kornia")
+    checkerboard = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 1, 16, 16)
+    _, layer = make_downsample("blur", 2)
+    assert layer(checkerboard)[..., 1:-1, 1:-1].abs().max() < 1e-6
+    assert checkerboard[..., ::2, ::2].abs().min() == 1
+
+
+@pytest.mark.parametrize("method", ["avg", "max", "blur"])
+def test_pooling_by_one_is_no_layer(method):
+    if method == "blur":
+        pytest.importorskip("kornia")
+    conv_stride, layer = make_downsample(method, 1.0)
+    assert conv_stride == 1
+    assert isinstance(layer, nn.Identity)
+
+
+def test_diffstride_is_learnable_where_it_starts_at_one():
+    conv_stride, layer = make_downsample("diffstride", 1)
+    assert conv_stride == 1
+    assert [p.tolist() for p in layer.parameters()] == [[1.0, 1.0]]
+
+
+def test_options_reach_diffstride():
+    _, layer = make_downsample("diffstride", 2.0, smoothness=1.0, shared=True)
+    assert layer.stride.numel() == 1
+    assert layer.output_size((32, 32)) == (18, 18)  # 32/2 + 2R
+
+
+def test_spectral_takes_its_own_options_and_leaves_the_rest():
+    x = torch.ones(1, 1, 8, 8)
+    _, layer = make_downsample("spectral", 2, norm="backward", smoothness=3.0, window="inner", shared=True)
+    assert isinstance(layer, SpectralPool2d)
+    torch.testing.assert_close(layer(x), torch.full((1, 1, 4, 4), 4.0))
+
+
+@pytest.mark.parametrize("method", [*INTEGER_METHODS, lambda stride: nn.AvgPool2d(2)])
+def test_other_methods_leave_the_options_of_diffstride_aside(method):
+    x = torch.randn(1, 2, 6, 6)
+    assert torch.equal(through(method, 2, x, smoothness=1.0, basis="dct", bounds=(1.0, 3.0)), through(method, 2, x))
+
+
+@pytest.mark.parametrize("method", [*INTEGER_METHODS, "spectral", "diffstride", nn.Identity])
+def test_options_that_diffstride_does_not_have_raise(method):
+    with pytest.raises(TypeError, match=r"DiffStride2d .*smoothness.*got \['smoothnes'\]"):
+        make_downsample(method, 2, smoothnes=1.0)
+
+
+@pytest.mark.parametrize("method", INTEGER_METHODS)
+@pytest.mark.parametrize("stride", [1.5, (2, 2.5)])
+def test_fractional_strides_raise_where_they_cannot_be(method, stride):
+    with pytest.raises(ValueError, match=f"integer for downsample='{method}', got .*2?.5.*'spectral' and 'diffstride'"):
+        make_downsample(method, stride)
+
+
+@pytest.mark.parametrize("method", [*INTEGER_METHODS, "spectral", "diffstride", nn.Identity])
+@pytest.mark.parametrize("stride", [0, 0.5, -2, (2, 0), float("nan"), float("inf")])
+def test_strides_below_one_or_not_finite_raise(method, stride):
+    with pytest.raises(ValueError, match=r"stride must be (finite|>= 1), got"):
+        make_downsample(method, stride)
+
+
+@pytest.mark.parametrize("stride", ["2", ["a", "b"], None, (2, None)])
+def test_strides_that_are_no_numbers_raise(stride):
+    with pytest.raises(TypeError, match="stride must be a number or a sequence of 2 numbers, got"):
+        make_downsample("conv", stride)
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 3), (2,)])
+def test_strides_that_are_no_pair_raise(stride):
+    with pytest.raises(ValueError, match="stride must have 2 entries"):
+        make_downsample("conv", stride)
+
+
+def test_unknown_method_raises_with_the_known_ones():
+    with pytest.raises(ValueError, match="'conv', 'avg', 'max', 'blur', 'spectral', 'diffstride', got 'stride'"):
+        make_downsample("stride", 2)
+
+
+@pytest.mark.parametrize(("stride", "received"), [(2, 2), (2.5, 2.5), ((2.5, 2), (2.5, 2)), ([2.5, 2], (2.5, 2))])
+def test_a_function_of_the_stride_is_a_method(stride, received):
+    calls = []
+    conv_stride, layer = make_downsample(lambda s: calls.append(s) or nn.Flatten(), stride)
+    assert conv_stride == 1
+    assert isinstance(layer, nn.Flatten)
+    assert calls == [received]
+
+
+def test_blur_without_kornia_names_the_extra(monkeypatch):
+    real = builtins.__import__
+
+    def without_kornia(name, *args, **kwargs):
+        if name.startswith("kornia"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_kornia)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install diffstride\[train\]"):
+        make_downsample("blur", 2)

@@ -1,0 +1,384 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import diffstride as ds
+from diffstride.experiments.models import ResidualBlock, ResNet
+from diffstride.nn import DiffStride2d, learnable_layers
+
+METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
+SMALL = {"width": 0.125, "num_classes": 5}
+
+
+def network(method="conv", *, seed=0, **kwargs):
+    if method == "blur":
+        pytest.importorskip("kornia")
+    torch.manual_seed(seed)
+    return ResNet(downsample=method, **(SMALL | kwargs))
+
+
+def parameters(**kwargs):
+    with torch.device("meta"):
+        return sum(p.numel() for p in ResNet(**kwargs).parameters())
+
+
+def map_sizes(model, size):
+    """The sizes after the stem and after each stage."""
+    sizes = []
+    sites = [model.stem, *model.stages]
+    hooks = [site.register_forward_hook(lambda _m, _x, y: sizes.append(tuple(y.shape[2:]))) for site in sites]
+    model.eval()(torch.randn(1, 3, *size))
+    for hook in hooks:
+        hook.remove()
+    return sizes
+
+
+def randomise(block):
+    """Weights and running statistics that are all different from what a fresh block has."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return block.double().eval()
+
+
+# ---- the standard networks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "published"),
+    [
+        # torchvision's resnet18 and resnet50
+        ({"depth": 18, "num_classes": 1000, "stem": "imagenet"}, 11_689_512),
+        ({"depth": 50, "num_classes": 1000, "stem": "imagenet"}, 25_557_032),
+        # kuangliu/pytorch-cifar's ResNet18
+        ({"depth": 18, "num_classes": 10}, 11_173_962),
+        # its PreActResNet18 (11,171,146) and the final normalisation of He et al. 2016, which it leaves out
+        ({"depth": 18, "num_classes": 10, "preactivation": True}, 11_171_146 + 2 * 512),
+        # akamaster/pytorch_resnet_cifar10's ResNet56 (853,018, shortcuts without weights) and two projections
+        ({"depth": 56, "num_classes": 10}, 853_018 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)),
+    ],
+)
+def test_parameters_of_the_standard_networks(kwargs, published):
+    assert parameters(**kwargs) == published
+
+
+def test_maps_of_the_imagenet_networks():
+    model = network(depth=50, stem="imagenet")
+    assert map_sizes(model, (224, 160)) == [(56, 40), (56, 40), (28, 20), (14, 10), (7, 5)]
+
+
+def test_depth_is_the_number_of_weight_layers_of_the_main_path():
+    for depth in (18, 50, 56):
+        names = [n for n, m in network(depth=depth).named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len([n for n in names if "project" not in n]) == depth
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_width_multiplies_every_channel(depth):
+    full, half = ({} for _ in range(2))
+    with torch.device("meta"):
+        for sink, width in ((full, 1.0), (half, 0.5)):
+            for name, module in ResNet(depth=depth, width=width).named_modules():
+                if isinstance(module, nn.Conv2d):
+                    sink[name] = (module.in_channels, module.out_channels)
+    assert full.pop("stem.conv") == (3, 64)
+    assert half.pop("stem.conv") == (3, 32)
+    assert full == {name: (2 * a, 2 * b) for name, (a, b) in half.items()}
+
+
+def test_convolutions_have_no_bias_and_the_variance_of_he():
+    model = network(width=0.5)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is None
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            n = module.weight.numel()
+            ratio = module.weight.var().item() * fan_out / 2
+            assert ratio == pytest.approx(1, abs=6 * math.sqrt(2 / n)), name
+
+
+# ---- blocks against their formulas ---------------------------------------------------------------------------------
+
+
+def bn(x, norm):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def basic_post(x, b, stride):
+    y = F.relu(bn(F.conv2d(x, b.convs[0].weight, stride=stride, padding=1), b.norms[0]))
+    y = bn(F.conv2d(y, b.convs[1].weight, padding=1), b.norms[1])
+    return F.relu(y + bn(F.conv2d(x, b.project[0].weight, stride=stride), b.project[1]))
+
+
+def basic_pre(x, b, stride):
+    a = F.relu(bn(x, b.norms[0]))
+    y = F.conv2d(a, b.convs[0].weight, stride=stride, padding=1)
+    y = F.conv2d(F.relu(bn(y, b.norms[1])), b.convs[1].weight, padding=1)
+    return y + F.conv2d(a, b.project.weight, stride=stride)
+
+
+def bottleneck_post(x, b, stride):
+    y = F.relu(bn(F.conv2d(x, b.convs[0].weight), b.norms[0]))
+    y = F.relu(bn(F.conv2d(y, b.convs[1].weight, stride=stride, padding=1), b.norms[1]))
+    y = bn(F.conv2d(y, b.convs[2].weight), b.norms[2])
+    return F.relu(y + bn(F.conv2d(x, b.project[0].weight, stride=stride), b.project[1]))
+
+
+def bottleneck_pre(x, b, stride):
+    a = F.relu(bn(x, b.norms[0]))
+    y = F.conv2d(a, b.convs[0].weight)
+    y = F.conv2d(F.relu(bn(y, b.norms[1])), b.convs[1].weight, stride=stride, padding=1)
+    y = F.conv2d(F.relu(bn(y, b.norms[2])), b.convs[2].weight)
+    return y + F.conv2d(a, b.project.weight, stride=stride)
+
+
+@pytest.mark.parametrize("stride", [1, 2, (2, 3)])
+@pytest.mark.parametrize(
+    ("formula", "channels", "kernels", "preactivation"),
+    [
+        (basic_post, (6, 6), (3, 3), False),
+        (basic_pre, (6, 6), (3, 3), True),
+        (bottleneck_post, (3, 3, 12), (1, 3, 1), False),
+        (bottleneck_pre, (3, 3, 12), (1, 3, 1), True),
+    ],
+)
+def test_strided_block_is_its_formula(formula, channels, kernels, preactivation, stride):
+    torch.manual_seed(0)
+    block = randomise(ResidualBlock(4, channels, kernels, stride=stride, preactivation=preactivation))
+    x = torch.randn(2, 4, 9, 12, dtype=torch.float64)
+    torch.testing.assert_close(block(x), formula(x, block, stride))
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_pooled_block_pools_after_the_first_convolution_and_on_the_shortcut(preactivation):
+    torch.manual_seed(0)
+    block = ResidualBlock(4, (6, 6), (3, 3), stride=2, preactivation=preactivation, downsample="avg")
+    randomise(block)
+    x = torch.randn(2, 4, 8, 6, dtype=torch.float64)
+    a = F.relu(bn(x, block.norms[0])) if preactivation else x
+    y = F.avg_pool2d(F.conv2d(a, block.convs[0].weight, padding=1), 2)
+    # linear pooling commutes with a 1x1 convolution: here in the order of the paper's figure
+    if preactivation:
+        shortcut = F.avg_pool2d(F.conv2d(a, block.project.weight), 2)
+        y = F.conv2d(F.relu(bn(y, block.norms[1])), block.convs[1].weight, padding=1) + shortcut
+    else:
+        shortcut = bn(F.avg_pool2d(F.conv2d(a, block.project[0].weight), 2), block.project[1])
+        y = bn(F.conv2d(F.relu(bn(y, block.norms[0])), block.convs[1].weight, padding=1), block.norms[1])
+        y = F.relu(y + shortcut)
+    torch.testing.assert_close(block(x), y)
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_block_without_projection_adds_its_input(preactivation):
+    block = ResidualBlock(4, (4, 4), (3, 3), preactivation=preactivation)
+    assert block.project is None
+    nn.init.zeros_(block.convs[1].weight)
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block.eval()(x), x if preactivation else x.relu())
+
+
+def test_network_ends_in_the_mean_of_the_activated_maps():
+    for preactivation in (False, True):
+        model = network(preactivation=preactivation).eval()
+        x = torch.randn(2, 3, 16, 16)
+        y = model.stages(model.stem(x))
+        if preactivation:
+            assert y.min() < 0
+            y = F.relu(bn(y, model.norm[0]))
+        assert y.min() == 0
+        features = y.flatten(2).mean(-1)
+        torch.testing.assert_close(model(x), features @ model.classifier.weight.T + model.classifier.bias)
+
+
+# ---- one thing changed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_share_every_initial_weight(method):
+    options = {"strides": [1, 1, 2, 2, 2], "downsample_options": {"smoothness": 2.0, "basis": "dct"}}
+    state, conv = network(method, **options).state_dict(), network("conv", **options).state_dict()
+    own = {name for name in state if name.split(".")[-1] == "stride"}
+    stages = {f"stages.{i}.0.{name}.stride" for i in range(4) for name in ("down", "convs.0")}
+    assert own == ({"stem.conv.stride", *stages} if method == "diffstride" else set())
+    assert state.keys() - own == conv.keys()
+    assert all(torch.equal(state[name], conv[name]) for name in conv)
+    assert not torch.equal(conv["stem.conv.weight"], network(seed=1, **options).state_dict()["stem.conv.weight"])
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 3, 1, 2, 2), (2, (1, 2), (3, 1)), (3,)])
+def test_integer_methods_have_the_same_maps_at_odd_sizes(strides, stem):
+    size = (33, 50)
+    pairs = [s if isinstance(s, tuple) else (s, s) for s in strides]
+    stem_stride = 2 if stem == "imagenet" else 1
+    pairs = [(stem_stride, stem_stride), *[(1, 1)] * 4][: 5 - len(pairs)] + pairs
+    expected = []
+    for i, pair in enumerate(pairs):
+        size = tuple(-(-n // s) for n, s in zip(size, pair, strict=True))
+        if i == 0 and stem == "imagenet":
+            size = tuple(-(-n // 2) for n in size)  # the max pooling
+        expected.append(size)
+    for method in ("conv", "avg", "max", "blur"):
+        assert map_sizes(network(method, strides=strides, stem=stem), (33, 50)) == expected, method
+
+
+def test_spectral_and_diffstride_take_fractional_strides():
+    assert map_sizes(network("spectral", strides=(1.5, (2.5, 1), 2)), (33, 50))[2:] == [(22, 33), (8, 33), (4, 16)]
+    # floor(N/S + 2R), R = 1: floor(22 + 2), floor(33.3 + 2); floor(9.6 + 2), 35; floor(5.5 + 2), floor(17.5 + 2)
+    model = network("diffstride", strides=(1.5, (2.5, 1), 2), downsample_options={"smoothness": 1.0})
+    assert map_sizes(model, (33, 50))[2:] == [(24, 35), (11, 35), (7, 19)]
+
+
+@pytest.mark.parametrize("method", ["conv", "avg", "max", "blur"])
+def test_other_methods_refuse_fractional_strides(method):
+    with pytest.raises(ValueError, match=f"integer for downsample='{method}', got 2.5; 'spectral' and 'diffstride'"):
+        network(method, strides=(2, 2.5, 2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preactivation", [False, True])
+@pytest.mark.parametrize("size", [(17, 24), (32, 32)])
+def test_every_method_trains(method, preactivation, size):
+    model = network(method, preactivation=preactivation)
+    model(torch.randn(3, 3, *size)).logsumexp(-1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_unknown_option_of_a_layer_raises():
+    with pytest.raises(TypeError, match="smoothnes"):
+        network("avg", downsample_options={"smoothnes": 1.0})
+
+
+# ---- strides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "sites"),
+    [
+        (18, 3, ["stages.1.0", "stages.2.0", "stages.3.0"]),
+        (18, 5, ["stem", "stages.0.0", "stages.1.0", "stages.2.0", "stages.3.0"]),
+        (50, 1, ["stages.3.0"]),
+        (50, 5, ["stem", "stages.0.0", "stages.1.0", "stages.2.0", "stages.3.0"]),
+        (56, 3, ["stages.0.0", "stages.1.0", "stages.2.0"]),
+        (56, 4, ["stem", "stages.0.0", "stages.1.0", "stages.2.0"]),
+    ],
+)
+def test_entries_belong_to_the_last_sites(depth, count, sites):
+    strides = [1.0 + i / 4 for i in range(count)]
+    model = network("diffstride", depth=depth, strides=strides)
+    names = [f"{site}.conv" if site == "stem" else f"{site}.down" for site in sites]
+    assert ds.strides(model) == {name: (s, s) for name, s in zip(names, strides, strict=True)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_listed_stage_starts_with_a_projection(method):
+    for strides, first_projects in (((1, 1, 1), False), ((1, 1, 1, 1), True)):
+        model = network(method, strides=strides)
+        assert [stage[0].project is not None for stage in model.stages] == [first_projects, True, True, True]
+        assert all(block.project is None for stage in model.stages for block in stage[1:])
+
+
+def test_default_strides_are_those_of_he():
+    for depth in (18, 50, 56):
+        last = 4 if depth == 56 else 8
+        assert map_sizes(network(depth=depth), (32, 32))[-1] == (32 // last, 32 // last)
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+@pytest.mark.parametrize("window", ["outer", "inner"])
+def test_every_entry_learns_from_one(window, preactivation):
+    options = {"window": window, "smoothness": 1.0}
+    model = network("diffstride", strides=[1] * 5, preactivation=preactivation, downsample_options=options)
+    x = torch.randn(4, 3, 16, 12)
+    layers = [layer for _, layer in learnable_layers(model)]
+    assert len(layers) == 5
+    gradients = {}
+    for sign in (1, -1):
+        model.zero_grad()
+        (sign * model(x).logsumexp(-1).sum()).backward()
+        gradients[sign] = torch.stack([layer.stride.grad for layer in layers])
+        assert gradients[sign].isfinite().all()
+        assert (gradients[sign] <= 0).all()  # 1 is the lower bound: descent can only move a stride up
+    assert ((gradients[1] != 0) | (gradients[-1] != 0)).all()
+
+
+def test_the_two_paths_of_a_block_share_one_stride():
+    torch.manual_seed(0)
+    block = ResidualBlock(4, (6, 6), (3, 3), stride=(2.0, 1.5), preactivation=True, downsample="diffstride")
+    randomise(block)
+    assert [n for n, _ in block.named_parameters() if n.endswith("stride")] == ["down.stride"]
+    x, weight = torch.randn(2, 4, 24, 20, dtype=torch.float64), torch.randn(2, 6, 20, 20, dtype=torch.float64)
+    gradients = {}
+    for path in ("both", "main", "shortcut"):
+        part = copy.deepcopy(block)
+        if path == "main":
+            nn.init.zeros_(part.project.weight)
+        if path == "shortcut":
+            nn.init.zeros_(part.convs[1].weight)
+        y = part(x)
+        assert y.shape == weight.shape
+        (y * weight).sum().backward()
+        gradients[path] = part.down.stride.grad
+        assert gradients[path].all()
+    # y is the sum of the paths, so is the gradient of their common stride
+    torch.testing.assert_close(gradients["both"], gradients["main"] + gradients["shortcut"])
+
+
+def test_a_function_makes_the_layers():
+    model = network(lambda stride: DiffStride2d(stride, smoothness=2.0, shared=True), strides=(2, 1, 3.5))
+    layers = [m for m in model.modules() if isinstance(m, DiffStride2d)]
+    assert [layer.strides[0] for layer in layers] == [2, 1, 3.5]
+    assert model(torch.randn(2, 3, 20, 20)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "strides", "message"),
+    [
+        (18, [2] * 6, "1 to 5 entries for depth=18 .*got 6"),
+        (56, [2] * 5, "1 to 4 entries for depth=56 .*got 5"),
+        (18, [], "1 to 5 entries .*got 0"),
+    ],
+)
+def test_wrong_number_of_strides_raises(depth, strides, message):
+    with pytest.raises(ValueError, match=message):
+        network(depth=depth, strides=strides)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depth": 34}, "depth must be one of 18, 50, 56, got 34"),
+        ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', got 'mnist'"),
+        ({"width": 0.0}, "width must be > 0 and finite, got 0.0"),
+        ({"downsample": "stride"}, "downsample must be one of 'conv', .*got 'stride'"),
+    ],
+)
+def test_wrong_arguments_raise(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet(**kwargs)
+
+
+def test_configuration_from_yaml():
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ResNet, "model")
+    config = parser.parse_string(
+        "model: {depth: 18, width: 0.125, downsample: diffstride, strides: [2, [1.5, 3], 1],"
+        " downsample_options: {smoothness: 2.0, window: inner}}"
+    )
+    model = parser.instantiate(config).model
+    layers = [m for m in model.modules() if isinstance(m, DiffStride2d)]
+    assert [layer.strides for layer in layers] == [(2, 2), (1.5, 3), (1, 1)]
+    assert layers[0].output_size((32, 32)) == (16, 16)  # the inner window's N/S
+    with pytest.raises(jsonargparse.ArgumentError, match="depth"):
+        parser.parse_string("model: {depth: 34}")

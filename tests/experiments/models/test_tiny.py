@@ -1,0 +1,28 @@
+"""The network with one stride."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffstride.experiments.models import TinyCNN
+from diffstride.nn import DiffStride2d
+
+
+def test_it_is_what_it_says_and_wraps_around():
+    torch.manual_seed(0)
+    net = TinyCNN(width=3, downsample="avg", strides=[2]).eval()
+    x = torch.randn(2, 1, 8, 6)
+    y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), net.conv.weight)
+    y = F.avg_pool2d(y, 2) / (1 + net.norm.eps) ** 0.5
+    y = F.conv2d(F.pad(y.relu(), (1, 1, 1, 1), mode="circular"), net.conv2.weight) / (1 + net.norm2.eps) ** 0.5
+    torch.testing.assert_close(net(x), net.classifier(y.relu().mean((-2, -1))))
+    torch.testing.assert_close(net(x.roll((2, 4), (-2, -1))), net(x))
+
+
+def test_one_stride():
+    net = TinyCNN(strides=[(3, 1.5)], downsample_options={"smoothness": 1})
+    assert isinstance(net.down, DiffStride2d)
+    assert net.down.strides == (3.0, 1.5)
+    assert net.down.smoothness == 1
+    with pytest.raises(ValueError, match="strides must have 1 entry, got 2"):
+        TinyCNN(strides=[2, 2])

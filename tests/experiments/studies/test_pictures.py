@@ -1,0 +1,299 @@
+"""Figures of a study show what its runs have left, and say what cannot be drawn."""
+
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffstride.errors import UsageError
+from diffstride.experiments.figures import plots
+from diffstride.experiments.history import StrideRow, append_rows
+from diffstride.experiments.studies import pictures
+from diffstride.experiments.studies.pictures import FIGURES, draw, draw_layer, draw_run, layer_steps
+from diffstride.experiments.studies.probes import input_windows, resolutions, sample_inputs
+from diffstride.experiments.training.fit import train
+from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.nn import DiffStride2d, learnable_layers
+
+CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
+OF_SOUNDS = {"accuracies", "cutoffs", "spectrogram"}
+STARTS = {"2-2": ([2, 2], 2.0), "3-1": ([3, 1], 3.0)}
+
+
+@pytest.fixture
+def sketches(monkeypatch):
+    """Figures by name; they are not written, which takes the longest."""
+    kept = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.update({path.name: figure}))
+    return kept
+
+
+def learned(start, seed):
+    return {"a": [start - 0.1 * seed, start + 0.5], "b": [1.0 + seed, 1.25]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Results of two methods from two starts and two seeds, one run failed; no networks."""
+    runs = {
+        f"{method}-{name}-seed{seed}": {"method": method, "strides": strides, "seed": seed}
+        for method in ("conv", "diffstride") for name, (strides, _) in STARTS.items() for seed in (0, 1)
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "s", "runs": runs}, sort_keys=False))
+    for i, (name, axes) in enumerate(runs.items()):
+        (tmp_path / name).mkdir()
+        if name == "conv-3-1-seed1":
+            (tmp_path / name / "failed.json").write_text('{"error": "lost"}')
+            continue
+        result = {"accuracy": 0.5 + i / 100, "macs": (1 + i) * 1e6, "resampling_macs": 5e5}
+        result |= {"strides": {}, "strides_initial": {}}
+        if axes["method"] == "diffstride":
+            start = STARTS[name.removeprefix("diffstride-")[:3]][1]
+            ends = learned(start, axes["seed"])
+            result |= {"strides": ends, "strides_initial": {"a": [start, start], "b": [1.0, 1.0]}}
+            rows = [StrideRow(s, layer, axis, 1.0 if s == 0 else ends[layer][k], 9)
+                    for s in (0, 10) for layer in ends for k, axis in enumerate(("height", "width"))]  # fmt: skip
+            append_rows(tmp_path / name / "strides.csv", rows)
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def labels(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_trajectories(study, sketches):
+    assert draw(study, ["trajectories"]) == {}
+    figure = sketches["trajectories"]
+    assert labels(figure) == ["2-2", "3-1"]
+    drawn = {panel.get_title(): [round(line.get_ydata()[-1], 6) for line in panel.get_lines()] for panel in figure.axes}
+    assert drawn == {
+        "a, height": [2.0, 1.9, 3.0, 2.9], "a, width": [2.5, 2.5, 3.5, 3.5],
+        "b, height": [1.0, 2.0, 1.0, 2.0], "b, width": [1.25] * 4,
+    }  # fmt: skip
+
+
+def test_strides(study, sketches):
+    assert draw(study, ["strides"]) == {}
+    height, width = sketches["strides"].axes
+    moves = [sorted(tuple(line.get_ydata()) for line in panel.get_lines() if line.get_alpha() == 0.6) for panel in
+             (height, width)]  # fmt: skip
+    assert moves[0] == [(1.0, 1.0)] * 2 + [(1.0, 2.0)] * 2 + [(2.0, 1.9), (2.0, 2.0), (3.0, 2.9), (3.0, 3.0)]
+    assert moves[1] == [(1.0, 1.25)] * 4 + [(2.0, 2.5)] * 2 + [(3.0, 3.5)] * 2
+    assert labels(sketches["strides"]) == ["2-2", "3-1"]
+
+
+def test_factor(study, sketches):
+    assert draw(study, ["factor"]) == {}
+    (axes,) = sketches["factor"].axes
+    drawn = [line.get_xdata().tolist() for line in axes.get_lines() if line.get_linestyle() == "None"]
+    expected = []
+    for _, start in STARTS.values():
+        products = [math.prod(s for layer in learned(start, seed).values() for s in layer) for seed in (0, 1)]
+        expected += [[start**2], products]
+    assert [pytest.approx(points) for points in expected] == drawn
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2", "3-1", "all learned"]
+
+
+def test_pareto(study, sketches):
+    assert draw(study, ["pareto"]) == {}
+    (axes,) = sketches["pareto"].axes
+    conv, diffstride = axes.containers
+    assert (conv.get_label(), diffstride.get_label()) == ("strided convolution", "DiffStride")
+    # Runs 0 and 1, then 2 alone, for the fourth one failed; resampling counts.
+    assert conv.lines[0].get_xydata().tolist() == [pytest.approx((2.0, 50.5)), pytest.approx((3.5, 52.0))]
+    assert diffstride.lines[0].get_xydata().tolist() == [pytest.approx((6.0, 54.5)), pytest.approx((8.0, 56.5))]
+    across, up = (bars.get_segments() for bars in conv.lines[2])
+    assert across[0][:, 0].tolist() == pytest.approx([1.5, 2.5])
+    deviation = 100 * statistics.stdev([0.50, 0.51])
+    assert up[0][:, 1].tolist() == pytest.approx([50.5 - deviation, 50.5 + deviation])
+    assert up[1][:, 1].tolist() == pytest.approx([52, 52])  # of one run there is none
+    assert [text.get_text() for text in axes.texts] == ["2-2", "3-1"] * 2
+
+
+def rewrite(folder, **changes):
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | changes))
+
+
+def test_pareto_where_the_mean_of_equal_costs_is_rounded(study, sketches):
+    """The mean of three floats that are all 417.319433 is smaller than they are."""
+    runs = yaml.safe_load((study / "study.yaml").read_text())
+    runs["runs"] = {f"seed{seed}": {"seed": seed} for seed in range(3)}
+    (study / "study.yaml").write_text(yaml.safe_dump(runs))
+    for seed in range(3):
+        shutil.copytree(study / "conv-2-2-seed0", study / f"seed{seed}")
+        rewrite(study / f"seed{seed}", macs=417319433, resampling_macs=0)
+    assert statistics.fmean([417.319433] * 3) < 417.319433
+    assert draw(study, ["pareto"]) == {}
+    (series,) = sketches["pareto"].axes[0].containers
+    assert series.lines[0].get_xdata().tolist() == [417.319433]
+
+
+def test_strides_along_different_numbers_of_axes_are_not_drawn_together(study, sketches):
+    rewrite(study / "diffstride-2-2-seed0", strides={"a": [2.0]}, strides_initial={"a": [2.0]})
+    reason = "the runs have strides along different numbers of axes"
+    assert draw(study, ["strides", "factor"]) == {"strides": reason}
+
+
+def test_pareto_has_latency_where_it_was_measured(study, sketches):
+    times = {"conv 2-2": {"ms": 3.0, "low": 2.0, "high": 5.0}, "diffstride 2-2": {"ms": 4.0, "low": 4.0, "high": 4.0}}
+    (study / "latency.json").write_text(json.dumps({"batch": 64, "hardware": "an abacus", "latency": times}))
+    assert draw(study, ["pareto"]) == {}
+    _, axes = sketches["pareto"].axes
+    conv, diffstride = axes.containers
+    assert conv.lines[0].get_xydata().tolist() == [pytest.approx((3.0, 50.5))]
+    assert conv.lines[2][0].get_segments()[0][:, 0].tolist() == [2, 5]
+    assert diffstride.lines[0].get_xydata().tolist() == [pytest.approx((4.0, 54.5))]
+    assert "batch of 64 on an abacus" in axes.get_xlabel()
+
+
+def test_points_are_labelled_by_what_varies_in_their_series(study, sketches):
+    content = yaml.safe_load((study / "study.yaml").read_text())
+    for i, (name, axes) in enumerate(content["runs"].items()):
+        del axes["strides"]
+        axes["width"] = 0.5 if name.startswith("diff") else [0.25, 0.5][i // 2 % 2]
+        if name.startswith("diff"):
+            axes[["budget", "cost_weight"][i // 2 % 2]] = 1.5
+    (study / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert draw(study, ["pareto", "trajectories"]) == {}
+    (axes,) = sketches["pareto"].axes
+    assert [text.get_text() for text in axes.texts] == ["width 0.25", "width 0.5", "budget 1.5", "cost weight 1.5"]
+    assert labels(sketches["trajectories"]) == ["budget 1.5", "cost weight 1.5"]
+    assert sketches["trajectories"].legends[0].get_title().get_text() == "budget, cost weight"
+
+
+def test_what_cannot_be_drawn_is_said_and_the_rest_drawn(study, sketches):
+    for history in study.glob("*/strides.csv"):
+        history.unlink()
+    missing = draw(study, list(FIGURES))
+    assert missing.keys() == {"trajectories", "windows", "resolution", *OF_SOUNDS}
+    assert missing["trajectories"] == "no run has its strides.csv any more"
+    assert "there is no checkpoint" in missing["windows"]
+    assert sketches.keys() == {"strides", "factor", "pareto"}
+
+
+def test_a_study_without_learned_strides_has_the_pareto_curve_alone(study, sketches):
+    for run in study.glob("diffstride*"):
+        (run / "result.json").unlink()
+    missing = draw(study, list(FIGURES))
+    assert {missing[name] for name in missing.keys() - OF_SOUNDS} == {"no run with learned strides is done"}
+    assert missing.keys() == FIGURES.keys() - {"pareto"}
+    for run in study.glob("conv*"):
+        (run / "result.json").unlink(missing_ok=True)
+    assert draw(study, ["pareto"]) == {"pareto": "no run with an accuracy is done"}
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not the folder of a study"):
+        draw(tmp_path, ["pareto"])
+
+
+# Of networks
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps, whose strides have moved."""
+    return train([
+        "--config", str(CONFIG), "--runs", str(tmp_path_factory.mktemp("runs")), "--name", "mine",
+        "--trainer.enable_progress_bar", "false", "--trainer.max_steps", "6", "--model.stride_lr", "20",
+        "--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32",
+        "--model.network.width", "4",
+    ]).run_folder  # fmt: skip
+
+
+def test_a_run_shows_the_windows_and_sizes_of_its_network(run, sketches):
+    assert draw_run(run) == {}
+    network, config = load_run(run)
+    inputs = sample_inputs(build_data(config["data"]))
+    assert any(layer.strides != layer.initial_strides for _, layer in learnable_layers(network))
+    panels = sketches["windows"].axes[:2]
+    for panel, expected in zip(panels, input_windows(network, inputs), strict=True):
+        initial, present = (np.asarray(line.get_ydata()) for line in panel.get_lines())
+        assert initial == pytest.approx(expected.initial)
+        assert present == pytest.approx(expected.learned)
+        assert initial.tolist() != present.tolist()
+    (axes,) = sketches["resolution"].axes
+    _, layer = resolutions(network, inputs[:1])
+    stairs = {patch.get_label(): patch.get_data().values.tolist() for patch in axes.patches}
+    assert stairs["learned height"] == [32, layer.learned[0]]
+    assert stairs["learned width"] == [32, layer.learned[1]]
+    assert all("mine" in figure.get_suptitle() for figure in sketches.values())
+
+
+def test_a_run_whose_data_cannot_be_read_says_so(run, monkeypatch, sketches):
+    def gone(_):
+        raise ConnectionError("the hub\nis away")
+
+    monkeypatch.setattr(pictures, "build_data", gone)
+    assert set(draw_run(run).values()) == {"the data cannot be loaded (the hub is away)"}
+    assert sketches == {}
+
+
+def test_a_run_without_learned_strides_says_so(run, tmp_path, sketches):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["network"]["init_args"]["downsample"] = "spectral"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "stride" not in k}
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    assert draw_run(tmp_path) == dict.fromkeys(["windows", "resolution"], "the network has no learned strides")
+    assert sketches == {}
+
+
+def test_a_study_shows_a_run_of_each_start(run, tmp_path, sketches):
+    runs = {f"{start}-{seed}": {"strides": [[start, start]], "seed": seed} for start in (2, 3) for seed in (0, 1)}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "s", "runs": runs}, sort_keys=False))
+    for name in runs:
+        (tmp_path / name).symlink_to(run)
+    assert draw(tmp_path, ["windows", "resolution"]) == {}
+    assert [axes.get_title() for axes in sketches["resolution"].axes] == ["2x2", "3x3"]
+    assert "2-0" in sketches["windows"].get_suptitle()
+
+
+# The layer
+
+
+def centred(x):
+    return np.fft.fftshift(np.fft.fft2(x.double().numpy()) / x[0].numel(), axes=(-2, -1))
+
+
+@pytest.mark.parametrize("size", [(32, 24), (25, 18)])
+def test_the_steps_of_the_layer_follow_from_each_other(size):
+    layer = DiffStride2d((2.6, 1.7), 2.0)
+    image = torch.rand(3, *size)
+    steps = layer_steps(layer, image)
+    spectrum, kept = centred(image), centred(steps.output)
+    assert steps.spectrum.numpy() == pytest.approx(np.abs(spectrum).mean(0), abs=1e-6)
+    masks = []
+    for n, stride in zip(size, (2.6, 1.7), strict=True):
+        cycles = np.abs(np.arange(n) - n // 2)
+        masks.append(np.clip((2.0 + n / (2 * stride) - cycles) / 2.0, 0, 1))
+    assert steps.window.numpy() == pytest.approx(np.outer(*masks), abs=1e-6)
+    # Below the highest frequency of an even size, which stands for +N'/2 and -N'/2, the output has the masked spectrum.
+    inner = [(new - 1) // 2 for new in steps.output.shape[1:]]
+    (top, left), (above, beside) = ([n // 2 - f for n, f in zip(sizes, inner, strict=True)]
+                                    for sizes in (size, steps.output.shape[1:]))  # fmt: skip
+    height, width = (2 * f + 1 for f in inner)
+    masked = (spectrum * np.outer(*masks))[:, top : top + height, left : left + width]
+    assert kept[:, above : above + height, beside : beside + width] == pytest.approx(masked, abs=1e-6)
+    assert steps.kept.numpy() == pytest.approx(np.abs(kept).mean(0), abs=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layer_is_drawn_as_png_and_svg(tmp_path, channels):
+    draw_layer(DiffStride2d((2.0, 3.0)), torch.rand(channels, 16, 24), tmp_path / "layer")
+    with Image.open(tmp_path / "layer.png") as picture:
+        assert picture.width > 1000
+        assert np.unique(np.asarray(picture)).size > 100
+    assert "<svg" in (tmp_path / "layer.svg").read_text()

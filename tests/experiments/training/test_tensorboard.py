@@ -1,0 +1,151 @@
+"""What TensorBoard is given, read back from its event files."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffstride.errors import RunError
+from diffstride.experiments import history
+from diffstride.experiments.training import Classifier
+from diffstride.experiments.training.fit import train
+
+pytest.importorskip("tensorboard")
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SMALL = [
+    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32",
+    "--model.milestones", "[3,8,10]", "--trainer.max_steps", "-1", "--trainer.max_epochs", "2",
+    "--trainer.log_every_n_steps", "2", "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Train for two epochs of six steps; returns the run's folder."""
+
+    def start(*more):
+        width = ["--model.network.width", "4"] if "--model.network" not in more else []
+        demo = ["--config", str(CONFIGS / "demo.yaml"), *SMALL, *width]
+        return train([*demo, "--runs", str(tmp_path), "--name", "run", *more]).run_folder
+
+    return start
+
+
+def shown(folder):
+    """Tag to its points (step, value), in the order in which they were written."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+def logged(folder, column):
+    with (folder / "metrics.csv").open() as file:
+        return [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row[column]]
+
+
+def only(curves, pattern):
+    (tag,) = [tag for tag in curves if re.search(pattern, tag)]
+    return curves[tag]
+
+
+def test_it_shows_what_the_files_of_the_run_say(run):
+    folder = run("--model.budget", "0.9", "--model.network.downsample_options.window", "inner")
+    curves, _ = shown(folder)
+    rows = history.read_rows(folder / "strides.csv")
+    for axis in "height", "width":
+        of_axis = [row for row in rows if row.axis == axis]
+        assert only(curves, f"stride.*down.*{axis}") == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in of_axis]
+        assert only(curves, f"size.*down.*{axis}") == [(r.step, r.size) for r in of_axis]
+    for column, pattern in {
+        "val/accuracy": "/accuracy$", "val/loss": "loss, validation", "train/loss": "loss, training",
+        "train/stride_cost": "Eq. 6", "lr-SGD/strides": "rate of strides", "lr-SGD/weights": "rate of weights",
+    }.items():  # fmt: skip
+        points = logged(folder, column)
+        assert only(curves, pattern) == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], column
+    macs = dict(only(curves, "multiply|MACs"))
+    assert set(logged(folder, "train/macs")) < set(macs.items())
+    assert macs[12] == json.loads((folder / "result.json").read_text())["macs"]
+
+
+def test_the_two_groups_that_are_open_have_the_accuracy_and_the_strides(run):
+    curves, _ = shown(run())
+    groups = sorted({tag.partition("/")[0] for tag in curves})
+    first = {group: [tag for tag in curves if tag.startswith(f"{group}/")] for group in groups[:2]}
+    assert {"accuracy", "loss", "cost"} <= set(re.findall(r"\w+", " ".join(first[groups[0]])))
+    assert all("stride" in tag for tag in first[groups[1]])
+    assert len(first[groups[1]]) == 2
+    assert len(groups) <= 4
+    assert all("/" in tag for tag in curves)  # none in a group of its own
+
+
+def test_layers_stand_in_order(run):
+    network = ["--model.network", "ResNet", "--model.network.in_channels", "1", "--model.network.width", "0.03"]
+    more = ["--model.network.num_classes", "4", "--model.network.strides", "[2,1,2,1,2]", "--trainer.max_epochs", "1"]
+    folder = run(*network, "--model.network.downsample", "diffstride", *more)
+    curves, events = shown(folder)
+    strides = sorted(tag for tag in curves if "stride" in tag.partition("/")[0])
+    in_order = [f"{row.layer} {row.axis}" for row in history.read_rows(folder / "strides.csv")[:10]]
+    assert [tag.split(" ", 2)[-1] for tag in strides] == in_order
+
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = [chart for category in layout.category for chart in category.chart]
+    together = [{tag for tag in curves if re.search(chart.multiline.tag[0], tag)} for chart in charts]
+    assert set(strides) in together
+    assert {tag for tag in curves if "size" in tag} in together
+
+
+def test_a_resumed_run_shows_every_step_once(run, monkeypatch):
+    class Stops(Classifier):
+        def on_train_batch_end(self, *_):
+            if self.trainer.global_step == 10:  # the checkpoint is that of step 6
+                raise RunError("stopped")
+
+    import diffstride.experiments.training.fit as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Classifier", Stops)
+        with pytest.raises(RunError, match="stopped"):
+            run()
+    folder = run("--ckpt_path", "last")
+    curves, _ = shown(folder)
+    for tag, points in curves.items():
+        steps = [step for step, _ in points]
+        assert steps == sorted(steps if "epoch" in tag else set(steps)), tag  # the epoch comes with every record
+    rows = [row for row in history.read_rows(folder / "strides.csv") if row.axis == "width"]
+    assert only(curves, "stride.*width") == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in rows]
+    assert [step for step, _ in only(curves, "loss, training")] == [1, 3, 5, 7, 9, 11]
+
+
+def test_a_network_without_learnable_strides_shows_its_cost(run):
+    folder = run("--model.network.downsample", "conv")
+    curves, _ = shown(folder)
+    macs = only(curves, "multiply|MACs")
+    assert {value for _, value in macs} == {json.loads((folder / "result.json").read_text())["macs"]}
+    assert [step for step, _ in macs] == [0, 6, 12]
+    assert not any("layer" in tag or "size" in tag for tag in curves)
+
+
+def test_a_run_goes_on_without_its_tensorboard_folder(run, monkeypatch, tmp_path, capfd):
+    """Neither the end of the run nor any other file depends on it; and one line says so."""
+
+    class Deletes(Classifier):
+        def on_train_batch_end(self, *_):
+            if self.trainer.global_step == 3:
+                shutil.rmtree(tmp_path / "run" / "tensorboard")
+
+    import diffstride.experiments.training.fit as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Classifier", Deletes)
+        folder = run("--trainer.max_epochs", "20")  # longer than what is written in one go
+    assert json.loads((folder / "result.json").read_text())["steps"] == 120
+    assert [step for step, _ in logged(folder, "train/loss")] == [*range(1, 120, 2)]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].endswith("the run goes on without TensorBoard, metrics.csv has everything")

@@ -1,0 +1,755 @@
+"""Frozen models: equal to the eager one, plain torch throughout, and exported by every way out of PyTorch."""
+
+import copy
+import io
+import pickletools
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import diffstride as ds
+from diffstride import functional, geometry
+from diffstride.errors import RunError, UsageError
+from diffstride.experiments.models import ResNet, TinyCNN
+from diffstride.export import freeze, to_onnx, to_safetensors
+from diffstride.integrations.input_sizes import InputSizes
+from diffstride.nn.attach import attach
+from diffstride.nn.resize import ResizeTo
+
+PRODUCTS = {"matmul.default", "conv1d.default", "conv2d.default", "conv3d.default", "clone.default", "pad.default",
+            "flatten.using_ints", "unflatten.int", "conv2d.padding"}  # fmt: skip
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+def image_model():
+    """Every kind of layer, one of them after a convolution that stays in place."""
+    torch.manual_seed(0)
+    kept = nn.Conv2d(8, 8, 3, padding=1)
+    attach(kept, ds.DiffStride2d((1.4, 2.2), window="inner"))
+    return nn.Sequential(
+        ds.DiffStrideConv2d(3, 8, 3, 1.3, padding=1, smoothness=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        ds.DiffStride2d((1.2, 1.6), 2.0, basis="dct"),
+        kept,
+        nn.ReLU(inplace=True),
+        ds.SpectralPool2d((1.5, 1)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()
+
+
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up = nn.Conv1d(2, 2, 3), nn.Upsample(scale_factor=2)
+        self.down = ds.DiffStride1d(2.0, 1)
+        resize = ResizeTo(1)
+        resize.follow(self.conv)
+        attach(self.up, resize)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + self.up(self.down(y))
+
+
+class Auxiliary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.extra = ds.DiffStride1d(2.0, 1), ds.DiffStrideConv1d(1, 1, 3)
+
+    def forward(self, x):
+        return (self.main(x), self.extra(x)) if self.training else self.main(x)
+
+
+# The numbers are those of the eager layer
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("norm", ["forward", "ortho"])
+@pytest.mark.parametrize(("window", "basis"), [("outer", "dft"), ("outer", "dct"), ("inner", "dft"), ("inner", "dct")])
+@pytest.mark.parametrize("size", [(17,), (12, 15), (6, 9, 10)])
+def test_a_layer(size, window, basis, norm, batched):
+    make = [ds.DiffStride1d, ds.DiffStride2d, ds.DiffStride3d][len(size) - 1]
+    layer = make([1.7, 1.0, 2.5][: len(size)], 1.5, window=window, basis=basis, norm=norm)
+    x = torch.randn(*([3] if batched else []), 2, *size)
+    frozen = freeze(layer, x)
+    assert relative(frozen(x), layer(x)) < 2e-6
+    assert set(dict(frozen.named_buffers())) == set(geometry.AXIS_NAMES[len(size)])
+    if batched:
+        other = torch.randn(5, 2, *size)
+        assert relative(frozen(other), layer(other)) < 2e-6
+
+
+CONVOLUTIONS = {
+    "resample first": {"kernel_size": 3, "stride": 3.2, "padding": 1},
+    "convolve first": {"kernel_size": 5, "stride": 1.1, "padding": 2},
+    "first axis": {"kernel_size": 3, "stride": (4.0, 1.05, 1.0), "padding": 1},
+    "groups, dilation": {"kernel_size": 3, "stride": 2.4, "padding": 2, "dilation": 2, "groups": 2},
+    "no bias, valid": {"kernel_size": 2, "stride": 2.0, "padding": "valid", "bias": False},
+    "same, even kernel": {"kernel_size": 4, "stride": 1.05, "padding": "same"},
+    "same, one axis before": {"kernel_size": 4, "stride": (6.0, 1.02, 1.02), "padding": "same"},
+    "reflect": {"kernel_size": 3, "stride": 2.0, "padding": 1, "padding_mode": "reflect"},
+    "circular": {"kernel_size": 3, "stride": 2.0, "padding": 1, "padding_mode": "circular"},
+    "ortho": {"kernel_size": 3, "stride": 3.0, "padding": 1, "norm": "ortho", "shared": True},
+}
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("size", [(41,), (20, 23), (9, 10, 11)])
+def test_a_convolution(size, options):
+    ndim = len(size)
+    make = [ds.DiffStrideConv1d, ds.DiffStrideConv2d, ds.DiffStrideConv3d][ndim - 1]
+    stride = options["stride"]
+    layer = make(16, 64, **options | {"stride": stride[:ndim] if isinstance(stride, tuple) else stride}, smoothness=1)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(2, 16, *size)
+    frozen = freeze(layer, x)
+    assert relative(frozen(x), layer(x)) < 3e-6
+    assert relative(frozen(x[0]), layer(x[0])) < 3e-6
+    for name in ("kernel_size", "padding", "dilation", "groups", "in_channels", "out_channels", "padding_mode"):
+        assert getattr(frozen, name) == getattr(layer, name)
+    assert frozen.stride == (1,) * ndim
+    assert torch.equal(frozen.weight, layer.weight)
+    assert (frozen.bias is None) == (layer.bias is None)
+    again = copy.deepcopy(frozen).double()
+    assert again.weight is again.convolution.weight
+    assert again.weight.dtype == torch.float64
+
+
+def test_the_order_of_a_convolution_is_that_of_the_layer():
+    x = torch.randn(2, 16, 20, 20)
+    shapes = {}
+    for stride in (3.2, (4.0, 1.02), 1.02):
+        layer = ds.DiffStrideConv2d(16, 64, 3, stride, padding=1, smoothness=1)
+        order = functional.cheapest_order((64, 16), (20, 20), layer.output_size((20, 20)), layer._convolution)
+        shapes[order] = {name: tuple(b.shape) for name, b in freeze(layer, x).named_buffers()}
+    assert shapes == {
+        "resample first": {"before.height": (3 * 8, 20), "before.width": (20, 3 * 8)},
+        "resample the first axis": {"before.height": (3 * 7, 20), "after.width": (20, 20)},
+        "convolve first": {"after.height": (20, 20), "after.width": (20, 20)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
+)
+def test_dtypes(dtype, tolerance):
+    model = nn.Sequential(ds.DiffStrideConv2d(3, 8, 3, 2.2, padding=1), ds.DiffStride2d(1.5, 2)).to(dtype)
+    x = torch.randn(2, 3, 24, 24, dtype=dtype)
+    frozen = freeze(model, x)
+    assert {t.dtype for t in frozen.state_dict().values()} == {dtype}
+    assert frozen(x).dtype == dtype
+    assert relative(frozen(x), model(x)) < tolerance
+
+
+def test_under_autocast():
+    model = nn.Sequential(ds.DiffStrideConv2d(3, 8, 3, 2.2, padding=1), ds.DiffStride2d(1.5, 2))
+    x = torch.randn(2, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        frozen = freeze(model, x)
+        assert frozen(x).dtype == model(x).dtype == torch.bfloat16
+        assert relative(frozen(x), model(x)) < 2e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    model, x = image_model().double().cuda(), torch.randn(2, 3, 32, 30, dtype=torch.float64, device="cuda")
+    random = torch.cuda.get_rng_state()
+    frozen = freeze(model, x)
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    assert relative(frozen(x), model(x)) < 1e-12
+
+
+def test_identities_are_left_out_and_what_follows_may_work_in_place():
+    pool = ds.SpectralPool2d((1, 2))
+    assert set(dict(freeze(pool, torch.randn(1, 2, 2000, 8)).named_buffers())) == {"width"}
+    short = ds.DiffStride2d((1.0, 2.0))
+    assert set(dict(freeze(short, torch.randn(1, 2, 1, 16)).named_buffers())) == {"width"}
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = ds.SpectralPool1d(1)
+
+        def forward(self, x):
+            return x + self.pool(x).relu_()
+
+    x = torch.randn(2, 3, 8)
+    frozen = freeze(Residual(), x)
+    assert not frozen.state_dict()
+    assert torch.equal(frozen(x), x + x.relu())
+
+
+def test_a_whole_model_and_one_of_every_kind():
+    model, x = image_model(), torch.randn(3, 3, 32, 30)
+    frozen = freeze(model, x)
+    assert relative(frozen(x), model(x)) < 1e-5
+    assert [type(m) for m in frozen if not isinstance(m, torch.fx.GraphModule)] == [
+        nn.Sequential, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear
+    ]  # fmt: skip
+
+
+def test_learned_strides_are_what_is_frozen():
+    layer, x = ds.DiffStride2d(2.0, 2), torch.randn(1, 2, 16, 16)
+    with torch.no_grad():
+        layer.stride.copy_(torch.tensor([3.3, 0.2]))  # the second is clamped
+    frozen = freeze(layer, x)
+    assert relative(frozen(x), layer(x)) < 2e-6
+    before = frozen(x)
+    layer.reset_strides()
+    assert torch.equal(frozen(x), before)
+
+
+def test_positional_and_keyword_arguments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = ds.DiffStride1d(1.5, 1)
+
+        def forward(self, x, scale=1.0, *, shift):
+            return {"y": self.down(x) * scale + shift, "n": None}
+
+    model, x, shift = Two(), torch.randn(2, 3, 12), torch.randn(1)
+    by_name = freeze(model, {"x": x, "shift": shift})
+    assert relative(by_name(x, shift=shift)["y"], model(x, shift=shift)["y"]) < 1e-6
+    with pytest.raises(UsageError, match="shift"):
+        freeze(model, (x, 2.0))
+
+
+# Modules that are shared, attached, hooked
+
+
+def test_a_shared_layer_stays_shared_and_a_shared_weight_too():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = ds.DiffStride1d(1.5, 1)
+            self.b = self.a
+            self.first = ds.DiffStrideConv1d(2, 2, 3, 2.0, padding=1, smoothness=1)
+            self.second = ds.DiffStrideConv1d(2, 2, 3, 2.0, padding=1, smoothness=1)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.first(self.a(x)) + self.second(self.b(-x))
+
+    model, x = Twice(), torch.randn(2, 2, 20)
+    frozen = freeze(model, x)
+    assert frozen.a is frozen.b
+    assert frozen.first.weight is frozen.second.weight
+    assert relative(frozen(x), model(x)) < 1e-5
+
+
+def test_one_layer_at_several_sizes_is_refused_by_name():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = ds.DiffStride1d(2.0, 1)
+
+        def forward(self, x):
+            return self.down(self.down(x))
+
+    with pytest.raises(ValueError, match=r"down must see maps of one size.*\(10,\) of torch.float32 and \(16,\)"):
+        freeze(Pyramid(), torch.randn(1, 1, 16))
+
+
+def test_long_axes_are_refused_by_name():
+    with pytest.raises(
+        ValueError, match=r"^1's length must have at most 1024 samples to be frozen as a matrix, got 1025$"
+    ):
+        freeze(nn.Sequential(nn.ReLU(), ds.DiffStride1d(2.0)), torch.randn(1, 1, 1025))
+    with pytest.raises(ValueError, match="DiffStride2d's width must have at most 1024 samples"):
+        freeze(ds.DiffStride2d(2.0), torch.randn(1, 1, 4, 2000))
+    frozen = freeze(ds.DiffStride1d(2.0), x := torch.randn(1, 1, 1024))
+    assert relative(frozen(x), ds.DiffStride1d(2.0)(x)) < 2e-6
+
+
+def test_an_attached_layer_leaves_its_module_what_it_is():
+    seen = []
+    module = nn.Conv2d(3, 4, 3, padding=1)
+    module.register_forward_hook(lambda m, args, y: seen.append(("before", y.shape[-1])))
+    attach(module, ds.DiffStride2d(2.0, 1))
+    module.register_forward_hook(lambda m, args, y: seen.append(("after", y.shape[-1])))
+    module.register_forward_hook(lambda m, args, y: seen.append(("first of all", y.shape[-1])), prepend=True)
+    model, x = nn.Sequential(module, nn.ReLU(inplace=True)), torch.randn(2, 3, 16, 16)
+    frozen = freeze(model, x)
+    expected, seen[:] = model(x), []
+    model(x)
+    order, seen[:] = list(seen), []
+    assert relative(frozen(x), expected) < 1e-6
+    assert seen == order
+    assert type(frozen[0]) is nn.Conv2d
+    assert set(frozen.state_dict()) == {"0.weight", "0.bias", "0.diffstride.height", "0.diffstride.width"}
+    # A hook by number could be overwritten in a process that gives out numbers anew.
+    plain = freeze(nn.Sequential(image_model()[4]), torch.randn(1, 8, 16, 16))
+    assert not any(isinstance(key, int) for key in plain[0]._forward_hooks)
+    assert relative(copy.deepcopy(frozen).double()(x.double()), expected) < 1e-6
+    assert relative(freeze(frozen, x)(x), expected) < 1e-6
+
+
+def test_a_resized_map_and_the_hook_that_measures_the_other():
+    model, x = Skip(), torch.randn(2, 2, 21)
+    frozen = freeze(model, x)
+    assert relative(frozen(x), model(x)) < 1e-6
+    assert not frozen.conv._forward_hooks
+    assert_plain(frozen)
+
+
+def test_users_hooks_on_a_replaced_layer_stay_and_notes_of_ours_go():
+    model, x = nn.Sequential(ds.DiffStride1d(2.0, 1)), torch.randn(1, 2, 16)
+    calls = []
+    model[0].register_forward_hook(lambda module, args, kwargs, y: y * 2, with_kwargs=True)
+    model[0].register_forward_pre_hook(lambda module, args: calls.append(len(args)))
+    notes = InputSizes(model)
+    frozen = freeze(model, x)
+    assert notes.sizes == {}
+    assert len(frozen[0]._forward_hooks) == len(frozen[0]._forward_pre_hooks) == 1
+    calls.clear()
+    assert relative(frozen(x), model(x)) < 1e-6
+    assert relative(copy.deepcopy(frozen)(x), model(x)) < 1e-6
+    assert calls == [1, 1, 1, 1]
+
+
+def test_layers_that_the_examples_do_not_reach_refuse_to_run():
+    model, x = Auxiliary(), torch.randn(1, 1, 16)
+    frozen = freeze(model, x)
+    assert relative(frozen(x), model.eval()(x)) < 1e-6
+    with pytest.raises(AssertionError, match="extra was frozen with example inputs that do not reach it"):
+        frozen.extra(x)
+    assert_plain(frozen)
+
+
+def test_code_that_asks_for_our_classes_is_found_out():
+    class Asks(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.down, self.factor = ds.DiffStride1d(2.0, 1), factor
+
+        def forward(self, x):
+            y = self.down(x)
+            return y if isinstance(self.down, ds.DiffStride1d) else self.factor(y)
+
+    for factor, message in (
+        (lambda y: y * 1.01, r"outputs differ by 1.0e-02, relative, with fixed strides"),
+        (lambda y: y[:1], "other shapes"),
+        (lambda y: y.reshape(-1, 7), r"cannot run with fixed strides .*RuntimeError"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            freeze(Asks(factor), torch.randn(2, 1, 16))
+
+
+def test_the_model_is_left_as_it_is_also_where_it_fails():
+    model = image_model().train()
+    model[5].eval()
+    model.register_forward_hook(hook := lambda m, args, y: torch.nn.functional.dropout(y, 0.5, training=True))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    hooks = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+    x = torch.randn(2, 3, 32, 30)
+    given, random = x.clone(), torch.get_rng_state()
+    freeze(model, x)
+    model.append(nn.Flatten(0)).append(nn.Unflatten(0, (1, 1, 10))).append(pyramid := ds.DiffStride1d(2.0, 1))
+    model.append(pyramid)
+    with pytest.raises(ValueError, match="one size"):
+        freeze(model, x)
+    del model[-4:]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(x, given)
+    assert modes == [m.training for m in model.modules()]
+    assert hooks == [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+    assert list(model._forward_hooks.values()) == [hook]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_compiled_model_and_a_model_without_strides():
+    model, x = image_model(), torch.randn(2, 3, 32, 30)
+    assert relative(freeze(torch.compile(model, backend="eager"), x)(x), model(x)) < 1e-5
+    plain = nn.Linear(3, 2).train()
+    frozen = freeze(plain, torch.randn(4, 3))
+    assert frozen is not plain
+    assert not frozen.training
+    assert plain.training
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_a_resnet(preactivation):
+    model, x = ResNet(width=1 / 16, downsample="diffstride", preactivation=preactivation), torch.randn(2, 3, 16, 16)
+    assert relative(freeze(model, x)(x), model.eval()(x)) < 1e-5
+
+
+def test_a_tiny_network():
+    model, x = TinyCNN(in_channels=3, width=4, strides=[(1.7, 2.3)]), torch.randn(2, 3, 16, 16)
+    assert relative(freeze(model, x)(x), model.eval()(x)) < 1e-5
+
+
+# Nothing of ours is left
+
+
+def assert_plain(model):
+    """No class or function of this package, wherever one looks."""
+    for module in model.modules():
+        assert type(module).__module__.partition(".")[0] != "diffstride"
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            assert hook.__module__.partition(".")[0] != "diffstride"
+    file = io.BytesIO()
+    torch.save(model, file)
+    with zipfile.ZipFile(file) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        strings = [argument for _, argument, _ in pickletools.genops(archive.read(name)) if isinstance(argument, str)]
+    # Names of modules, and generated code, in which a child may be called so.
+    assert not [text for text in strings if re.search(r"(?<!self\.)\bdiffstride[. ]\w", text)]
+
+
+def test_a_frozen_model_works_where_this_package_is_not(tmp_path):
+    model, x = image_model(), torch.randn(2, 3, 32, 30)
+    frozen = freeze(model, x)
+    assert_plain(frozen)
+    torch.save({"model": frozen, "x": x, "y": model(x)}, tmp_path / "frozen.pt")
+    script = f"""
+import sys
+sys.modules["diffstride"] = None
+import torch
+saved = torch.load({str(tmp_path / "frozen.pt")!r}, weights_only=False)
+y = saved["model"](saved["x"])
+assert torch.allclose(y, saved["y"], atol=1e-5), (y - saved["y"]).abs().max()
+print(sorted(name for name in sys.modules if name.startswith("diffstride")))
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (out.stdout, out.stderr) == ("['diffstride']\n", "")
+
+
+# Ways out of PyTorch
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_torch_export_sees_products_and_convolutions_alone(strict):
+    model, x = image_model()[:7], torch.randn(2, 3, 32, 30)
+    frozen = freeze(model, x)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(frozen, (x,), dynamic_shapes=batch, strict=strict)
+    called = [str(node.target).removeprefix("aten.") for node in program.graph.nodes if node.op == "call_function"]
+    assert set(called) <= PRODUCTS | {"relu_.default", "batch_norm.default"}
+    assert called.count("matmul.default") == 2 + 2 + 2 + 1
+    other = torch.randn(5, 3, 32, 30)
+    assert relative(program.module()(other), model(other)) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(20,), (20, 20), (8, 9, 10)])
+def test_a_layer_is_products_and_convolutions_alone(size):
+    for layer in (
+        [ds.DiffStride1d, ds.DiffStride2d, ds.DiffStride3d][len(size) - 1](1.5, 1),
+        [ds.DiffStrideConv1d, ds.DiffStrideConv2d, ds.DiffStrideConv3d][len(size) - 1](2, 4, 3, 2.5, 1, smoothness=1),
+    ):
+        x = torch.randn(2, 2, *size)
+        program = torch.export.export(freeze(layer, x), (x,))
+        called = {str(node.target).removeprefix("aten.") for node in program.graph.nodes if node.op == "call_function"}
+        layout = {"flatten.using_ints", "unflatten.int"} if len(size) == 3 else set()
+        assert called <= {"matmul.default", f"conv{len(size)}d.default"} | layout
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_compile(backend):
+    model, x = image_model(), torch.randn(2, 3, 32, 30)
+    compiled = torch.compile(freeze(model, x), fullgraph=True, backend=backend)
+    with torch.no_grad():
+        assert relative(compiled(x), model(x)) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # in torch's own backend
+def test_torch_compile_with_inductor():
+    model, x = image_model(), torch.randn(2, 3, 32, 30)
+    compiled = torch.compile(freeze(model, x), fullgraph=True)
+    with torch.no_grad():
+        assert relative(compiled(x), model(x)) < 1e-5
+
+
+@pytest.fixture
+def onnxruntime():
+    return pytest.importorskip("onnxruntime")
+
+
+def test_onnx(onnxruntime, tmp_path, capfd):
+    import onnx
+
+    model, x = image_model(), torch.randn(1, 3, 32, 30)
+    random = torch.get_rng_state()
+    written = to_onnx(model, x, tmp_path / "model.onnx")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert written.error < 1e-5
+    assert written.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    proto = onnx.load(written.path)
+    operations = [node.op_type for node in proto.graph.node]
+    assert operations.count("MatMul") == 2 + 2 + 2 + 1
+    assert set(operations) <= {"Conv", "MatMul", "Relu", "BatchNormalization", "Gemm", "Reshape", "ReduceMean",
+                               "GlobalAveragePool", "Flatten", "Shape", "Concat"}  # fmt: skip
+    assert b"/" + b"tests" not in written.path.read_bytes()
+    session = onnxruntime.InferenceSession(written.path)
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 3, 32, 30)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert relative(torch.from_numpy(y), model(x)) < 1e-5
+    assert capfd.readouterr() == ("", "")
+
+
+class ManyInputs(nn.Module):
+    """Positional, keyword, nested, whole-number and unused inputs; an output that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = ds.DiffStride1d(2.0, 1)
+
+    def forward(self, x, classes=None, *, lists=(), scale=1.0, mask=None):
+        y = self.down(x) * scale + lists[0] + lists[1].mean(-1, keepdim=True)
+        return {"y": y, "classes": classes + 1, "none": None}
+
+
+def test_onnx_inputs_of_every_kind(onnxruntime, tmp_path):
+    inputs = {
+        "lists": [torch.randn(1, 2, 1), torch.randn(1, 2, 5)],
+        "mask": torch.ones(2, dtype=torch.bool),  # as long as the batch is while it is exported
+        "x": torch.randn(1, 2, 12),
+        "classes": torch.tensor([1]),
+        "scale": 2.0,
+    }
+    written = to_onnx(ManyInputs(), inputs, str(tmp_path / "model.onnx"))
+    assert written.error < 1e-6
+    session = onnxruntime.InferenceSession(written.path)
+    batched = dict.fromkeys(["lists_0", "lists_1", "x", "classes"], "batch")
+    assert {i.name: i.shape[0] for i in session.get_inputs()} == batched | {"mask": 2}
+
+
+class Normalised(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.down = change, ds.DiffStride1d(2.0, 1)
+
+    def forward(self, x):
+        return self.change(self.down(x))
+
+
+def drift(y):
+    """Another function where it is exported than where it is run."""
+    return y * 1.001 if torch.compiler.is_exporting() else y
+
+
+REFUSALS = {
+    "constant batch": (lambda y: y.reshape(2, 1, 8), "free batch size: Constraints violated"),
+    "branch on values": (lambda y: y if y.sum() > 0 else -y, "free batch size: Could not guard on data-dependent"),
+    "no such operation": (torch.linalg.svdvals, "free batch size: No ONNX function found for .*svd"),
+    "other numbers": (drift, "was not written: onnxruntime's outputs differ from the model's by 1.0e-03"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_onnx_cannot_say_leaves_the_file_that_is_there(onnxruntime, tmp_path, capfd, change, message):
+    path = tmp_path / "model.onnx"
+    path.write_text("before")
+    with pytest.raises(RunError, match=message) as error:
+        to_onnx(Normalised(change), torch.randn(2, 1, 12), path)
+    assert "\n" not in str(error.value)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mistakes_with_onnx(onnxruntime, tmp_path, monkeypatch):
+    layer, x = ds.DiffStride1d(2.0, 1), torch.randn(2, 1, 12)
+    with pytest.raises(UsageError, match=r"there is no folder .*nowhere: make it"):
+        to_onnx(layer, x, tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(UsageError, match=r"must be float32 for ONNX, got torch.bfloat16: use model.float\(\)"):
+        to_onnx(layer, x.bfloat16(), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="must have a floating-point tensor with a batch axis, got none"):
+        to_onnx(layer, torch.ones(2, 1, 12, dtype=torch.int64), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="at most 1024"):
+        to_onnx(layer, torch.randn(2, 1, 1025), tmp_path / "model.onnx")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write .*folder"):
+        to_onnx(layer, x, tmp_path / "folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UsageError, match=r"need the package onnxscript: pip install 'diffstride\[export\]'"):
+        to_onnx(layer, x, tmp_path / "model.onnx")
+
+
+@pytest.mark.long
+def test_onnx_in_three_dimensions_and_a_frozen_model_once_more(onnxruntime, tmp_path):
+    model = nn.Sequential(ds.DiffStrideConv3d(2, 4, 3, (1.6, 3.0, 1.2), 1, smoothness=1), ds.DiffStride3d(1.5, 1))
+    x = torch.randn(2, 2, 9, 10, 11)
+    assert to_onnx(freeze(model, x), x, tmp_path / "model.onnx").error < 1e-5
+
+
+@pytest.mark.long
+def test_a_network_of_other_people(onnxruntime, tmp_path):
+    """Transformers' ResNet with a learned stride after its stem's convolution, whose attributes the code reads."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4)
+    model = ResNetForImageClassification(config).eval()
+    stem = model.resnet.embedder.embedder.convolution
+    stem.stride = (1, 1)
+    attach(stem, ds.DiffStride2d(1.7, 2))
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    frozen = freeze(model, inputs)
+    with torch.no_grad():
+        assert relative(frozen(**inputs).logits, model(**inputs).logits) < 1e-5
+    assert to_onnx(model, inputs, tmp_path / "model.onnx").error < 1e-5
+
+
+@pytest.mark.long
+def test_the_file_can_be_quantised(onnxruntime, tmp_path):
+    """Static quantisation finds products and convolutions, and the int8 outputs are close."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    model, images = image_model(), torch.randn(32, 3, 32, 30)
+    to_onnx(model, images[:2], tmp_path / "model.onnx")
+
+    class Batches(CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter(images.split(8))
+
+        def get_next(self):
+            batch = next(self.batches, None)
+            return None if batch is None else {"input": batch.numpy()}
+
+    quantize_static(tmp_path / "model.onnx", tmp_path / "int8.onnx", Batches())
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    (y,) = session.run(None, {"input": images.numpy()})
+    assert relative(torch.from_numpy(y), model(images)) < 0.1
+
+
+class Shared(nn.Module):
+    """A stride of two layers, a weight of two modules, and a weight in another layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = ds.DiffStride2d(2.0), ds.DiffStride2d(2.0)
+        self.two.stride = self.one.stride
+        self.encode, self.decode = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.decode.weight = self.encode.weight
+        self.conv = nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
+
+
+def converted():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    ds.convert(model, torch.randn(1, 3, 16, 16))
+    return model
+
+
+@pytest.mark.parametrize("make", [image_model, Shared, converted])
+def test_weights_and_strides_come_back_from_safetensors_bit_by_bit(make, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    trained, fresh = make(), make()
+    with torch.no_grad():
+        for parameter in {*trained.parameters()}:
+            parameter.add_(torch.rand_like(parameter))
+    path = to_safetensors(trained, tmp_path / "model.safetensors", {"by": "a test"})
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    fresh.load_state_dict(safetensors.load_file(path))
+    expected = trained.state_dict()
+    assert fresh.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
+    assert len({*fresh.parameters()}) == len({*trained.parameters()})
+    assert ds.strides(fresh) == ds.strides(trained)
+    assert [p.stride() for p in trained.parameters()] == [p.stride() for p in make().parameters()]  # layouts stay
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"by": "a test"}
+
+
+def test_a_compiled_model_is_written_under_its_own_names(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = image_model()
+    path = to_safetensors(torch.compile(model, backend="eager"), tmp_path / "model.safetensors")
+    assert safetensors.load_file(path).keys() == model.state_dict().keys()
+
+
+class Remembers(nn.Module):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+
+def test_mistakes_with_safetensors(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    path.write_text("before")
+    layer = ds.DiffStride1d(2.0)
+    with pytest.raises(UsageError, match=r"there is no folder .*nowhere: make it"):
+        to_safetensors(layer, tmp_path / "nowhere" / "model.safetensors")
+    with pytest.raises(
+        UsageError, match=r"must be dense tensors for safetensors, got another thing in 0\._extra_state"
+    ):
+        to_safetensors(nn.Sequential(Remembers()), path)
+    sparse = nn.Module()
+    sparse.register_buffer("table", torch.eye(3).to_sparse())
+    with pytest.raises(UsageError, match="must be dense tensors for safetensors, got another thing in table"):
+        to_safetensors(sparse, path)
+    with pytest.raises(UsageError, match=r"types that safetensors knows, got torch\.complex128"):
+        to_safetensors(nn.Linear(2, 2, dtype=torch.complex128), path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write .*folder"):
+        to_safetensors(layer, tmp_path / "folder")
+    assert path.read_text() == "before"
+    assert {p.name for p in tmp_path.iterdir()} == {"folder", "model.safetensors"}
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UsageError, match=r"need the package safetensors: pip install 'diffstride\[export\]'"):
+        to_safetensors(layer, path)
+
+
+REPARAMETRIZATIONS = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "pruning": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    "pruned bias": lambda conv: prune.random_unstructured(conv, "bias", 0.5),
+}
+
+
+@pytest.mark.parametrize("place", [0, 2], ids=["converted", "another"])
+@pytest.mark.parametrize("first", [False, True], ids=["after conversion", "before conversion"])
+@pytest.mark.parametrize("change", REPARAMETRIZATIONS.values(), ids=REPARAMETRIZATIONS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_models_with_reparametrized_weights_are_frozen_after_a_step_of_training(change, first, place):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 32, 32)
+    if first:
+        change(model[place])
+    ds.convert(model, x)
+    if not first:
+        change(model[place])
+    optimizer = torch.optim.SGD(ds.param_groups(model, 0.1), lr=0.1)
+    model(x).square().mean().backward()
+    optimizer.step()  # what is computed from the parameters is from before this step
+    frozen = ds.freeze(model, x)
+    assert all(type(module).__module__.split(".")[0] == "torch" for module in frozen.modules())
+    expected = model.eval()(x)
+    assert 0.01 < expected.std() < 10
+    torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_that_a_model_keeps_from_its_last_pass_do_not_stop_freezing():
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.kept, self.last = nn.Conv1d(2, 2, 3, 2), [], {}
+
+        def forward(self, x):
+            y = self.conv(x)
+            self.kept[:], self.last["map"] = [y], (y.softmax(-1), y)
+            return y
+
+    model, x = Attentive(), torch.randn(2, 2, 16)
+    ds.convert(model, x)
+    expected = model(x)
+    torch.testing.assert_close(ds.freeze(model, x)(x), expected)
+    assert model.kept[0] is expected

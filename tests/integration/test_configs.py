@@ -1,0 +1,141 @@
+"""The shipped configurations run, on real images where they are at hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from diffstride.errors import UsageError
+from diffstride.experiments.training.fit import parse, train
+
+ROOT = Path(__file__).parents[2]
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+FSDD = ROOT.parent / "shared" / "data" / "fsdd"
+SHORT = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason="CIFAR-10 is not at hand")
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-small"])
+@pytest.mark.parametrize("method", ["diffstride", "conv"])
+def test_two_steps_on_real_images(name, method, tmp_path):
+    # Not narrower: see `steps` in diffstride.experiments.benchmark.bench.
+    cli = train([
+        "--config", str(ROOT / "configs" / f"{name}.yaml"), "--data.path", str(CIFAR10), "--runs", str(tmp_path),
+        "--data.train_samples", "256", "--data.test_samples", "100", "--model.network.width", "0.125",
+        "--model.network.downsample", method, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false",
+    ])  # fmt: skip
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert 0 <= result["accuracy"] <= 1
+    assert result["loss"] < 4  # log(10) = 2.3 for a network that knows nothing
+    strides = {"diffstride": 5 if name == "cifar10" else 3, "conv": 0}[method]
+    assert len(result["strides"]) == strides
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason="CIFAR-10 is not at hand")
+@pytest.mark.parametrize(
+    ("name", "strides", "smaller"),
+    [
+        ("imagenet", 3, ["--model.network.width", "0.0625", "--data.image_size", "40", "--data.batch_size", "16",
+                         "--data.augment.resized_crop", "32"]),
+        ("densenet", 2, ["--model.network.depth", "16", "--model.network.growth", "2"]),
+    ],
+)  # fmt: skip
+def test_two_steps_of_large_configurations_made_small(name, strides, smaller, tmp_path):
+    cli = train([
+        "--config", str(ROOT / "configs" / f"{name}.yaml"), "--data.path", str(CIFAR10), "--runs", str(tmp_path),
+        "--data.train_samples", "128", "--data.test_samples", "32", *smaller, "--trainer.max_steps", "2",
+        "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.network.num_classes", "10",
+    ])  # fmt: skip
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert math.isfinite(result["loss"])
+    assert len(result["strides"]) == strides
+
+
+@pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
+@pytest.mark.parametrize(
+    ("name", "over", "classes"),
+    [("fsdd", None, 10), ("fsdd", "fsdd-speaker", 6), ("audio", None, 10), ("audio", "audio/nsynth-pitch", 10)],
+)
+def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
+    options = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
+    if over:
+        options += ["--config", str(ROOT / "configs" / f"{over}.yaml")]
+    options += ["--data.path", str(FSDD), "--data.train_samples", "128", "--data.test_samples", "30"]
+    if over != "fsdd-speaker":
+        options += ["--data.label_column", "digit"]
+    options += ["--model.network.width", "0.0625", "--model.network.num_classes", str(classes), "--runs", str(tmp_path)]
+    cli = train([*options, "--data.subset", "null", *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert math.isfinite(result["loss"])
+    assert result["axes"] == {"time": "Hz", "frequency": "cycles per mel band"}
+    starts = [s for layer in result["strides_initial"].values() for s in layer]
+    assert starts == [2, 2, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2]
+    assert cli.datamodule.sample_shape == ((1, 100, 64) if name == "fsdd" else (1, 160, 64))
+
+
+@pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
+def test_two_steps_on_both_tasks_of_real_sounds(tmp_path):
+    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(ROOT / "configs/fsdd-both.yaml")]
+    cli = train([*options, "--model.network.width", "0.0625", "--runs", str(tmp_path), *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert result["accuracies"].keys() == {"digit", "speaker"}
+    assert result["accuracy"] == pytest.approx(sum(result["accuracies"].values()) / 2)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("sounds", ["time", "frequency"]), ("tones", ["time"])])
+def test_two_steps_on_sounds_made_by_code(name, axes, tmp_path):
+    options = ["--config", str(ROOT / "configs" / f"{name}.yaml"), "--data.train_samples", "128"]
+    cli = train([*options, "--data.test_samples", "32", "--runs", str(tmp_path), *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    assert list(result["axes"]) == axes
+    assert math.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "audio").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_goes_over_a_configuration_is_understood(path):
+    arguments = ["--config", str(ROOT / "configs" / "audio.yaml"), "--config", str(path)]
+    config = parse(arguments)
+    assert "Over configs/audio.yaml." in path.read_text()
+    assert config.model.network.init_args.num_classes != parse(arguments[:2]).model.network.init_args.num_classes or (
+        path.stem == "speech-commands"  # which the base is
+    )
+
+
+def test_every_configuration_has_a_test():
+    names = {
+        "demo",
+        "cifar10",
+        "cifar10-small",
+        "imagenet",
+        "densenet",
+        "audio",
+        "fsdd",
+        "fsdd-speaker",
+        "fsdd-both",
+        "sounds",
+        "tones",
+    }
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("fsdd", ["--data.seconds", "0"], "seconds must be > 0 and finite, got 0.0"),
+        ("fsdd", ["--data.features.bands", "0"], "features.bands must be >= 1, got 0"),
+        ("fsdd", ["--data.features.bands", "x"], "data.features.bands must be a whole number, got x"),
+        (
+            "sounds",
+            ["--data.pitches", "[300, 200]"],
+            "pitches must be rising, from above 0 to below half of the sample",
+        ),
+        ("cifar10", ["--data.image_size", "0"], "image_size must be >= 1, got 0"),
+    ],
+)
+def test_what_a_data_set_says_of_its_arguments_is_all_that_is_said(name, arguments, message, tmp_path):
+    with pytest.raises(UsageError) as error:
+        train(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--runs", str(tmp_path), *arguments])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,48 @@
+"""README and docs: their Python runs as printed, their commands name what exists."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block, shown in re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", page.read_text(), flags=re.S):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, page.name, "exec"), names)
+        if shown:  # what stands below a block is what it prints
+            assert printed.getvalue() == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_and_targets_that_a_page_names_exist(page):
+    text = page.read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", text):
+        assert f"\n{target}:" in makefile, target
+    for path in re.findall(r"\b((?:configs|benchmarks|results|docs|tests)/[\w./-]+\.\w+)", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_table_of_converted_networks_is_that_of_the_measurement():
+    page = (ROOT / "docs" / "your-own-model.md").read_text()
+    rows = json.loads((ROOT / "results" / "convert.json").read_text())["rows"]
+    assert all(row["sizes_kept"] for row in rows)
+    ratios = [row["macs_after"] / row["macs_before"] for row in rows]
+    for row, ratio in zip(rows, ratios, strict=True):
+        assert re.search(rf"\| {re.escape(row['model'])} \| {row['sites']}\b.* {ratio:.3f} \|", page), row["model"]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f} of"
+    assert spread in page
+    assert spread in (ROOT / "README.md").read_text()

@@ -1,0 +1,278 @@
+"""Killed, or out of disk: what was reached is kept, and a resumed run ends as one that was never interrupted."""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffstride.errors import InterruptedRunError, UsageError
+from diffstride.experiments.commands.main import main
+from diffstride.experiments.training import Classifier, fit
+from diffstride.experiments.training.checkpoints import AtomicCheckpointIO, read_checkpoint, read_last
+from diffstride.experiments.training.fit import ContinuedCSVLogger, train
+from tests.helpers.processes import ended, killed_again_and_again, start, warm_up
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+OFTEN = ["--checkpoint_minutes", "0", "--trainer.log_every_n_steps", "2", "--trainer.enable_progress_bar", "false"]
+BANDS = [
+    "--config", CONFIG, *OFTEN,
+    "--data.train_samples", "224", "--data.test_samples", "64", "--data.batch_size", "32", "--model.network.width", "4",
+    "--model.milestones", "[3,8,12]", "--trainer.max_steps", "-1", "--trainer.max_epochs", "3",
+]  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Arguments of a training on images from files, augmented, with dropout and a budget."""
+    monkeypatch.setenv("DIFFSTRIDE_CACHE", str(tmp_path / "cache"))
+    draw = np.random.default_rng(0)
+    for split, count in ("train", 60), ("test", 12):
+        for i in range(count):
+            path = tmp_path / "set" / split / f"class{i % 3}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return [
+        *OFTEN, "--data", "ImageData", "--data.path", str(tmp_path / "set"), "--data.batch_size", "8",
+        "--data.cache_gb", "0", "--data.augment.pad_crop", "2",
+        "--data.augment.flip", "true", "--data.augment.mixup", "0.2",
+        "--model.network", "tests.helpers.processes.Dropped", "--model.network.num_classes", "3",
+        "--model.network.in_channels", "3",
+        "--model.learning_rates", "[0.05]", "--model.budget", "1.5", "--trainer.max_epochs", "3",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.accelerator", "cpu",
+    ]  # fmt: skip
+
+
+def same(whole, killed):
+    """Weights, strides, optimiser, metrics and result."""
+    contents = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (whole, killed)]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        one, two = (json.dumps(_plain(content[key])) for content in contents)
+        assert one == two, key
+    for name in ("metrics.csv", "strides.csv"):
+        assert (killed / name).read_text() == (whole / name).read_text(), name
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, killed)]
+    for name in ("step_time_ms", "train_seconds", "peak_memory_mb"):
+        results[0].pop(name), results[1].pop(name)
+    assert results[0] == results[1]
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.double().tolist()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def through_kills(arguments, tmp_path, kills, least, seed=0):
+    """Kill runs until at least this many kills found one at work; each must end as one never interrupted.
+
+    Returns whether any kill left a checkpoint unfinished.
+    """
+    warm_up()
+    begin = time.monotonic()
+    assert ended(start([*arguments, "--runs", str(tmp_path), "--name", "whole"])) == 0
+    seconds = time.monotonic() - begin
+    at_work = unfinished = 0
+    while at_work < least:  # a machine that has become faster ends a run before all kills
+        name = f"killed{seed}"
+        found = killed_again_and_again(
+            [*arguments, "--runs", str(tmp_path), "--name", name], tmp_path / name, kills, seed, seconds
+        )
+        same(tmp_path / "whole", tmp_path / name)
+        at_work, unfinished, seed = at_work + found[0], unfinished + found[1], seed + 100
+    return bool(unfinished)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 3 and 6, the latter as `last.ckpt`."""
+    for name, step in ("epoch=0", 3), ("last", 6):
+        content = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": step, "epoch": 0}
+        AtomicCheckpointIO().save_checkpoint(content, tmp_path / f"{name}.ckpt")
+    return tmp_path
+
+
+def flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("moment", ["when it is opened", "when a column comes"])
+def test_metrics_are_there_at_every_moment(tmp_path, monkeypatch, moment):
+    """A process that is killed takes no row with it: neither where it goes on, nor while the header is written anew."""
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/loss\n0,1.5\n1,1.25\n")
+    logger = ContinuedCSVLogger(tmp_path, name="", version="")
+    logger.log_metrics({"train/loss": 1.0, "val/loss": 2.0}, 2)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    if moment == "when a column comes":
+        with monkeypatch.context() as patch:
+            patch.setattr(csv.DictWriter, "writerows", killed)
+            with pytest.raises(KeyboardInterrupt):
+                logger.save()
+    assert file.read_text() == "step,train/loss\n0,1.5\n1,1.25\n"
+    logger = ContinuedCSVLogger(tmp_path, name="", version="")
+    logger.log_metrics({"train/loss": 1.0, "val/loss": 2.0}, 2)
+    logger.save()
+    assert file.read_text() == "step,train/loss,val/loss\n0,1.5,\n1,1.25,\n2,1.0,2.0\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-100], flip, lambda c: b""], ids=["cut off", "one bit", "empty"])
+def test_a_damaged_checkpoint_is_told_and_the_last_good_one_named(folder, damage, capsys):
+    last, other = folder / "last.ckpt", folder / "epoch=0.ckpt"
+    last.write_bytes(damage(last.read_bytes()))
+    with pytest.raises(
+        UsageError, match=r"last\.ckpt is not a readable .* last good one is .*epoch=0\.ckpt \(step 3\)"
+    ):
+        read_checkpoint(last)
+    path, content = read_last(last)
+    assert (path, content["global_step"]) == (other, 3)
+    assert capsys.readouterr().err == f"diffstride: {last} is damaged: going on from epoch=0.ckpt (step 3)\n"
+    other.write_bytes(damage(other.read_bytes()))
+    for read in read_checkpoint, read_last:
+        with pytest.raises(UsageError, match="there is no other in"):
+            read(last)
+
+
+@pytest.mark.parametrize("fails", ["write", "flush", "move"])
+def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_names_it(folder, monkeypatch, fails):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def half(content, file):
+        file.write(b"half")
+        refuse()
+
+    target, name, function = {
+        "write": (torch, "save", half),
+        "flush": (os, "fsync", refuse),
+        "move": (Path, "replace", refuse),
+    }[fails]
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, function)
+        with pytest.raises(
+            UsageError, match=r"cannot write .*last\.ckpt \(No space left on device\): .* last \(step 6\)"
+        ):
+            AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 9, "epoch": 0}, folder / "last.ckpt")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("step", [2, 7])
+def test_an_epoch_that_was_cut_off_goes_on_with_the_batch_that_follows(pictures, tmp_path, monkeypatch, workers, step):
+    """Steps 2 and 7 are within the first epoch and the second, of 4 steps."""
+    arguments = [*pictures, "--data.num_workers", workers, "--trainer.max_epochs", "2", "--runs", str(tmp_path)]
+    train([*arguments, "--name", "whole"])
+
+    class CutOff(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == step:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", CutOff)
+        with pytest.raises(InterruptedRunError, match="--ckpt_path last"):
+            train([*arguments, "--name", "killed"])
+    train([*arguments, "--name", "killed", "--ckpt_path", "last"])
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_machine_that_gives_notice_takes_nothing_away(pictures, tmp_path, monkeypatch):
+    """Between checkpoints, in the middle of an epoch of four steps, the last of them logged."""
+    arguments = [*pictures, "--checkpoint_minutes", "1000", "--trainer.max_epochs", "2", "--runs", str(tmp_path)]
+    train([*arguments, "--name", "whole"])
+
+    class Noticed(Classifier):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 6 and batch_idx % 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Noticed)
+        with pytest.raises(InterruptedRunError, match="--ckpt_path last"):
+            train([*arguments, "--name", "killed"])
+    assert read_checkpoint(tmp_path / "killed" / "checkpoints" / "last.ckpt")["global_step"] == 6
+    train([*arguments, "--name", "killed", "--ckpt_path", "last"])
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_worker_that_is_killed_is_named_with_the_cure(pictures, tmp_path, monkeypatch, capsys):
+    class Kills(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == 5:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    arguments = [*pictures, "--data.num_workers", "2", "--trainer.max_epochs", "1000", "--runs", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Kills)
+        assert main(["fit", *arguments, "--name", "x"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "DataLoader worker (pid" in error
+    assert "lower data.num_workers" in error
+    assert "--ckpt_path last" in error
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "reset"), FileNotFoundError(2, "gone"), EOFError()])
+def test_a_worker_that_ends_while_it_hands_over_a_batch_is_named_with_the_cure(
+    broken, pictures, tmp_path, monkeypatch, capsys
+):
+    def client(*_, **__):
+        raise broken
+
+    class Breaks(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.trainer.global_step == 5:
+                patch.setattr("multiprocessing.connection.Client", client)
+
+    arguments = [*pictures, "--data.num_workers", "2", "--trainer.max_epochs", "1000", "--runs", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "Classifier", Breaks)
+        assert main(["fit", *arguments, "--name", "x"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "DataLoader worker (pid unknown) ended while it handed over a batch" in error
+    assert "lower data.num_workers" in error
+    assert "--ckpt_path last" in error
+
+
+def test_a_picture_that_a_worker_cannot_read_is_named(pictures, tmp_path, capsys):
+    broken = tmp_path / "set" / "train" / "class1" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    arguments = [*pictures, "--data.num_workers", "2", "--runs", str(tmp_path), "--name", "x"]
+    assert main(["fit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(broken) in error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("more", [[], ["--model.exploration", "Sweep"]], ids=["bands", "sweep"])
+def test_a_run_killed_at_random_moments_ends_as_one_never_interrupted(tmp_path, more):
+    through_kills([*BANDS, *more], tmp_path, 6, 2)
+
+
+@pytest.mark.long
+def test_so_does_one_with_augmentation_dropout_budget_and_accumulated_gradients(pictures, tmp_path):
+    through_kills(pictures, tmp_path, 6, 2, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_twenty_kills(pictures, tmp_path, seed):
+    assert through_kills([*pictures, "--trainer.max_epochs", "12"], tmp_path, 20, 10, seed)

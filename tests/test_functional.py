@@ -1,0 +1,296 @@
+"""Both backends against the naive sums of reference.py: all sizes, strides, windows, bases, norms, ranks, dtypes."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diffstride as ds
+from diffstride import backends, geometry
+from diffstride import functional as F
+from diffstride.backends import DENSE_UP_TO
+from tests.helpers import reference
+
+BACKENDS = ("fft", "matmul")
+NORMS = ("forward", "ortho", "backward")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+LAYERS = {1: ds.DiffStride1d, 2: ds.DiffStride2d, 3: ds.DiffStride3d}
+POOLS = {1: ds.SpectralPool1d, 2: ds.SpectralPool2d, 3: ds.SpectralPool3d}
+
+
+def relative_error(actual, expected):
+    assert tuple(actual.shape) == np.shape(expected)
+    difference = actual.double().numpy() - expected
+    return np.linalg.norm(difference) / max(np.linalg.norm(expected), 1e-300)
+
+
+def strides_up_to(size):
+    """From 1 to N: the ends, whole and fractional ones, both sides of the clamps."""
+    values = {1.0, 1.1, 1.6, 2.0, 2.6, 3.0, 4.0, math.pi, size / 3, size / 2, float(size)}
+    return sorted(s for s in values if 1 <= s <= size)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+@pytest.mark.parametrize("window", ["outer", "inner"])
+def test_one_axis_in_float64_at_all_sizes_and_strides(backend, basis, window):
+    norms = itertools.cycle(NORMS)
+    for size in range(1, 66):
+        x = torch.randn(1, 1, size, dtype=torch.float64)
+        for stride, smoothness in itertools.product(strides_up_to(size), (0.5, 1, 4, 7.3)):
+            norm = next(norms)
+            expected = reference.diffstride(x, (stride,), smoothness, window, basis, norm)
+            actual = F.diffstride(
+                x, torch.tensor([stride], dtype=torch.float64), smoothness,
+                window=window, basis=basis, norm=norm, backend=backend,
+            )  # fmt: skip
+            assert relative_error(actual, expected) < 1e-12, (size, stride, smoothness, norm)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_one_axis_in_lower_precision_at_all_sizes_and_strides(dtype, backend, basis):
+    """Relative to the input: some outputs are nothing but what cancellation leaves."""
+    for size in range(1, 66):
+        x = torch.randn(3, 4, size).to(dtype)
+        for stride, smoothness, window in itertools.product(strides_up_to(size), (0.5, 7.3), ("outer", "inner")):
+            stride = float(np.float32(stride))
+            expected = reference.diffstride(x.double(), (stride,), smoothness, window, basis)
+            actual = F.diffstride(
+                x, torch.tensor([stride], dtype=torch.float32), smoothness, window=window, basis=basis, backend=backend
+            )
+            scale = (expected.shape[-1] / size) ** 0.5 * x.double().norm().item()
+            assert np.linalg.norm(actual.double().numpy() - expected) < TOLERANCE[dtype] * scale, (size, stride)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_fixed_pool_in_float64_at_all_sizes_and_strides(backend, basis):
+    for size in range(1, 66):
+        x = torch.randn(1, 1, size, dtype=torch.float64)
+        for stride, norm in zip(strides_up_to(size), itertools.cycle(NORMS), strict=False):
+            expected = reference.spectral_pool(x, (stride,), basis, norm)
+            actual = F.spectral_pool(x, (stride,), basis=basis, norm=norm, backend=backend)
+            assert relative_error(actual, expected) < 1e-12, (size, stride, norm)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_resize_to_any_size(backend, basis):
+    for size, new in itertools.product((1, 2, 3, 4, 7, 8, 13, 16), (1, 2, 3, 5, 8, 12, 13, 16, 21, 32)):
+        x = torch.randn(2, 1, size, dtype=torch.float64)
+        for norm in NORMS:
+            expected = reference.spectral_resize(x, (new,), basis, norm)
+            actual = ds.spectral_resize(x, (new,), basis=basis, norm=norm, backend=backend)
+            assert relative_error(actual, expected) < 1e-12, (size, new, norm)
+
+
+SHAPES = [(7,), (12,), (5, 8), (9, 6), (1, 9), (4, 2), (3, 6, 5), (8, 1, 4)]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_layers_in_one_two_and_three_dimensions(dtype, backend, basis):
+    for shape, norm, smoothness, window in zip(
+        SHAPES, itertools.cycle(NORMS), itertools.cycle((0.5, 1, 4, 7.3)), itertools.cycle(("outer", "inner")),
+        strict=False,
+    ):  # fmt: skip
+        ndim = len(shape)
+        stride = [1.25, 2.5, 1.5][:ndim]  # exact in float32
+        x = torch.randn(2, 3, *shape).to(dtype)
+        options = {"basis": basis, "norm": norm, "backend": backend}
+        layer = LAYERS[ndim](stride, smoothness, window=window, **options).to(dtype)
+        expected = reference.diffstride(x.double(), stride, smoothness, window, basis, norm)
+        actual = layer(x).detach()
+        assert actual.dtype == dtype
+        assert relative_error(actual, expected) < TOLERANCE[dtype], (shape, norm, smoothness)
+        if all(n // s >= 1 for n, s in zip(shape, stride, strict=True)):
+            expected = reference.spectral_pool(x.double(), stride, basis, norm)
+            actual = POOLS[ndim](stride, **options)(x)
+            assert relative_error(actual, expected) < TOLERANCE[dtype], (shape, norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_reduced_precision_on_long_axes(dtype, backend, basis):
+    x = torch.randn(1, 2, 601).to(dtype)
+    expected = reference.diffstride(x.double(), (3.7109375,), 30, basis=basis)
+    actual = F.diffstride(x, (3.7109375,), 30, basis=basis, backend=backend)
+    assert relative_error(actual, expected) < TOLERANCE[dtype]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.integers(1, 40),
+    stride=st.floats(1, 40),
+    smoothness=st.floats(0.1, 12),
+    multiple=st.integers(1, 9),
+    window=st.sampled_from(["outer", "inner"]),
+    basis=st.sampled_from(["dft", "dct"]),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_any_size_stride_smoothness_and_multiple(size, stride, smoothness, multiple, window, basis, backend):
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    expected = reference.diffstride(x, (stride,), smoothness, window, basis, multiple=multiple)
+    actual = F.diffstride(x, (stride,), smoothness, window=window, basis=basis, size_multiple=multiple, backend=backend)
+    assert relative_error(actual, expected) < 1e-11
+
+
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+@pytest.mark.parametrize("window", ["outer", "inner"])
+def test_mask(basis, window):
+    for size, stride, smoothness in itertools.product((1, 2, 9, 32), (1.0, 2.0, 2.7, 9.0), (0, 0.5, 4, 7.3)):
+        expected = reference.mask(size, stride, smoothness, window, basis)
+        stride = torch.tensor(stride, dtype=torch.float64)
+        actual = F.stride_mask(size, stride, smoothness, window=window, basis=basis)
+        np.testing.assert_allclose(actual.numpy(), expected, atol=1e-13)
+    assert F.stride_mask(8, 2.0, 4).dtype == torch.float32
+    assert F.stride_mask(8, torch.tensor(2.0, dtype=torch.bfloat16), 4).dtype == torch.float32
+
+
+def test_auto_backend_is_exact_on_both_sides_of_its_threshold():
+    for size in (DENSE_UP_TO[torch.float32], DENSE_UP_TO[torch.float32] + 1):
+        x = torch.randn(1, 1, size, dtype=torch.float64)
+        assert relative_error(F.diffstride(x, (5.3,), 9.0), reference.diffstride(x, (5.3,), 9.0)) < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_size_brings_branches_of_other_sizes_together(backend):
+    """A branch may be asked for a size of its own: fewer, as many, or more samples than it has."""
+    x = torch.randn(1, 1, 9, 8, dtype=torch.float64)
+    weights = [reference.mask(n, 1.7, 1) for n in (9, 8)]
+    for new in ((5, 5), (9, 8), (10, 9), (7, 12)):
+        expected = reference.resample(x, new, weights)
+        actual = F.diffstride(x, (1.7, 1.7), 1, output_size=new, backend=backend)
+        assert relative_error(actual, expected) < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layer", [ds.DiffStride2d((1.5, 2.5)), ds.SpectralPool2d(1.7)])
+def test_memory_format_goes_in_and_comes_out(backend, layer):
+    x = torch.randn(2, 3, 10, 9)
+    layer.backend = backend
+    plain = layer(x)
+    assert plain.is_contiguous()
+    last = layer(x.contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, plain)
+    torch.testing.assert_close(layer(x.mT.contiguous().mT), plain)  # neither format
+    torch.testing.assert_close(layer(x[0]), plain[0])  # unbatched
+
+
+def test_three_dimensional_channels_last():
+    x = torch.randn(1, 2, 6, 5, 7)
+    layer = ds.DiffStride3d((1.5, 2.5, 2.0), 1)
+    last = layer(x.contiguous(memory_format=torch.channels_last_3d))
+    assert last.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(last, layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_neither_the_dtype_nor_the_numbers(dtype, backend):
+    x = torch.randn(2, 3, 12, 13).to(dtype)
+    layer = ds.DiffStride2d((1.7, 2.4), 1, backend=backend)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = layer(x)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected)
+
+
+def test_tables_kept_between_calls_serve_training_after_inference():
+    x = torch.randn(1, 1, 37, dtype=torch.float64)
+    layer = ds.DiffStride1d(2.3, 1, backend="matmul")
+    with torch.inference_mode():
+        first = layer(x)
+    second = layer(x)
+    second.sum().backward()
+    assert torch.equal(first, second)
+
+
+def test_growing_beyond_the_own_coefficients_uses_no_table_of_the_wrong_length():
+    """Up from 8 to 13 the kept waves of 13 points are more than the 5 coefficients of 8 samples."""
+    x = torch.randn(1, 1, 8, dtype=torch.float64)
+    for size in (13, 8, 5):
+        expected = reference.spectral_resize(x, (size,))
+        assert relative_error(ds.spectral_resize(x, (size,), backend="matmul"), expected) < 1e-12
+
+
+@pytest.mark.parametrize("taps", [None, geometry.Taps(3, 1, 1, 20)])
+def test_a_matrix_that_was_sent_to_a_device_is_the_same(taps):
+    axis = geometry.Axis(20, 13, "dft", 1.0, 4.0, taps=taps)
+    kept, sent = (backends._build(axis, 2.3, True, torch.float32, torch.device("cpu")) for _ in range(2))
+    sent.send(torch.device("cpu"))
+    x, y = torch.randn(5, kept.length), torch.randn(5, kept.size)
+    for name, argument in ("apply", x), ("on_ramp", x), ("stacked", x), ("adjoint", y), ("adjoint_on_ramp", y):
+        assert torch.equal(getattr(sent, name)(argument, -1), getattr(kept, name)(argument, -1)), name
+
+
+def near_the_top(ndim):
+    """A map of 6e4 in magnitude: a step along one axis, which overshoots, times a wave along the others that is cut."""
+    step = torch.where(torch.arange(16) < 8, -6e4, 6e4).double()
+    wave = 0.4 + 0.6 * (-1.0) ** torch.arange(16, dtype=torch.float64)
+    shape = [[16 if j == i else 1 for j in range(ndim)] for i in range(ndim)]
+    x = step.view(shape[0])
+    for i in range(1, ndim):
+        x = x * wave.view(shape[i])
+    return x.expand(1, 2, *[16] * ndim).contiguous()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["learned", "frozen"])
+@pytest.mark.parametrize("turned", [False, True], ids=["step first", "step last"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", ["layer", "pool", "convolution"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_overshoot_between_two_axes_stays_in_the_range_of_float16(kind, ndim, layout, turned, frozen):
+    layers = {
+        "layer": [None, None, ds.DiffStride2d, ds.DiffStride3d],
+        "pool": [None, None, ds.SpectralPool2d, ds.SpectralPool3d],
+        "convolution": [None, None, ds.DiffStrideConv2d, ds.DiffStrideConv3d],
+    }[kind]
+    layer = layers[ndim](2, 512, 3, 2.0, padding=1) if kind == "convolution" else layers[ndim](2.0)
+    if kind == "convolution":
+        with torch.no_grad():
+            layer.weight.mul_(0.1)
+    x = near_the_top(ndim)
+    if turned:
+        x = x.transpose(2, -1).contiguous()
+    expected = copy.deepcopy(layer).double()(x).detach()
+    assert 1e3 < expected.abs().max() < 6.5e4
+    if kind == "convolution":
+        order = F.cheapest_order((512, 2), x.shape[2:], expected.shape[2:], layer._convolution)
+        assert order == "resample first"
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)
+    layer.half()
+    model = ds.freeze(layer, torch.zeros_like(x).half()) if frozen else layer
+    y = model(x.half()).double()
+    assert (y - expected).abs().max() < 4e-3 * expected.abs().max()
+
+
+EIGHT_BITS = [getattr(torch, name) for name in dir(torch) if name.startswith("float8")]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_floats_of_eight_bits_are_refused(dtype):
+    x = torch.zeros(1, 2, 8, 8, dtype=dtype)
+    for call in (
+        lambda: ds.DiffStride2d()(x),
+        lambda: ds.SpectralPool2d(2)(x),
+        lambda: ds.DiffStrideConv2d(2, 2, 3)(x),
+        lambda: ds.spectral_resize(x, (4, 4)),
+        lambda: F.diffstride(torch.zeros(1, 2, 8, 8), torch.ones(2).to(dtype)),
+        lambda: ds.DiffStride2d(dtype=dtype),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"must be floating point \(float64, .*, got {dtype}$"):
+            call()
