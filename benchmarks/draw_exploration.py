@@ -32,7 +32,7 @@ def used(config: dict[str, Any], learned: tuple[list[int], list[float]], axis: i
             layer.stride[axis] = stride
         steps = config["trainer"]["max_steps"]
         model.explorer.exploration.set_strides(model, step, steps, seed=config["seed_everything"])
-        strides.append(min(max(1.0, stride * (layer.jitter[axis] if layer.jitter else 1.0)), size / 2))
+        strides.append(min(max(1.0, stride * (layer.stride_scale[axis] if layer.stride_scale else 1.0)), size / 2))
     return strides
 
 

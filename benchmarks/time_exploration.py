@@ -40,7 +40,7 @@ def training(exploration: ds.Exploration | None, strides: list[int], rounds: int
         samples = BATCH
         if exploration is not None:
             exploration.set_strides(network, max(done, 0), rounds)
-            samples = round(BATCH * exploration.share_of_batch(network, inputs.sizes))
+            samples = round(BATCH * exploration.batch_fraction(network, inputs.sizes))
         done += 1
         loss = nn.functional.cross_entropy(network(images[:samples]), labels[:samples])
         loss.backward()

@@ -64,8 +64,8 @@ class Call(NamedTuple):
     autocast: str | None = None
     compiled: str | None = None
     """backend of torch.compile"""
-    excess: tuple[int, ...] | None = None
-    jitter: tuple[float, ...] | None = None
+    size_offset: tuple[int, ...] | None = None
+    stride_scale: tuple[float, ...] | None = None
     amplitude: float = 1.0
 
     @property
@@ -168,12 +168,12 @@ def draw_window(r, call):
             call.options["output_size"] = [r.randint(1, n + 2) for n in call.spatial]
         return call
     call.options["shared"] = r.random() < 0.2
-    excess = tuple(r.randint(0, 2) for _ in range(ndim)) if r.random() < 0.15 else None
+    size_offset = tuple(r.randint(0, 2) for _ in range(ndim)) if r.random() < 0.15 else None
     # A graph multiplies in the stride's own precision.
-    jitter = tuple(r.uniform(0.8, 1.25) for _ in range(ndim)) if not call.compiled and r.random() < 0.15 else None
-    if jitter and call.options["shared"]:
-        jitter = jitter[:1]
-    return call._replace(excess=excess, jitter=jitter)
+    stride_scale = tuple(r.uniform(0.8, 1.25) for _ in range(ndim)) if not call.compiled and r.random() < 0.15 else None
+    if stride_scale and call.options["shared"]:
+        stride_scale = stride_scale[:1]
+    return call._replace(size_offset=size_offset, stride_scale=stride_scale)
 
 
 def draw_convolution(r, spatial):
@@ -229,7 +229,7 @@ class Expected:
             lower, upper = options["bounds"]
             window = (options["smoothness"], options["window"])
             bounds = (basis, (lower, math.inf if upper is None else upper))
-            larger = size + (call.excess[axis] if call.excess else 0)
+            larger = size + (call.size_offset[axis] if call.size_offset else 0)
             new = reference.output_size(
                 larger, reference.clamped(larger, stride, *window, *bounds), *window, options["size_multiple"]
             )
@@ -289,8 +289,8 @@ def check(call, device="cpu"):
     if x.ndim == call.ndim + 1:
         numbers["input"] = numbers["input"][None]
     raw = np.broadcast_to(numbers.pop("stride", call.strides), call.ndim)
-    jitter = np.array(call.jitter if call.jitter and call.mode == "train" else 1.0)
-    expected = Expected(call, (raw * jitter).tolist() if call.kind in LEARNABLE else call.strides)
+    stride_scale = np.array(call.stride_scale if call.stride_scale and call.mode == "train" else 1.0)
+    expected = Expected(call, (raw * stride_scale).tolist() if call.kind in LEARNABLE else call.strides)
 
     y = run(call, function, x)
     shape = (*call.shape[: -call.ndim], *expected.new_sizes)
@@ -301,7 +301,7 @@ def check(call, device="cpu"):
     assert y.device == x.device, f"the result is on {y.device}"
     memory_format = promised_format(call, x)
     assert memory_format is None or y.is_contiguous(memory_format=memory_format), f"the result is not {memory_format}"
-    if call.kind in LAYERS and not call.jitter:
+    if call.kind in LAYERS and not call.stride_scale:
         assert function.output_size(call.spatial) == tuple(expected.new_sizes), "output_size"
 
     largest = expected.magnitudes()
@@ -318,7 +318,7 @@ def check(call, device="cpu"):
             del gradients["stride"]
         elif "stride" in gradients:
             for of in (wanted, scales):
-                of["stride"] = of["stride"] * jitter
+                of["stride"] = of["stride"] * stride_scale
                 if call.options.get("shared"):
                     of["stride"] = of["stride"].sum(keepdims=True)
         narrowest = max(call.computed_in, call.dtype, call.parameters, key=TOLERANCE.get)
@@ -376,10 +376,10 @@ def make(call, generator, device):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     if call.weights == "channels_last" and call.ndim > 1:
         layer.to(memory_format=CHANNELS_LAST[call.ndim])
-    if call.excess:
-        layer.excess = call.excess
-    if call.jitter:
-        layer.set_jitter(call.jitter)
+    if call.size_offset:
+        layer.size_offset = call.size_offset
+    if call.stride_scale:
+        layer.set_stride_scale(call.stride_scale)
     return layer, learned
 
 

@@ -110,7 +110,7 @@ def diffstride(
     else:
         new_sizes = _validation.sizes("output_size", output_size, len(spatial))
         _validation.finite_strides("strides", known or ())
-    return windowed(x, strides, known, new_sizes, settings)
+    return downsample(x, strides, known, new_sizes, settings)
 
 
 class Settings(NamedTuple):
@@ -138,7 +138,7 @@ class Settings(NamedTuple):
         )
 
 
-def windowed(
+def downsample(
     x: Tensor, strides: Tensor, known: Sequence[float] | None, new_sizes: Sequence[int], settings: Settings
 ) -> Tensor:
     """`diffstride` with everything settled; `known` are the values of `strides` if the host has them."""
@@ -174,7 +174,7 @@ class Convolution(NamedTuple):
         return sampled
 
 
-def convolved(
+def conv_downsample(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -185,7 +185,7 @@ def convolved(
     settings: Settings,
     order: Order | None = None,
 ) -> Tensor:
-    """A convolution of stride 1, then `windowed`, in the cheapest order.
+    """A convolution of stride 1, then `downsample`, in the cheapest order.
 
     With `P` the operator of an axis and `Z_i` the shift of tap `i` (zeros come in), `P conv(x) = sum_i W_i (P Z_i) x`:
     the input is resampled by all `P Z_i`, interleaved, and convolved with stride `kernel`. The bias passes the
@@ -198,18 +198,18 @@ def convolved(
         out_channels, in_channels = weight.shape[:2]
         order = cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
     x = as_autocast(x)
-    folded = folded_axes(order, ndim)
+    fused = fused_axes(order, ndim)
     before, after, gain = [], [], 1.0
     for i in range(ndim):
         taps = geometry.Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
-        axis = settings.axis(sampled[i], new_sizes[i], taps if i < folded else None)
-        before.append(axis if i < folded else None)
-        after.append(None if i < folded else axis)
-        gain *= axis.gain if i < folded else 1.0
+        axis = settings.axis(sampled[i], new_sizes[i], taps if i < fused else None)
+        before.append(axis if i < fused else None)
+        after.append(None if i < fused else axis)
+        gain *= axis.gain if i < fused else 1.0
     y = _along_axes(x, before, settings.backend, strides, known, scaled=True)
-    if folded and y.dtype == torch.float16:
-        weight = weight * 2.0**folded  # undoes the headroom that the resampled input keeps
-    y = convolve(y, weight, bias if bias is None or gain == 1 else bias * gain, convolution, folded)
+    if fused and y.dtype == torch.float16:
+        weight = weight * 2.0**fused  # undoes the headroom that the resampled input keeps
+    y = convolve(y, weight, bias if bias is None or gain == 1 else bias * gain, convolution, fused)
     return _along_axes(y, after, settings.backend, strides, known)
 
 
@@ -230,15 +230,15 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     convolution: Convolution,
-    folded: int = 0,
+    fused: int = 0,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
-    """The convolution, where `folded` axes come interleaved: each tap has its own sample. Other axes may be strided."""
+    """The convolution, where `fused` axes come interleaved: each tap has its own sample. Other axes may be strided."""
     kernel, padding, dilation, groups, mode = convolution
     ndim = len(kernel)
-    stride = [k if i < folded else s for i, (k, s) in enumerate(zip(kernel, strides or [1] * ndim, strict=True))]
-    dilation = tuple(1 if i < folded else d for i, d in enumerate(dilation))
-    sides = [(0, 0) if i < folded else p for i, p in enumerate(padding)]
+    stride = [k if i < fused else s for i, (k, s) in enumerate(zip(kernel, strides or [1] * ndim, strict=True))]
+    dilation = tuple(1 if i < fused else d for i, d in enumerate(dilation))
+    sides = [(0, 0) if i < fused else p for i, p in enumerate(padding)]
     plain = mode == "zeros" and all(left == right for left, right in sides)
     channels_last = _channels_last(x)
     if not plain:
@@ -274,7 +274,7 @@ def cheapest_order(
     if convolution.padding_mode != "zeros":
         return "convolve first"
     plain, *others = (
-        sum(convolution_work(folded, channels, spatial, new_sizes, convolution)) for folded in (0, 1, len(spatial))
+        sum(convolution_work(fused, channels, spatial, new_sizes, convolution)) for fused in (0, 1, len(spatial))
     )
     if min(others) > _WORTH_IT * plain:
         return "convolve first"
@@ -284,33 +284,33 @@ def cheapest_order(
 def convolution_macs(
     channels: tuple[int, int], spatial: Sequence[int], new_sizes: Sequence[int], convolution: Convolution
 ) -> int:
-    """Multiply-accumulates of the convolution on one input, in the order that `convolved` takes."""
-    folded = folded_axes(cheapest_order(channels, spatial, new_sizes, convolution), len(spatial))
-    return convolution_work(folded, channels, spatial, new_sizes, convolution)[0]
+    """Multiply-accumulates of the convolution on one input, in the order that `conv_downsample` takes."""
+    fused = fused_axes(cheapest_order(channels, spatial, new_sizes, convolution), len(spatial))
+    return convolution_work(fused, channels, spatial, new_sizes, convolution)[0]
 
 
-def folded_axes(order: Order, ndim: int) -> int:
+def fused_axes(order: Order, ndim: int) -> int:
     return {"convolve first": 0, "resample the first axis": 1, "resample first": ndim}[order]
 
 
 def convolution_work(
-    folded: int,
+    fused: int,
     channels: tuple[int, int],
     spatial: Sequence[int],
     new_sizes: Sequence[int],
     convolution: Convolution,
 ) -> tuple[int, int]:
-    """MACs of the convolution, and the cost of resampling, where `folded` axes are resampled before it."""
+    """MACs of the convolution, and the cost of resampling, where `fused` axes are resampled before it."""
     out_channels, in_channels = channels[0], channels[1] * convolution.groups
     sampled = convolution.unchecked_sizes(spatial)
     resampling = 0
     size = list(spatial)
-    for i in range(folded):
+    for i in range(fused):
         size[i] = convolution.kernel[i] * new_sizes[i]
         resampling += in_channels * math.prod(size) * (_MACS_PER_ELEMENT + spatial[i])
-    size = [*new_sizes[:folded], *sampled[folded:]]
+    size = [*new_sizes[:fused], *sampled[fused:]]
     macs = math.prod(channels) * math.prod(convolution.kernel) * math.prod(size)
-    for i in range(folded, len(size)):
+    for i in range(fused, len(size)):
         size[i] = new_sizes[i]
         # Long axes go to FFTs, which the shifted operators above cannot.
         resampling += out_channels * math.prod(size) * (_MACS_PER_ELEMENT + min(sampled[i], 128))

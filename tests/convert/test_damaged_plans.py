@@ -110,11 +110,11 @@ def test_a_damaged_plan_changes_nothing_or_makes_a_model_that_runs(saved, kind, 
 
 def test_offsets_beyond_all_reason_are_refused_before_they_take_memory(saved, tmp_path):
     document = copy.deepcopy(saved)
-    document["sites"][0]["excess"] = [10**9, 10**9]
+    document["sites"][0]["size_offset"] = [10**9, 10**9]
     (tmp_path / "plan.json").write_text(json.dumps(document))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refusal = str(outcome(build(), tmp_path / "plan.json"))
-    assert refusal == "excess of main must be from 0 to [5, 5], got (1000000000, 1000000000)"
+    assert refusal == "size_offset of main must be from 0 to [5, 5], got (1000000000, 1000000000)"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 

@@ -133,7 +133,7 @@ def test_sites_and_groups_are_those_of_the_model(name):
     for site in plan.sites:
         layer, module = layers[site.name], model.get_submodule(site.name)
         assert site.stride == layer.initial_strides == given(STRIDES, name, site.name, (2,) * layer.ndim)
-        assert site.excess == layer.excess == given(EXCESS, name, site.name, (0,) * layer.ndim)
+        assert site.size_offset == layer.size_offset == given(EXCESS, name, site.name, (0,) * layer.ndim)
         assert (kept == "all" or site.name in kept) == (module is not layer) == (not site.fused)
         assert layer.window == "inner"
         assert tuple(getattr(module, "stride", ())) == (1,) * layer.ndim or module is layer

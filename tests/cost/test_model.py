@@ -76,17 +76,17 @@ def test_count_is_what_torch_counts_in_the_real_model(name):
     original, model, _ = zoo.converted(name)
     inputs = zoo.CASES[name].inputs(0)
     cost = ds.CostModel(model, inputs)
-    assert cost.original() == zoo.products(original, inputs)[0][""]
+    assert cost.baseline() == zoo.products(original, inputs)[0][""]
     for i in range(4):
         if i:
             random_strides(model)
         total, resampling = zoo.products(model, inputs)
-        assert cost.count() == total[""] - sum(resampling.values())
+        assert cost.exact() == total[""] - sum(resampling.values())
         if i == 1:
             macs = count_macs(Bound(model), inputs)
-            assert macs.model == cost.count()
+            assert macs.model == cost.exact()
             assert sum(macs) == total[""]
-    assert cost.start() == ds.CostModel(zoo.converted(name)[1], inputs).count()
+    assert cost.initial() == ds.CostModel(zoo.converted(name)[1], inputs).exact()
 
 
 # The pooling of the whole map is a mean after the conversion; that it saved its input before is not known.
@@ -99,13 +99,13 @@ def test_memory_is_what_the_real_model_saves_for_backward(name):
     original, model, _ = zoo.converted(name)
     inputs = zoo.CASES[name].inputs(0)
     cost = ds.CostModel(model, inputs, measure="memory")
-    assert cost.original() == pytest.approx(
+    assert cost.baseline() == pytest.approx(
         zoo.saved_bytes(original, inputs), rel=ORIGINAL_WITHIN.get(name, 0.0), abs=0
     )
     for i in range(4):
         if i:
             random_strides(model)
-        assert cost.count() == zoo.saved_bytes(copy.deepcopy(model), inputs)
+        assert cost.exact() == zoo.saved_bytes(copy.deepcopy(model), inputs)
 
 
 @ALL
@@ -113,26 +113,26 @@ def test_memory_is_what_the_real_model_saves_for_backward(name):
 def test_least_and_most_enclose_the_cost(name, measure):
     _, model, _ = zoo.converted(name)
     cost = ds.CostModel(model, zoo.CASES[name].inputs(0), measure=measure)
-    least, most = cost.least(), cost.most()
-    assert 0 < least < cost.count() < most
+    least, most = cost.minimum(), cost.maximum()
+    assert 0 < least < cost.exact() < most
     set_strides(model, lambda s: 1.0)
-    assert cost.count() == most
+    assert cost.exact() == most
     for _ in range(3):
         random_strides(model)
-        assert least <= cost.count() <= most
+        assert least <= cost.exact() <= most
 
 
 def test_least_is_the_cost_at_the_largest_strides_that_the_model_runs_with():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(2.0, window="inner"), nn.Conv2d(4, 5, 3))
     cost = ds.CostModel(model, torch.randn(1, 1, 20, 30))
     # A map of 3 x 3 is the smallest that the second convolution takes.
-    assert cost.least() == 20 * 30 * 4 * 9 + 1 * 4 * 5 * 9
-    assert cost.most() == 20 * 30 * 4 * 9 + 18 * 28 * 4 * 5 * 9
+    assert cost.minimum() == 20 * 30 * 4 * 9 + 1 * 4 * 5 * 9
+    assert cost.maximum() == 20 * 30 * 4 * 9 + 18 * 28 * 4 * 5 * 9
     bounded = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(2.0, window="inner", bounds=(1.5, 3.0)))
     bounded.append(nn.Conv2d(4, 5, 1))
     cost = ds.CostModel(bounded, torch.randn(1, 1, 20, 30))
-    assert cost.least() == 20 * 30 * 4 * 9 + 7 * 10 * 20
-    assert cost.most() == 20 * 30 * 4 * 9 + 14 * 20 * 20
+    assert cost.minimum() == 20 * 30 * 4 * 9 + 7 * 10 * 20
+    assert cost.maximum() == 20 * 30 * 4 * 9 + 14 * 20 * 20
 
 
 # By case: the samples that the stride-1 self of each downsampling in a row takes off its map.
@@ -181,7 +181,7 @@ def test_the_relaxed_cost_lies_between_those_at_sizes_rounded_down_and_up(name, 
                     for i, lost in enumerate(CHAINS[name])
                 ],
             )
-            counts.append(cost.count())
+            counts.append(cost.exact())
         assert counts[0] < value < counts[1]
 
 
@@ -239,7 +239,7 @@ def test_a_saturated_outer_window_still_has_a_direction_to_push():
     cost = ds.CostModel(model, torch.randn(1, 1, 12, 12))  # 12 / 1.5 + 8 > 12
     layer = model[1]
     whole = 12 * 12 * 36 + 10 * 10 * 180
-    assert cost.count() == cost().item() == whole
+    assert cost.exact() == cost().item() == whole
     cost().backward()
     assert (layer.stride.grad < 0).all()  # against it the stride grows
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_a_saturated_outer_window_still_has_a_direction_to_push():
         optimizer.zero_grad()
         cost().backward()
         optimizer.step()
-    assert cost.count() < whole  # pushed out of saturation
+    assert cost.exact() < whole  # pushed out of saturation
 
 
 # Sizes at which the maps after a stride of 1.8 lie where a fixed stride's floor (or ceiling) has a slope.
@@ -277,16 +277,16 @@ def test_gradients_reach_the_strides_through_what_torch_makes_numbers_of(after, 
         layer.stride.grad = None
         check_gradient(model, cost)
         assert (layer.stride.grad < 0).all()
-        start = cost.count()
+        start = cost.exact()
         for stride in (2.9, 1.0):
             with torch.no_grad():
                 layer.stride.fill_(stride)
             exact = zoo.saved_bytes(model, x) if measure == "memory" else zoo.products(model, x)[0]["2"]
             # An upsampling is traced by its decomposition, which saves indices.
             within = 0.01 if measure == "memory" and isinstance(after, nn.Upsample) else 0
-            assert cost.count() == pytest.approx(exact, rel=within, abs=0)
-        assert cost.most() == cost.count()
-        assert cost.start() == start
+            assert cost.exact() == pytest.approx(exact, rel=within, abs=0)
+        assert cost.maximum() == cost.exact()
+        assert cost.initial() == start
         with torch.no_grad():
             layer.stride.fill_(1.8)
 
@@ -316,12 +316,12 @@ def test_counts_stay_exact_where_the_models_code_takes_another_turn(measure):
             model.down.stride.fill_(stride)
         if measure == "macs":
             n = math.ceil(24 / stride)
-            assert cost.count() == n * n * (12 + (81 if n > 10 else 0))
+            assert cost.exact() == n * n * (12 + (81 if n > 10 else 0))
         else:
-            assert cost.count() == zoo.saved_bytes(model, x)
-        seen.add(cost.count())
+            assert cost.exact() == zoo.saved_bytes(model, x)
+        seen.add(cost.exact())
         relaxed = cost().item()
-        assert 0.7 * cost.count() < relaxed <= cost.count() * 1.001  # of the road that is taken
+        assert 0.7 * cost.exact() < relaxed <= cost.exact() * 1.001  # of the road that is taken
     assert len(seen) == 5
 
 
@@ -337,7 +337,7 @@ def toy(window="inner"):
 def test_a_budget_out_of_reach_names_what_is_in_reach(measure):
     model, x = toy()
     cost = ds.CostModel(model, x, measure=measure)
-    least, most, original = cost.least(), cost.most(), cost.original()
+    least, most, original = cost.minimum(), cost.maximum(), cost.baseline()
     for amount in (0.9 * least, 1.1 * most):
         with pytest.raises(UsageError) as caught:
             cost.budget(amount, of="absolute")
@@ -345,11 +345,11 @@ def test_a_budget_out_of_reach_names_what_is_in_reach(measure):
         assert f"got {amount:g}" in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(
-        ValueError, match=f"{least / original:.3f} to {most / original:.3f} of it, got 0.0001 of the or"
+        ValueError, match=f"{least / original:.3f} to {most / original:.3f} of it, got 0.0001 of the baseline"
     ):
         cost.budget(0.0001)
     assert cost.budget(1.0).target == original
-    assert cost.budget(0.9, of="start").target == pytest.approx(0.9 * cost.start())
+    assert cost.budget(0.9, of="initial").target == pytest.approx(0.9 * cost.initial())
     assert cost.budget(1.5 * least, of="absolute").target == 1.5 * least
     with pytest.raises(ValueError, match="of must be one of 'original', 'start', 'absolute', got 'half'"):
         cost.budget(0.5, of="half")
@@ -364,7 +364,7 @@ def test_unknown_measures_and_models_without_strides():
         ds.CostModel(model, x, measure="flops")
     plain = nn.Conv2d(3, 4, 1)
     cost = ds.CostModel(plain, x)
-    assert cost.count() == cost().item() == cost.original() == cost.least() == cost.most() == 64 * 64 * 12
+    assert cost.exact() == cost().item() == cost.baseline() == cost.minimum() == cost.maximum() == 64 * 64 * 12
 
 
 def test_the_cost_of_a_stride_that_nothing_uses_has_no_gradient():
@@ -381,7 +381,7 @@ def test_the_cost_of_a_stride_that_nothing_uses_has_no_gradient():
 def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction, sign):
     model, x = toy()
     cost = ds.CostModel(model, x)
-    budget = cost.budget(fraction, of="start")
+    budget = cost.budget(fraction, of="initial")
     assert "multiplier" in budget.state_dict()
     budget.eval()
     before = {k: v.clone() for k, v in budget.state_dict().items()}
@@ -400,7 +400,7 @@ def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction,
     assert sign * moved[-1] > 0
     assert all(sign * (b - a) >= 0 for a, b in itertools.pairwise(moved))
     assert max(map(abs, moved)) <= budget.limit
-    again = cost.budget(fraction, of="start")
+    again = cost.budget(fraction, of="initial")
     again.load_state_dict(budget.state_dict())
     assert again.multiplier == budget.multiplier
 
@@ -414,7 +414,7 @@ def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, op
     pools = [DiffStride2d(2.0, window=window, smoothness=2.0) for _ in range(2)]
     model = nn.Sequential(convolutions[0], pools[0], convolutions[1], pools[1], convolutions[2])
     cost = ds.CostModel(model, torch.randn(1, 3, 64, 64), measure=measure)
-    budget = cost.budget(fraction, of="start")
+    budget = cost.budget(fraction, of="initial")
     strides = [layer.stride for layer in layers_of(model)]
     if optimizer == "sgd":
         optimizer = torch.optim.SGD(strides, lr=0.1, momentum=0.9)
@@ -425,7 +425,7 @@ def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, op
         budget().backward()
         optimizer.step()
         ds.clamp_strides_(model)
-    assert cost.count() == pytest.approx(budget.target, rel=0.02)
+    assert cost.exact() == pytest.approx(budget.target, rel=0.02)
 
 
 def test_stride_cost_is_equation_6():
@@ -455,8 +455,8 @@ def test_attention_is_counted_by_the_size_squared():
     model, x = Branches(), torch.randn(2, 4, 12, 16)
     cost = ds.CostModel(model, ds.ExampleInputs(x, times=3))
     tokens = 6 * 8
-    assert cost.count() == 3 * 2 * (tokens * 16 + 2 * tokens**2 * 4)
-    assert cost().item() == cost.count()
+    assert cost.exact() == 3 * 2 * (tokens * 16 + 2 * tokens**2 * 4)
+    assert cost().item() == cost.exact()
     cost().backward()
     slope = -3 * 2 * (tokens * 16 + 2 * 2 * tokens**2 * 4) / 2.0  # tokens go with 1 / stride
     assert model.down.stride.grad.tolist() == pytest.approx([slope, slope])

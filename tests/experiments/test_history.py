@@ -31,17 +31,17 @@ def test_sizes_under_jitter_of_another_layer_hold_only_until_better_is_known():
     model = nn.Sequential(DiffStride2d(4.0, 1), DiffStride2d(4.0, 1))
     watch = InputSizes(model)
     x = torch.randn(1, 1, 64, 64)
-    model[0].set_jitter(0.5)
+    model[0].set_stride_scale(0.5)
     model(x)
     assert watch.sizes == {"0": (64, 64), "1": (34, 34)}  # 64/2 + 2
-    model[0].set_jitter(0.25)
+    model[0].set_stride_scale(0.25)
     model(x)
     assert watch.sizes["1"] == (64, 64)
-    model[0].set_jitter(None)
-    model[1].set_jitter(0.5)  # does not change what reaches it
+    model[0].set_stride_scale(None)
+    model[1].set_stride_scale(0.5)  # does not change what reaches it
     model(x)
     assert watch.sizes["1"] == (18, 18)
-    model[0].set_jitter(0.5)
+    model[0].set_stride_scale(0.5)
     model(x)
     assert watch.sizes["1"] == (18, 18)
     with torch.no_grad():

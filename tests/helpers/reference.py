@@ -134,12 +134,20 @@ def resample(x, news, weights, basis="dft", norm="forward"):
 
 
 def diffstride(
-    x, strides, smoothness, window="outer", basis="dft", norm="forward", multiple=1, bounds=(1.0, math.inf), excess=None
+    x,
+    strides,
+    smoothness,
+    window="outer",
+    basis="dft",
+    norm="forward",
+    multiple=1,
+    bounds=(1.0, math.inf),
+    size_offset=None,
 ):
-    """The learnable layer on the last `len(strides)` axes; sizes are those of axes of `excess` more samples."""
+    """The learnable layer on the last `len(strides)` axes; sizes are those of axes of `size_offset` more samples."""
     news, weights = [], []
     sizes = np.shape(x)[-len(strides) :]
-    for size, stride, more in zip(sizes, strides, excess or [0] * len(strides), strict=True):
+    for size, stride, more in zip(sizes, strides, size_offset or [0] * len(strides), strict=True):
         larger = clamped(size + more, stride, smoothness, window, basis, bounds)
         news.append(output_size(size + more, larger, smoothness, window, multiple))
         used = clamped(size, stride, smoothness, window, basis, bounds)

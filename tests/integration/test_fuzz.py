@@ -47,8 +47,8 @@ def test_the_slices_hold_every_kind_of_call():
     for what in (
         lambda call: len(call.shape) == call.ndim + 1,
         lambda call: call.shape[0] == 0,
-        lambda call: call.excess,
-        lambda call: call.jitter,
+        lambda call: call.size_offset,
+        lambda call: call.stride_scale,
         lambda call: "output_size" in call.options,
         lambda call: call.kind in fuzz.LEARNABLE and min(call.strides) < 1,
         lambda call: any(s == n / 2 for s, n in zip(call.strides, call.sizes, strict=True)),

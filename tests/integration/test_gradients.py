@@ -44,7 +44,7 @@ def test_gradients_by_hand_are_those_of_autograd(options, shape):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
             x.requires_grad_()
-            by_hand, by_autograd = (F.windowed(x, strides, values, sizes, settings) for values in (known, None))
+            by_hand, by_autograd = (F.downsample(x, strides, values, sizes, settings) for values in (known, None))
             torch.testing.assert_close(by_hand, by_autograd)
             upstream = torch.randn_like(by_hand)
             found = torch.autograd.grad(by_hand, [x, strides], upstream)
@@ -65,7 +65,7 @@ def test_frequencies_at_both_ends_of_the_ramp_count_with_and_without_known_strid
     upstream = torch.randn(2, 3, *sizes, dtype=torch.float64)
     expected = (upstream.numpy() * reference.resample(x, sizes, [slopes], options["basis"])).sum()
     for known in ((2.0,), None):
-        (found,) = torch.autograd.grad(F.windowed(x, strides, known, sizes, settings), strides, upstream)
+        (found,) = torch.autograd.grad(F.downsample(x, strides, known, sizes, settings), strides, upstream)
         assert found.item() == pytest.approx(expected, rel=1e-10)
 
 

@@ -81,7 +81,7 @@ def test_convert_train_save_load_freeze_export(tmp_path):
             ds.clamp_strides_(model)
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])  # it learns
     assert all(a != b for name, value in ds.strides(model).items() for a, b in zip(value, start[name], strict=True))
-    assert abs(cost.count() / (0.9 * cost.original()) - 1) < 0.1  # so soon
+    assert abs(cost.exact() / (0.9 * cost.baseline()) - 1) < 0.1  # so soon
 
     report.save(tmp_path / "report.json")
     torch.save(model.state_dict(), tmp_path / "model.pt")

@@ -285,11 +285,11 @@ def test_exploration_in_compiled_graphs(exploration):
     sizes, factors = set(), set()
     for step in range(0, 12, 4):
         exploration.set_strides(model, step, 20)
-        factors.add((pool.jitter, conv.jitter))
+        factors.add((pool.stride_scale, conv.stride_scale))
         y = compiled(x)
         torch.testing.assert_close(y, model(x))
         torch.testing.assert_close(gradients(model, y), gradients(model, model(x)), rtol=1e-4, atol=1e-6)
-        sizes.add((pool(x).shape, y.shape, pool.jitter is None, conv.jitter is None))
+        sizes.add((pool(x).shape, y.shape, pool.stride_scale is None, conv.stride_scale is None))
     assert len(factors) == 3
     assert 1 < graphs.count == len(sizes)
     model.eval()

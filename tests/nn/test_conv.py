@@ -46,8 +46,8 @@ def make(kernel, arguments, stride=(2.3, 1.7, 1.4), smoothness=1.3, **options):
 
 
 def run(layer, x, order):
-    settled = layer._settled(tuple(x.shape[-layer.ndim :]))
-    return functional.convolved(x, layer.weight, layer.bias, *settled, layer._convolution, layer._settings, order)
+    settled = layer._resolved(tuple(x.shape[-layer.ndim :]))
+    return functional.conv_downsample(x, layer.weight, layer.bias, *settled, layer._convolution, layer._settings, order)
 
 
 def two_layers(layer):
@@ -60,7 +60,7 @@ def two_layers(layer):
         layer.initial_strides, layer.smoothness, window=layer.window, basis=layer.basis, norm=layer.norm
     ).double()
     pool.load_state_dict({"stride": layer.stride})
-    pool.excess = layer.excess
+    pool.size_offset = layer.size_offset
     return conv, pool
 
 
@@ -96,7 +96,7 @@ def at_fixed_sizes(layer, order, sizes):
     """The layer as a function of its input and parameters, for finite differences."""
 
     def f(x, weight, bias, stride):
-        return functional.convolved(
+        return functional.conv_downsample(
             x, weight, bias, stride, tuple(stride.tolist()), sizes, layer._convolution, layer._settings, order
         )
 
@@ -117,7 +117,7 @@ def test_gradcheck(kernel, size, order, window):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
-    ("kernel", "arguments", "size", "excess"),
+    ("kernel", "arguments", "size", "size_offset"),
     [
         pytest.param((3,), {"padding": 1}, (6,), (1,), id="1d even"),
         pytest.param((3,), {"padding": 1}, (7,), (1,), id="1d odd"),
@@ -125,18 +125,18 @@ def test_gradcheck(kernel, size, order, window):
         pytest.param((1, 2, 2), {"padding": (0, 1, 0)}, (4, 3, 5), (1, 0, 2), id="3d"),
     ],
 )
-def test_axes_that_grow(kernel, arguments, size, excess, options):
-    """With `excess` the output may have more samples than the convolution, in every order."""
+def test_axes_that_grow(kernel, arguments, size, size_offset, options):
+    """With `size_offset` the output may have more samples than the convolution, in every order."""
     # Within the bounds of every axis: finite differences know nothing of the clamp's backward.
     strides = (1.37, 1.43, 1.4) if options["window"] == "outer" else (1.07, 1.05, 1.1)
     layer = make(kernel, arguments, strides, **options)
-    layer.excess = excess
+    layer.size_offset = size_offset
     sampled = layer._convolution.sizes(size)
     sizes = layer.output_size(size)
-    assert sizes == tuple(n + more for n, more in zip(sampled, excess, strict=True))
+    assert sizes == tuple(n + more for n, more in zip(sampled, size_offset, strict=True))
     x = torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True)
     full = reference.convolve(x.detach(), layer.weight.detach(), layer.bias.detach(), **arguments)
-    expected = reference.diffstride(full, layer.stride.tolist(), 1.3, **options, excess=excess)
+    expected = reference.diffstride(full, layer.stride.tolist(), 1.3, **options, size_offset=size_offset)
     conv, pool = two_layers(layer)
     y = pool(conv(x))
     upstream = torch.randn_like(y)
@@ -269,10 +269,10 @@ def test_fuse_shares_the_parameters_of_both():
 
 def test_fuse_takes_volumes_and_keeps_the_excess():
     conv, pool = nn.Conv3d(4, 6, (3, 1, 3), padding=(1, 0, 0)), ds.DiffStride3d((1.6, 2.2, 1.3), 1.5, window="inner")
-    pool.excess = (0, 1, 2)
+    pool.size_offset = (0, 1, 2)
     fused = ds.DiffStrideConv3d.fuse(conv, pool)
     assert (fused.weight, fused.bias, fused.stride) == (conv.weight, conv.bias, pool.stride)
-    assert fused.excess == (0, 1, 2)
+    assert fused.size_offset == (0, 1, 2)
     x = torch.randn(2, 4, 6, 4, 5)
     y = fused(x)
     assert y.shape[2:] == fused.output_size((6, 4, 5)) == (4, 3, 4)  # of 6, 4 + 1 and 3 + 2
@@ -318,7 +318,7 @@ def test_macs_of_the_convolution_are_those_of_the_size_at_which_it_runs(stride, 
     layer = ds.DiffStrideConv2d(*channels, 3, stride, padding=1, smoothness=1)
     x = torch.randn(2, channels[0], 24, 20)
     h, w = layer.output_size((24, 20))
-    settled = layer._settled((24, 20))
+    settled = layer._resolved((24, 20))
     order = functional.cheapest_order(channels[::-1], (24, 20), settled[2], layer._convolution)
     positions = {"convolve first": 24 * 20, "resample the first axis": h * 20, "resample first": h * w}[order]
     macs = count_macs(nn.Sequential(layer, nn.Identity()), x)

@@ -29,7 +29,9 @@ def naive(layer, x, strides):
     options = {"window": layer.window, "basis": layer.basis, "norm": layer.norm, "multiple": layer.size_multiple}
     lower, upper = layer.bounds
     bounds = (lower, math.inf if upper is None else upper)
-    return reference.diffstride(x.numpy(), strides, layer.smoothness, bounds=bounds, excess=layer.excess, **options)
+    return reference.diffstride(
+        x.numpy(), strides, layer.smoothness, bounds=bounds, size_offset=layer.size_offset, **options
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o.values()))
@@ -43,14 +45,14 @@ def naive(layer, x, strides):
         ((1, 1, 3, 2), (1.2, 1.0), (1.1, 2.0)),
     ],
 )
-def test_a_training_pass_has_the_window_and_the_size_of_the_jittered_stride(options, shape, strides, factors):
+def test_a_training_pass_has_the_window_and_the_size_of_the_scaled_stride(options, shape, strides, factors):
     layer = LAYERS[len(strides)](strides, 1.3, dtype=torch.float64, **options)
-    layer.set_jitter(factors)
+    layer.set_stride_scale(factors)
     x = torch.randn(shape, dtype=torch.float64)
     used = [s * f for s, f in zip(strides, factors, strict=True)]
     y = layer(x).detach()
     np.testing.assert_allclose(y, naive(layer, x, used), atol=1e-12)
-    assert layer.output_size(shape[-len(strides) :], jittered=True) == y.shape[-len(strides) :]
+    assert layer.output_size(shape[-len(strides) :], scaled=True) == y.shape[-len(strides) :]
 
 
 def test_evaluation_and_everything_said_of_the_model_is_of_the_parameter():
@@ -58,18 +60,18 @@ def test_evaluation_and_everything_said_of_the_model_is_of_the_parameter():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), layer, nn.Conv2d(2, 2, 3)).double()
     x = torch.randn(1, 1, 24, 20, dtype=torch.float64)
     cost = ds.CostModel(model, x)
-    budget = cost.budget(1.0, of="start")
+    budget = cost.budget(1.0, of="initial")
     memory = ds.CostModel(model, x, "memory")
 
     def said():
         state = {k: v.tolist() for k, v in model.state_dict().items()}
-        costs = ds.stride_cost(model).item(), cost().item(), cost.count(), memory.count(), budget.miss()
+        costs = ds.stride_cost(model).item(), cost().item(), cost.exact(), memory.exact(), budget.log_error()
         frozen = ds.freeze(model, x)(x)
         sizes = layer.output_size((24, 20)), layer.strides, ds.strides(model)
         return state, costs, sizes, frozen, model.eval()(x)
 
     before = said()
-    layer.set_jitter((0.5, 1.7))
+    layer.set_stride_scale((0.5, 1.7))
     model.train()
     after = said()
     assert after[:3] == before[:3]
@@ -78,7 +80,7 @@ def test_evaluation_and_everything_said_of_the_model_is_of_the_parameter():
     model.train()
     assert ds.freeze(model, x)(x).shape == before[4].shape
     assert model(x).shape != before[4].shape
-    layer.set_jitter(None)
+    layer.set_stride_scale(None)
     assert torch.equal(model(x), before[4])
 
 
@@ -89,7 +91,7 @@ def test_the_gradient_flows_through_the_factor(options):
 
     def forward(stride, x):
         layer = ds.DiffStride2d(2.0, 2.0, dtype=torch.float64, **options)
-        layer.set_jitter(factors)
+        layer.set_stride_scale(factors)
         return torch.func.functional_call(layer, {"stride": stride}, (x,))
 
     stride = torch.tensor([2.13, 2.41], dtype=torch.float64, requires_grad=True)
@@ -103,10 +105,10 @@ def test_the_gradient_flows_through_the_factor(options):
 
 
 @pytest.mark.parametrize("stride", [1.5, 3.0])  # where the convolution comes first, and where the resampling does
-def test_convolutions_with_a_jittered_stride(stride):
+def test_convolutions_with_a_scaled_stride(stride):
     torch.manual_seed(1)
     layer = ds.DiffStrideConv2d(2, 3, 3, stride, padding=1, smoothness=1.0, dtype=torch.float64)
-    layer.set_jitter((1.3, 0.8))
+    layer.set_stride_scale((1.3, 0.8))
     x = torch.randn(1, 2, 14, 15, dtype=torch.float64)
     convolved = reference.convolve(x, layer.weight.detach(), layer.bias.detach(), padding=1)
     expected = reference.diffstride(convolved, [1.3 * stride, 0.8 * stride], 1.0)
@@ -115,13 +117,13 @@ def test_convolutions_with_a_jittered_stride(stride):
 
 def test_one_factor_for_a_shared_stride_and_one_for_all_layers_that_share_it():
     square = ds.DiffStride2d(2.0, 1.0, shared=True)
-    square.set_jitter([1.5])
+    square.set_stride_scale([1.5])
     assert square(torch.randn(1, 1, 20, 20)).shape[-2:] == (8, 8)  # 20/3 + 2
     a, b = ds.DiffStride2d(2.0, 1.0), ds.DiffStride2d(2.0, 1.0)
     b.stride = a.stride
     model = nn.ModuleDict({"a": a, "b": b, "other": ds.DiffStride2d(2.0, 1.0)})
     ds.Jitter(0.3).set_strides(model, 3, 100)
-    assert a.jitter == b.jitter != model["other"].jitter
+    assert a.stride_scale == b.stride_scale != model["other"].stride_scale
     x = torch.randn(1, 1, 20, 24)
     assert torch.equal(a(x), b(x))
     assert torch.equal(a(x), a(x))  # for every use in that step
@@ -130,20 +132,20 @@ def test_one_factor_for_a_shared_stride_and_one_for_all_layers_that_share_it():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_jitter_moves_and_is_copied_with_its_layer(duplicate):
     layer = ds.DiffStride2d((2.0, 3.0), 1.0)
-    layer.set_jitter((0.83456789, 1.2))
+    layer.set_stride_scale((0.83456789, 1.2))
     x = torch.randn(1, 1, 20, 24)
     twin = duplicate(layer)
     assert torch.equal(twin(x), layer(x))
-    twin.set_jitter(None)
+    twin.set_stride_scale(None)
     assert not torch.equal(twin(x), layer(x)[..., : twin(x).shape[-2], : twin(x).shape[-1]])
     half = duplicate(layer).half()
-    assert half._jitter.dtype == torch.float32
-    assert half._jitter[0].item() == pytest.approx(0.83456789, abs=1e-7)
+    assert half._stride_scale.dtype == torch.float32
+    assert half._stride_scale[0].item() == pytest.approx(0.83456789, abs=1e-7)
     wide = duplicate(layer).double()
     assert wide(x.double()).shape == layer(x).shape
     assert set(layer.state_dict()) == {"stride"}
     layer.load_state_dict(ds.DiffStride2d(2.0).state_dict())
-    assert layer.jitter == (0.83456789, 1.2)
+    assert layer.stride_scale == (0.83456789, 1.2)
 
 
 def three_layers():
@@ -152,7 +154,7 @@ def three_layers():
 
 def set_factors(exploration, model, step, steps, **options):
     exploration.set_strides(model, step, steps, **options)
-    return [layer.jitter for _, layer in learnable_layers(model)]
+    return [layer.stride_scale for _, layer in learnable_layers(model)]
 
 
 def test_jitter_is_a_function_of_seed_step_and_name_and_touches_no_random_state():
@@ -211,19 +213,19 @@ def test_an_open_layer_takes_the_share_of_samples_that_its_larger_map_leaves():
     sizes = {"0": (32, 20), "1": (64,), "2": (200, 100)}
     sweep.set_strides(model, 0, 1000)
     # floor(32/2 + 2) = 18 and, open, floor(32/sqrt(2) + 2) = 24 rows; the columns stay.
-    assert sweep.share_of_batch(model, sizes) == pytest.approx(18 / 24)
-    assert sweep.share_of_batch(model, {}) == ds.Sweep.LEAST_SHARE
-    assert sweep.share_of_batch(model.eval(), sizes) == 1
+    assert sweep.batch_fraction(model, sizes) == pytest.approx(18 / 24)
+    assert sweep.batch_fraction(model, {}) == ds.Sweep.LEAST_SHARE
+    assert sweep.batch_fraction(model.eval(), sizes) == 1
     model.train()
     sweep.set_strides(model, 200, 1000)
-    assert sweep.share_of_batch(model, sizes) == pytest.approx((64 / 4 + 2) / (64 / 2 + 2))
+    assert sweep.batch_fraction(model, sizes) == pytest.approx((64 / 4 + 2) / (64 / 2 + 2))
     sweep.set_strides(model, 400, 1000)
     # (200/9 + 8)(100/9 + 8) over (200/3 + 8)(100/3 + 8)
-    assert sweep.share_of_batch(model, sizes) == ds.Sweep.LEAST_SHARE > 30 * 19 / (74 * 41)
+    assert sweep.batch_fraction(model, sizes) == ds.Sweep.LEAST_SHARE > 30 * 19 / (74 * 41)
     sweep.set_strides(model, 600, 1000)
-    assert sweep.share_of_batch(model, sizes) == 1
+    assert sweep.batch_fraction(model, sizes) == 1
     ds.Jitter().set_strides(model, 0, 1000)
-    assert ds.Jitter().share_of_batch(model, sizes) == 1
+    assert ds.Jitter().batch_fraction(model, sizes) == 1
 
 
 def test_frozen_strides_do_not_take_part():
@@ -290,9 +292,9 @@ def test_a_sweep_frees_a_stride_from_a_start_that_sees_nothing(explored):
         (lambda: ds.Sweep().set_strides(three_layers(), -1, 10), "step must be >= 0, got -1"),
         (lambda: ds.Jitter().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
         (lambda: ds.Sweep().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
-        (lambda: ds.DiffStride2d().set_jitter((1.0,)), "factors must have 2 entries"),
-        (lambda: ds.DiffStride2d().set_jitter((1.0, 0.0)), "factors must be > 0 and finite, got 1, 0"),
-        (lambda: ds.DiffStride2d().set_jitter((1.0, math.inf)), "factors must be > 0 and finite, got 1, inf"),
+        (lambda: ds.DiffStride2d().set_stride_scale((1.0,)), "factors must have 2 entries"),
+        (lambda: ds.DiffStride2d().set_stride_scale((1.0, 0.0)), "factors must be > 0 and finite, got 1, 0"),
+        (lambda: ds.DiffStride2d().set_stride_scale((1.0, math.inf)), "factors must be > 0 and finite, got 1, inf"),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -302,10 +304,10 @@ def test_mistakes_are_named(call, message):
 
 def test_a_mistake_leaves_the_jitter_as_it_was():
     layer = ds.DiffStride2d()
-    layer.set_jitter((1.5, 1.2))
+    layer.set_stride_scale((1.5, 1.2))
     with pytest.raises(ValueError, match="factors"):
-        layer.set_jitter((1.0, -1.0))
-    assert layer.jitter == (1.5, 1.2)
+        layer.set_stride_scale((1.0, -1.0))
+    assert layer.stride_scale == (1.5, 1.2)
     with pytest.raises(TypeError, match="sigma must be a number"):
         ds.Jitter("much")
 
@@ -319,14 +321,14 @@ def lost():
 def test_a_backward_pass_may_wait_until_other_factors_are_set():
     layer = ds.DiffStride2d(2.0, 1.0)
     x = torch.randn(1, 1, 20, 20)
-    layer.set_jitter((0.8, 1.2))
+    layer.set_stride_scale((0.8, 1.2))
     (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.stride)
     loss = layer(x).square().sum()
-    layer.set_jitter((1.3, 0.7))
+    layer.set_stride_scale((1.3, 0.7))
     (got,) = torch.autograd.grad(loss, layer.stride)
     assert torch.equal(got, expected)
     with torch.inference_mode():
-        layer.set_jitter((0.8, 1.2))
+        layer.set_stride_scale((0.8, 1.2))
     assert torch.equal(torch.autograd.grad(layer(x).square().sum(), layer.stride)[0], expected)
 
 
@@ -335,7 +337,7 @@ def test_parametrized_strides_have_factors_of_their_own():
     for layer in model:
         nn.utils.parametrize.register_parametrization(layer, "stride", nn.Identity())
     ds.Jitter().set_strides(model, 0, 10)
-    assert len({layer.jitter for layer in model}) == 4
+    assert len({layer.stride_scale for layer in model}) == 4
     assert list(ds.strides(model)) == ["0", "1", "2", "3"]
 
 
@@ -363,7 +365,7 @@ def test_every_layer_of_a_converted_model_explores_and_branches_still_meet():
     shapes = set()
     for exploration, step in itertools.product((jitter, sweep), range(12)):
         exploration.set_strides(model, step, 20)
-        assert model.main.jitter == model.shortcut.jitter
+        assert model.main.stride_scale == model.shortcut.stride_scale
         assert model(x).shape == (2, 4)
         shapes.add(model.main(x).shape)
     assert len(shapes) > 4
@@ -371,10 +373,10 @@ def test_every_layer_of_a_converted_model_explores_and_branches_still_meet():
 
 def test_factors_that_one_layer_refuses_change_no_layer():
     class Faulty(ds.Exploration):
-        def factors(self, turn):
-            return [1.5] * len(turn.strides) if turn.place == 0 else [-1.0]
+        def factors(self, context):
+            return [1.5] * len(context.strides) if context.index == 0 else [-1.0]
 
     model = nn.Sequential(ds.DiffStride2d(2.0), ds.DiffStride2d(2.0))
     with pytest.raises(ValueError, match=r"factors must have 2 entries"):
         Faulty().set_strides(model, 0, 10)
-    assert [layer.jitter for layer in model] == [None, None]
+    assert [layer.stride_scale for layer in model] == [None, None]

@@ -255,25 +255,25 @@ OPTIONS = [
 ]
 
 
-def with_excess(stride, smoothness, excess, **options):
-    layer = LAYERS[len(excess)](stride, smoothness, **options).double()
-    layer.excess = excess
+def with_excess(stride, smoothness, size_offset, **options):
+    layer = LAYERS[len(size_offset)](stride, smoothness, **options).double()
+    layer.size_offset = size_offset
     return layer
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m.half()])
 def test_excess_is_no_state_and_survives_copies(duplicate):
     layer = ds.DiffStride2d(2.0, 1.0, window="inner")
-    assert layer.excess == (0, 0)
-    assert "excess" not in repr(layer)
-    layer.excess = (0, 1)
+    assert layer.size_offset == (0, 0)
+    assert "size_offset" not in repr(layer)
+    layer.size_offset = (0, 1)
     twin = duplicate(nn.Sequential(layer))[0]
-    assert twin.excess == (0, 1)
-    assert repr(twin).endswith("window='inner', excess=(0, 1))")
+    assert twin.size_offset == (0, 1)
+    assert repr(twin).endswith("window='inner', size_offset=(0, 1))")
     assert list(twin.state_dict()) == ["stride"]
     assert twin.output_size(8) == (4, 5)
     twin.reset_parameters()
-    assert twin.excess == (0, 1)
+    assert twin.size_offset == (0, 1)
 
 
 @settings(max_examples=300, deadline=None)
@@ -285,18 +285,18 @@ def test_excess_is_no_state_and_survives_copies(duplicate):
     basis=st.sampled_from(["dft", "dct"]),
     multiple=st.integers(1, 4),
     bounds=st.sampled_from([(1.0, None), (1.5, 3.0)]),
-    excess=st.integers(1, 3),
+    size_offset=st.integers(1, 3),
 )
-def test_siblings_come_out_alike(data, size, smoothness, window, basis, multiple, bounds, excess):
+def test_siblings_come_out_alike(data, size, smoothness, window, basis, multiple, bounds, size_offset):
     stride = data.draw(st.floats(1, size / 2))
     layer = with_excess(2.0, smoothness, (0,), window=window, basis=basis, size_multiple=multiple, bounds=bounds)
     sibling = copy.deepcopy(layer)
-    sibling.stride, sibling.excess = layer.stride, (excess,)
+    sibling.stride, sibling.size_offset = layer.stride, (size_offset,)
     with torch.no_grad():
         layer.stride.fill_(stride)
-    assert sibling.output_size(size) == layer.output_size(size + excess)
+    assert sibling.output_size(size) == layer.output_size(size + size_offset)
     x = torch.randn(1, 2, size, dtype=torch.float64)
-    assert sibling(x).shape[2:] == layer.output_size(size + excess)
+    assert sibling(x).shape[2:] == layer.output_size(size + size_offset)
 
 
 def test_siblings_agree_at_every_size_and_stride():
@@ -304,7 +304,7 @@ def test_siblings_agree_at_every_size_and_stride():
         for multiple in range(1, 5):
             layer = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
             sibling = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
-            sibling.stride, sibling.excess = layer.stride, (1,)
+            sibling.stride, sibling.size_offset = layer.stride, (1,)
             for size in range(2, 40):
                 for stride in np.linspace(1, size / 2, 12):
                     layer.stride.data.fill_(stride)
@@ -322,7 +322,7 @@ def test_layers_with_excess_are_the_naive_sums(options):
             layer = with_excess(stride, smoothness, (more,), norm=norm, **options)
             x = torch.randn(1, 2, size, dtype=torch.float64)
             y = layer(x).detach()
-            arguments = {"window": options["window"], "basis": options["basis"], "norm": norm, "excess": (more,)}
+            arguments = {"window": options["window"], "basis": options["basis"], "norm": norm, "size_offset": (more,)}
             expected = reference.diffstride(x, (layer.stride.item(),), smoothness, **arguments)
             assert y.shape == expected.shape == (1, 2, *layer.output_size(size))
             assert np.abs(y.numpy() - expected).max() < 1e-12 * (1 + np.abs(expected).max())
@@ -332,18 +332,18 @@ def test_layers_with_excess_are_the_naive_sums(options):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
-    ("shape", "excess"), [((6,), (1,)), ((7,), (1,)), ((6, 7), (1, 1)), ((4, 5, 4), (1, 0, 3))], ids=str
+    ("shape", "size_offset"), [((6,), (1,)), ((7,), (1,)), ((6, 7), (1, 1)), ((4, 5, 4), (1, 0, 3))], ids=str
 )
-def test_gradients_where_an_axis_grows(options, shape, excess):
+def test_gradients_where_an_axis_grows(options, shape, size_offset):
     outer = options["window"] == "outer"
     strides = ((1.37, 1.43, 1.4) if outer else (1.06, 1.04, 1.05))[: len(shape)]
-    layer = with_excess(strides, 1.3, excess, **options)
+    layer = with_excess(strides, 1.3, size_offset, **options)
     sizes = layer.output_size(shape)
-    assert sizes == tuple(n + more for n, more in zip(shape, excess, strict=True))
+    assert sizes == tuple(n + more for n, more in zip(shape, size_offset, strict=True))
     x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
 
     def f(x, strides, known=True):
-        return functional.windowed(x, strides, tuple(strides.tolist()) if known else None, sizes, layer._settings)
+        return functional.downsample(x, strides, tuple(strides.tolist()) if known else None, sizes, layer._settings)
 
     assert gradcheck(f, (x, layer.stride))
     assert gradgradcheck(f, (x, layer.stride), fast_mode=True)
@@ -387,10 +387,10 @@ def test_an_axis_of_one_sample():
     for window in ("outer", "inner"):
         for basis in ("dft", "dct"):
             layer = ds.DiffStride2d((1.0, 1.5), window=window, basis=basis)
-            layer.excess = (0, 1)
+            layer.size_offset = (0, 1)
             y = layer(x)
             assert y.shape[2] == 1
-            layer.excess = (1, 1)  # its sibling has two samples, which no stride takes away
+            layer.size_offset = (1, 1)  # its sibling has two samples, which no stride takes away
             grown = layer(x)
             assert layer.output_size((1, 6)) == grown.shape[2:] == (2, y.shape[3])
             torch.testing.assert_close(grown, y.expand_as(grown))
@@ -404,7 +404,7 @@ def test_excess_in_a_compiled_graph():
     layers = [ds.DiffStride2d(1.2, 1.0), ds.DiffStrideConv2d(3, 3, 3, 1.2, padding=1, smoothness=1.0)]
     x = torch.randn(2, 3, 8, 9)
     for layer in [*layers, ds.DiffStrideConv3d(2, 4, (1, 3, 3), 1.2, smoothness=1.0)]:
-        layer.excess = (1,) * layer.ndim
+        layer.size_offset = (1,) * layer.ndim
         torch._dynamo.reset()
         compiled = torch.compile(layer, fullgraph=True, backend="eager")
         y = compiled(x)
@@ -412,7 +412,7 @@ def test_excess_in_a_compiled_graph():
         torch.testing.assert_close(y, expected)
         for g, e in zip(*(torch.autograd.grad(z.square().sum(), layer.stride) for z in (y, expected)), strict=True):
             torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
-        layer.excess = (0,) * layer.ndim
+        layer.size_offset = (0,) * layer.ndim
         ds.refresh_sizes(layer)
         assert compiled(x).shape == layer(x).shape != expected.shape
 

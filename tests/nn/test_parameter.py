@@ -190,8 +190,8 @@ def test_a_parametrized_stride_has_the_cost_of_a_plain_one_and_its_gradient_by_t
     for i in (1, 3):
         raw = model[i].parametrizations.stride.original
         torch.testing.assert_close(raw.grad, chain * plain[i].stride.grad)
-    assert [cost.count() for cost in costs] == [cost.start() for cost in costs]
-    assert (costs[0].least(), costs[0].most()) == (costs[1].least(), costs[1].most())
+    assert [cost.exact() for cost in costs] == [cost.initial() for cost in costs]
+    assert (costs[0].minimum(), costs[0].maximum()) == (costs[1].minimum(), costs[1].maximum())
 
 
 @pytest.mark.parametrize("kind", [Logarithm, Scaled])
@@ -229,4 +229,4 @@ def test_a_reset_that_a_parametrization_does_not_allow_is_refused_and_changes_no
 def test_explorations_move_parametrized_strides_too():
     model = network(Logarithm)
     ds.Jitter(sigma=0.5).set_strides(model, 0, 10)
-    assert all(model[i].is_jittered for i in (1, 3))
+    assert all(model[i].is_scaled for i in (1, 3))

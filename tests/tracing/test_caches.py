@@ -167,7 +167,7 @@ def test_models_compute_after_tracing_what_they_computed_before(name, by_size, f
     torch.testing.assert_close(model(x), expected)
     forget()
     whole = nn.Sequential(ds.DiffStride1d(1.0, bounds=(1.0, 1.0), window="inner"), model)
-    ds.CostModel(whole, x).least()
+    ds.CostModel(whole, x).minimum()
     torch.testing.assert_close(model(x), expected)
     forget()
     failing = Net(CACHES[name], by_size, fails=True)
@@ -258,7 +258,7 @@ def test_a_table_that_is_kept_is_that_of_a_run_on_the_example(kind):
     assert [site.name for site in plan.sites] == (["one", "two"] if kind == "growing" else ["two"])
     assert (type(table.length) is int) if kind == "growing" else table.ready
     torch.testing.assert_close(model(x), expected)
-    ds.CostModel(nn.Sequential(ds.DiffStride1d(1.0, bounds=(1.0, 1.0), window="inner"), model), x).least()
+    ds.CostModel(nn.Sequential(ds.DiffStride1d(1.0, bounds=(1.0, 1.0), window="inner"), model), x).minimum()
     torch.testing.assert_close(model(x), expected)
 
 

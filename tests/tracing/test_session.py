@@ -68,7 +68,7 @@ def test_a_model_is_left_exactly_as_found(fails, measure):
         with pytest.raises(UsageError, match=r"the model itself \(Unruly\) raised RuntimeError: late"):
             ds.CostModel(model, x, measure=measure)
     else:
-        ds.CostModel(model, x, measure=measure).original()
+        ds.CostModel(model, x, measure=measure).baseline()
     assert same(record(model), before)
     assert same(random_states(), drawn)
     assert model.seen == [1]
@@ -167,9 +167,9 @@ def test_positional_and_keyword_arguments_and_outputs_of_any_kind(side):
     images = {"left": torch.randn(1, 3, 8, 8), "right": torch.randn(1, 3, 16, 12)}
     example = ds.ExampleInputs(images, masks=torch.ones(1), options={"side": side})
     cost = ds.CostModel(Particular(), example)
-    assert cost.count() == {"left": 4 * 4, "right": 8 * 6}[side] * 15
+    assert cost.exact() == {"left": 4 * 4, "right": 8 * 6}[side] * 15
     named = {"images": images, "options": {"side": side}}
-    assert ds.CostModel(Particular(), named).count() == cost.count()
+    assert ds.CostModel(Particular(), named).exact() == cost.exact()
 
 
 class Decides(nn.Module):
@@ -203,7 +203,7 @@ class LayerDrop(nn.Module):
 def test_layers_that_a_random_number_drops_count_as_if_none_were():
     x = torch.randn(2, 3, 40)
     cost = ds.CostModel(LayerDrop(0.999), x, measure="memory")
-    assert cost.count() == zoo.saved_bytes(LayerDrop(0.0), x)
+    assert cost.exact() == zoo.saved_bytes(LayerDrop(0.0), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -213,8 +213,8 @@ def test_other_dtypes(dtype):
     plan = ds.convert(model, x)
     assert plan.groups == [["0"]]
     memory, macs = ds.CostModel(model, x, measure="memory"), ds.CostModel(model, x)
-    assert macs.count() == plan.macs_after == zoo.products(model, x)[0][""] - plan.resampling_macs
-    assert memory.count() == zoo.saved_bytes(model, x)
+    assert macs.exact() == plan.macs_after == zoo.products(model, x)[0][""] - plan.resampling_macs
+    assert memory.exact() == zoo.saved_bytes(model, x)
     assert model[0].weight.dtype == dtype
 
 

@@ -17,7 +17,7 @@ class SpectralOperator:
     """
 
     def __init__(self, axis: Axis, weights: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
-        assert axis.taps is None, "convolutions are folded into dense operators only"
+        assert axis.taps is None, "convolutions are fused_axes into dense operators only"
         self.length, self.size, self.basis = axis.n, axis.size, axis.basis
         self.weights = weights
         self.first, self.slopes = first, slopes

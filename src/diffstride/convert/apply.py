@@ -90,11 +90,11 @@ def _check_site(site: Site, module: nn.Module) -> None:
         raise UsageError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
     # Maps that meet at their strides differ by less than a stride before, and by what a module pads by its own stride.
     most = [2 * (s - 1) + extent for s, extent in zip(site.stride, look.extent, strict=True)]
-    offsets = site.excess or (0,) * look.ndim
+    offsets = site.size_offset or (0,) * look.ndim
     if len(offsets) != look.ndim or not all(
         type(n) is int and 0 <= n <= limit for n, limit in zip(offsets, most, strict=True)
     ):
-        raise UsageError(f"excess of {site.name} must be from 0 to {most}, got {short_repr(site.excess)}")
+        raise UsageError(f"size_offset of {site.name} must be from 0 to {most}, got {short_repr(site.size_offset)}")
 
 
 def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -> None:
@@ -116,7 +116,7 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
         if site.fused:
             fused = handlers.fuse(module, layer)
             fused._parameters["stride"] = shared
-            fused.excess = layer.excess
+            fused.size_offset = layer.size_offset
             _replace(model, module, fused)
         else:
             handlers.unstride(module, layer)
@@ -152,7 +152,7 @@ def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
 def _layer(site: Site, plan: Edits, device: torch.device) -> DiffStrideNd:
     options = {**plan.options, "shared": plan.options.get("shared", False) or site.shared}
     layer = handlers.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
-    layer.excess = site.excess or (0,) * len(site.stride)
+    layer.size_offset = site.size_offset or (0,) * len(site.stride)
     return layer
 
 

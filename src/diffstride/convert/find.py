@@ -103,7 +103,7 @@ class Finder:
             key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in {*self.sites, *self.upsamplings}
         }
         while True:
-            self._settle()
+            self._resolve()
             groups = self._groups()
             if groups is not None:
                 plan = self._draft(session, groups)
@@ -197,7 +197,7 @@ class Finder:
             f"got none{': ' + reasons if reasons else ''}"
         )
 
-    def _settle(self) -> None:
+    def _resolve(self) -> None:
         """Run at other sizes until that succeeds, learning something from every failure."""
         while True:
             if not self.sites:
@@ -340,7 +340,7 @@ class Finder:
                         look.stride,
                         number,
                         group.square,
-                        look.excess or (0,) * look.ndim,
+                        look.size_offset or (0,) * look.ndim,
                         tuple(before.value(n) for n in given[-look.ndim :]) if given else (),
                         tuple(size),
                         macs_before=macs.get(name, 0),
@@ -383,9 +383,9 @@ class Finder:
             raise _ElsewhereError(f"{missing[0]} is reached in another way than as a module of its parent")
         if not self._level(plan, costs):
             return None
-        leveled = self._with_excess(plan, costs)
+        leveled = self._with_offsets(plan, costs)
         for site in leveled.sites:
-            layers[site.name].excess = site.excess
+            layers[site.name].size_offset = site.size_offset
         costs = program.Program(self.model, self.example, "macs")
         self._try(leveled)
         return self._with_figures(leveled, costs)
@@ -427,17 +427,17 @@ class Finder:
                 shared[symbol] = sympy.Symbol(common)
         return seen
 
-    def _with_excess(self, plan: Plan, costs: program.Program) -> Plan:
+    def _with_offsets(self, plan: Plan, costs: program.Program) -> Plan:
         seen = self._seen(plan, costs)
         by_name = {site.name: site for site in plan.sites}
         leveled = []
         for site in plan.sites:
             group = [name for name, other in by_name.items() if other.group == site.group]
             more = [
-                max(int(seen[name][i] - seen[site.name][i]) + by_name[name].excess[i] for name in group)
+                max(int(seen[name][i] - seen[site.name][i]) + by_name[name].size_offset[i] for name in group)
                 for i in range(len(site.stride))
             ]
-            leveled.append(replace(site, excess=tuple(more)))
+            leveled.append(replace(site, size_offset=tuple(more)))
         return replace(plan, sites=tuple(leveled))
 
     def _with_figures(self, plan: Plan, costs: program.Program) -> Plan:

@@ -25,7 +25,7 @@ class Look(NamedTuple):
     ndim: int
     stride: tuple[int, ...]
     pooling: bool = False
-    excess: tuple[int, ...] | None = None
+    size_offset: tuple[int, ...] | None = None
     """By how many samples the map at stride 1 falls short of one whose every stride-th sample is the module's map."""
     reason: str | None = None
     """Why it must be left alone."""
@@ -79,8 +79,8 @@ def _pooling(module: Any) -> Look | None:
         return Look(ndim, stride, True, reason="it returns indices, which belong to its own grid")
     kernel = _tuple(module.kernel_size, ndim)
     # With ceil_mode a last window may start inside the map and end outside.
-    excess = tuple(min(s, k) - 1 if module.ceil_mode else 0 for s, k in zip(stride, kernel, strict=True))
-    return Look(ndim, stride, True, excess, extent=_extent(module, ndim))
+    size_offset = tuple(min(s, k) - 1 if module.ceil_mode else 0 for s, k in zip(stride, kernel, strict=True))
+    return Look(ndim, stride, True, size_offset, extent=_extent(module, ndim))
 
 
 @handles(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)

@@ -23,7 +23,7 @@ class Site:
     """Sites of a group share one stride and one output size."""
     shared: bool = False
     """One stride for all axes, since the model needs square maps."""
-    excess: tuple[int, ...] = ()
+    size_offset: tuple[int, ...] = ()
     """By how many samples the map at stride 1 falls short of the largest in the group."""
     input_size: tuple[int, ...] = ()
     size_before: tuple[int, ...] = ()

@@ -86,7 +86,7 @@ class Budget(nn.Module):
         raw = self.cost._strides()
         strides = torch.cat([stride.detach().to("cpu", torch.float64) for stride in raw.values()])
         value, grads, room = self.cost.gradient()
-        miss = self.miss()
+        miss = self.log_error()
         # Strides that cannot go where the cost is to go are left out.
         g = torch.cat(grads) / value * torch.cat([larger if miss > 0 else smaller for larger, smaller in room])
         along = g / g.square().sum().clamp(min=1e-12)
@@ -128,9 +128,9 @@ class Budget(nn.Module):
         best = min(found, key=operator.itemgetter(0), default=None)
         return best[1] if best is not None and best[0] < abs(miss) else None
 
-    def miss(self) -> float:
+    def log_error(self) -> float:
         """`log(C/T)`, 0 within the tolerance."""
-        miss = math.log(self.cost.count() / self.target)
+        miss = math.log(self.cost.exact() / self.target)
         return 0.0 if abs(miss) <= self.tolerance else miss
 
     def _observe(self, strides: Tensor, miss: float) -> None:

@@ -20,7 +20,7 @@ from diffstride.cost.program import (
     Program,
     Strides,
     in_use,
-    of_strided_twin,
+    of_strided_model,
 )
 from diffstride.errors import UsageError
 from diffstride.nn.strides import learnable_layers
@@ -69,75 +69,75 @@ class CostModel:
         """The relaxed cost, a 0-d tensor, differentiable in the strides; computed on the host."""
         strides = self._strides()
         if not strides:
-            return torch.tensor(float(self.count()))
+            return torch.tensor(float(self.exact()))
         cost: Tensor = OnHost.apply(*self.gradient(), *strides.values())  # type: ignore[no-untyped-call]
         return cost
 
     def gradient(self) -> Gradient:
         """The relaxed cost, and its gradient with respect to each stride parameter, in float64 on the host."""
-        return self._settled().gradient(self._strides())
+        return self._resolved().gradient(self._strides())
 
     def neighbours(self) -> list[Neighbour]:
         """What the exact cost would be with one size a sample smaller or larger."""
-        return list(self._settled().neighbours())
+        return list(self._resolved().neighbours())
 
     def _strides(self) -> dict[int, Tensor]:
         """The strides by `stride_id`."""
         return {layer.stride_id: layer.stride for _, layer in learnable_layers(self.model)}
 
-    def count(self) -> int:
+    def exact(self) -> int:
         """The exact cost at the sizes now in use."""
-        return self._settled().count(in_use)
+        return self._resolved().count(in_use)
 
-    def start(self) -> int:
+    def initial(self) -> int:
         """The exact cost at the strides that the layers were constructed with."""
         return self._count(lambda layer: layer.initial_strides)
 
     def _count(self, strides: Strides) -> int:
         """The exact cost at these strides, by a trace of its own where the model's code takes another turn there."""
-        program = self._settled()
+        program = self._resolved()
         if not program.holds(strides):
             # A model may refuse maps so small (windows of attention): then as if it did not.
             with suppress(UsageError):
                 program = Program(self.model, self.example, self.measure, strides)
         return program.count(strides)
 
-    def original(self) -> int:
+    def baseline(self) -> int:
         """The cost of the model with strided layers in place of the learnable ones, at their initial strides.
 
         Of a model that `diffstride.convert` has converted, the cost that it had before. A strided layer is taken to
         give `ceil(N/S)` samples where what it was is not known.
         """
-        return of_strided_twin(self.model, self.example, self.measure)
+        return of_strided_model(self.model, self.example, self.measure)
 
-    def least(self) -> int:
+    def minimum(self) -> int:
         """The cost at the largest strides that bounds and maps allow (no map after a layer is empty)."""
-        return self._count(self._settled().largest_strides())
+        return self._count(self._resolved().largest_strides())
 
-    def most(self) -> int:
+    def maximum(self) -> int:
         """The cost at the smallest strides that bounds and maps allow."""
         return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else in_use(layer))
 
-    def budget(self, amount: float, of: Literal["original", "start", "absolute"] = "original") -> Budget:
+    def budget(self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline") -> Budget:
         """A loss term that holds the cost at a budget.
 
         Args:
             amount: a fraction of the cost that `of` names, or the cost itself.
-            of: `"original"` (see `original`), `"start"` (see `start`) or `"absolute"`.
+            of: `"baseline"` (see `baseline`), `"initial"` (see `initial`) or `"absolute"`.
 
         Raises:
             UsageError: a budget out of reach, with the least and the most that strides can make of the cost.
             ValueError: an amount not above 0, an unknown `of`.
         """
-        _validation.one_of("of", of, ("original", "start", "absolute"))
+        _validation.one_of("of", of, ("baseline", "initial", "absolute"))
         if not any(layer.learns_strides for _, layer in learnable_layers(self.model)):
             raise ValueError(
                 f"model must have learnable strides to meet a budget, got none in {type(self.model).__name__}"
             )
         if not 0 < amount < math.inf:
             raise ValueError(f"amount must be > 0 and finite, got {amount}")
-        whole = 1 if of == "absolute" else self.original() if of == "original" else self.start()
-        target, least, most = amount * whole, self.least(), self.most()
+        whole = 1 if of == "absolute" else self.baseline() if of == "baseline" else self.initial()
+        target, least, most = amount * whole, self.minimum(), self.maximum()
         if not least <= target <= most:
             share = "" if of == "absolute" else f" of the {of} cost ({whole:.4g})"
             unit = "" if of == "absolute" else f", {least / whole:.3f} to {most / whole:.3f} of it"
@@ -147,7 +147,7 @@ class CostModel:
             )
         return Budget(self, target)
 
-    def _settled(self) -> Program:
+    def _resolved(self) -> Program:
         """The program, traced again where the model's code, or torch's, takes another turn at the sizes now in use."""
         if self._program is None or not self._program.holds(in_use):
             self._program = Program(self.model, self.example, self.measure)

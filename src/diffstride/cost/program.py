@@ -90,7 +90,7 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         learning = torch.is_grad_enabled() and layer.learns_strides
         weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
         # Where the convolution comes first, it is the one to save the input.
-        resampled_first = folded_axes(layer, [session.value(n) for n in spatial], current) > 0
+        resampled_first = fused_axes(layer, [session.value(n) for n in spatial], current) > 0
         keeps = learning if resampled_first or not isinstance(layer, DiffStrideConvNd) else weight_learning
         records.append(
             Record(
@@ -174,7 +174,7 @@ class Program:
                     # Half-way between the strides at which the size changes: one is rounded down, the other up.
                     relaxed = size + step - margin + (0.5 if margin else -0.5)
                     if relaxed > 0:
-                        stride = (n + layer.excess[axis]) / relaxed
+                        stride = (n + layer.size_offset[axis]) / relaxed
                         moved = [stride if i == axis or layer.shared else s for i, s in enumerate(in_use(layer))]
                         cost = self.count(_instead(layer.stride_id, moved))
                         yield Neighbour(layer.stride_id, entry, stride, cost)
@@ -193,7 +193,7 @@ class Program:
         total = sum(
             batch * stage.macs()
             for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
-            for stage in self._resamplings(record, folded_axes(record.layer, spatial, new), spatial, new, spatial, new)
+            for stage in self._resamplings(record, fused_axes(record.layer, spatial, new), spatial, new, spatial, new)
         )
         for ndim, evaluate in self._resizes:
             shapes = evaluate(*(n for _, _, new in sizes for n in new))
@@ -277,7 +277,7 @@ class Program:
             (batch, *spatial), (_, *whole) = evaluate(*values), evaluate(*exact)
             new_whole = _new_sizes(layer, whole, in_use(layer))
             stride = strides[layer.stride_id].expand(layer.ndim)
-            seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.excess, strict=True)
+            seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.size_offset, strict=True)
             new = []
             for axis, (n, whole_n, s, more) in enumerate(seen):
                 size, moves = _relaxed_size(layer, n + more, whole_n + more, s)
@@ -300,21 +300,21 @@ class Program:
     ) -> Any:
         """The cost of a layer itself; whole sizes decide in which order it works."""
         layer = record.layer
-        folded = folded_axes(layer, whole, new_whole)
+        fused = fused_axes(layer, whole, new_whole)
         if self.measure == "macs":
             if not isinstance(layer, DiffStrideConvNd):
                 return 0
-            return batch * functional.convolution_work(folded, _channels(layer), spatial, new, layer._convolution)[0]
-        stages = self._resamplings(record, folded, spatial, new, whole, new_whole, strides)
+            return batch * functional.convolution_work(fused, _channels(layer), spatial, new, layer._convolution)[0]
+        stages = self._resamplings(record, fused, spatial, new, whole, new_whole, strides)
         elements = sum(stage.input_elements + stage.kept_on_ramps() for stage in stages) if record.learning else 0
-        if folded and record.weight_learning:  # the convolution saves what was resampled for it
+        if fused and record.weight_learning:  # the convolution saves what was resampled for it
             elements = elements + math.prod(stages[0].output) * record.channels
         return batch * record.itemsize * elements
 
     def _resamplings(
         self,
         record: Record,
-        folded: int,
+        fused: int,
         spatial: Sequence[Any],
         new: Sequence[Any],
         whole: Sequence[int],
@@ -326,18 +326,18 @@ class Program:
         used = strides(layer), new_whole
         kernel = layer.kernel_size if isinstance(layer, DiffStrideConvNd) else (1,) * ndim
         stages = []
-        if folded:
+        if fused:
             interleaved = [k * n for k, n in zip(kernel, new, strict=True)]
-            output = [*interleaved[:folded], *spatial[folded:]]
-            stages.append(_Resampling(layer, range(folded), True, record.channels, 0, output, whole, *used))
-        if folded < ndim:
+            output = [*interleaved[:fused], *spatial[fused:]]
+            stages.append(_Resampling(layer, range(fused), True, record.channels, 0, output, whole, *used))
+        if fused < ndim:
             channels, elements = record.channels, 0
-            between = [*new[:folded], *sampled(layer, spatial)[folded:]]
+            between = [*new[:fused], *sampled(layer, spatial)[fused:]]
             if isinstance(layer, DiffStrideConvNd):
                 channels = layer.out_channels
                 elements = channels * math.prod(between)
-            whole_sampled = [*new_whole[:folded], *sampled(layer, whole)[folded:]]
-            rest = range(folded, ndim)
+            whole_sampled = [*new_whole[:fused], *sampled(layer, whole)[fused:]]
+            rest = range(fused, ndim)
             stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, *used))
         return stages
 
@@ -411,12 +411,12 @@ def by_module(session: Session) -> dict[str, int]:
     return macs
 
 
-def folded_axes(layer: LearnableStrides, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
+def fused_axes(layer: LearnableStrides, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
     """How many axes are resampled before the layer's convolution."""
     if not isinstance(layer, DiffStrideConvNd):
         return 0
     order = functional.cheapest_order(_channels(layer), spatial, new_sizes, layer._convolution)
-    return functional.folded_axes(order, layer.ndim)
+    return functional.fused_axes(order, layer.ndim)
 
 
 def _channels(layer: DiffStrideConvNd) -> tuple[int, int]:
@@ -430,7 +430,7 @@ def sampled(layer: LearnableStrides, spatial: Sequence[Any]) -> Sequence[Any]:
 
 def _new_sizes(layer: LearnableStrides, spatial: Sequence[int], strides: Sequence[float]) -> tuple[int, ...]:
     """The sizes that a layer would give at these strides."""
-    seen = [n + more for n, more in zip(sampled(layer, spatial), layer.excess, strict=True)]
+    seen = [n + more for n, more in zip(sampled(layer, spatial), layer.size_offset, strict=True)]
     return functional.output_sizes(seen, strides, layer._settings, owner=layer)
 
 
@@ -523,7 +523,7 @@ class OnHost(torch.autograd.Function):
         return None, None, None, *found
 
 
-def of_strided_twin(model: nn.Module, example: ExampleInputs, measure: Measure) -> int:
+def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure) -> int:
     """The cost of the model with strided layers in place of learnable ones."""
 
     def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
@@ -545,7 +545,8 @@ def of_strided_twin(model: nn.Module, example: ExampleInputs, measure: Measure) 
 def _nominal(layer: LearnableStrides, seen: Sequence[int]) -> list[int]:
     """The map of a strided layer: every S-th sample."""
     return [
-        math.ceil((n + more) / s - 1e-5) for n, more, s in zip(seen, layer.excess, layer.initial_strides, strict=True)
+        math.ceil((n + more) / s - 1e-5)
+        for n, more, s in zip(seen, layer.size_offset, layer.initial_strides, strict=True)
     ]
 
 

@@ -234,27 +234,27 @@ def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Modu
 
 
 def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
-    """As `functional.convolved` does it, in the order that the layer takes."""
+    """As `functional.conv_downsample` does it, in the order that the layer takes."""
     convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, use
     out_channels, in_channels = layer.weight.shape[:2]
     order = functional.cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
-    folded = functional.folded_axes(order, ndim)
+    fused = functional.fused_axes(order, ndim)
     sampled = convolution.sizes(spatial)
     axes = []
     for i in range(ndim):
         taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
-        axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < folded else None))
+        axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < fused else None))
     strides, left_out = layer._raw_strides(), [None] * ndim
-    between = (*new_sizes[:folded], *sampled[folded:])
-    gain = math.prod(axis.gain for axis in axes[:folded])
-    before = _products(name, use, spatial, [*axes[:folded], *left_out[folded:]], strides, scaled=True)
+    between = (*new_sizes[:fused], *sampled[fused:])
+    gain = math.prod(axis.gain for axis in axes[:fused])
+    before = _products(name, use, spatial, [*axes[:fused], *left_out[fused:]], strides, scaled=True)
     halved = 0 if before is None or use.dtype != torch.float16 else len(before._buffers)
-    convolve, pad = _convolution(layer, folded, gain, 2.0**halved)
+    convolve, pad = _convolution(layer, fused, gain, 2.0**halved)
     parts = {
         "before": before,
         "pad": pad,
         "convolution": convolve,
-        "after": _products(name, use, between, [*left_out[:folded], *axes[folded:]], strides),
+        "after": _products(name, use, between, [*left_out[:fused], *axes[fused:]], strides),
     }
     fixed = nn.Sequential(OrderedDict((part, module) for part, module in parts.items() if module is not None))
     # What the code around a convolution may ask it for; not registered a second time.
@@ -264,12 +264,12 @@ def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     return fixed
 
 
-def _convolution(layer: DiffStrideConvNd, folded: int, gain: float, scale: float) -> tuple[Any, nn.Module | None]:
+def _convolution(layer: DiffStrideConvNd, fused: int, gain: float, scale: float) -> tuple[Any, nn.Module | None]:
     """Return the convolution itself and its padding, if that is a module of its own.
 
     Args:
         layer: the layer.
-        folded: how many axes come interleaved, where each tap has its own sample.
+        fused: how many axes come interleaved, where each tap has its own sample.
         gain: of the bias.
         scale: of the weight.
     """
@@ -278,7 +278,7 @@ def _convolution(layer: DiffStrideConvNd, folded: int, gain: float, scale: float
     padding: Any = layer.padding
     pad = None
     if mode == "zeros":  # with the others the convolution comes first, as it is
-        sides = tuple((0, 0) if i < folded else pair for i, pair in enumerate(sides))
+        sides = tuple((0, 0) if i < fused else pair for i, pair in enumerate(sides))
         padding = tuple(left for left, _ in sides)
         if any(left != right for left, right in sides):  # which a convolution alone cannot do
             padding = 0
@@ -289,9 +289,9 @@ def _convolution(layer: DiffStrideConvNd, folded: int, gain: float, scale: float
         layer.in_channels,
         layer.out_channels,
         kernel,
-        stride=tuple(k if i < folded else 1 for i, k in enumerate(kernel)),
+        stride=tuple(k if i < fused else 1 for i, k in enumerate(kernel)),
         padding=padding,
-        dilation=tuple(1 if i < folded else d for i, d in enumerate(dilation)),
+        dilation=tuple(1 if i < fused else d for i, d in enumerate(dilation)),
         groups=groups,
         bias=layer.bias is not None,
         padding_mode=mode,

@@ -12,8 +12,8 @@ from diffstride.nn.strides import learnable_layers
 class InputSizes:
     """Watches the spatial sizes that reach each learnable layer of a model, until it is closed.
 
-    Where another layer is under jitter, what it sees may not be what it sees without: such sizes are kept only as long
-    as nothing better is known.
+    While the strides of another layer are scaled, a layer may see another size than without. Such sizes are kept only
+    until a better one is known.
 
     The sizes are kept here, in hooks: the layers' `forward` changes no state.
     """
@@ -34,7 +34,7 @@ class InputSizes:
             sizes = tuple(x.shape[-ndim:])
             if not all(type(n) is int for n in sizes):  # a trace runs the model with symbols
                 return
-            sure = not any(layer.is_jittered for layer in self._layers.values() if layer is not module)
+            sure = not any(layer.is_scaled for layer in self._layers.values() if layer is not module)
             if sure or name not in self._sure:
                 self.sizes[name] = sizes
             if sure:

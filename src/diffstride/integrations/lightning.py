@@ -77,7 +77,7 @@ class ExploreStrides(Callback):
             # Those of the start serve throughout, so that the share does not depend on when a training was resumed.
             self._sizes = dict(self._inputs.sizes)
         self.exploration.set_strides(pl_module, trainer.global_step, self._steps, seed=self.seed)
-        self._share = self.exploration.share_of_batch(pl_module, self._sizes)
+        self._share = self.exploration.batch_fraction(pl_module, self._sizes)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Watch no longer."""
@@ -100,7 +100,7 @@ class ExploreStrides(Callback):
     def _end(self, pl_module: LightningModule) -> None:
         self._close()
         for _, layer in all_layers(pl_module):
-            layer.set_jitter(None)
+            layer.set_stride_scale(None)
 
     def _close(self) -> None:
         if self._inputs is not None:

@@ -3,7 +3,7 @@
 from diffstride.nn.conv import DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
 from diffstride.nn.diffstride import DiffStride1d, DiffStride2d, DiffStride3d
 from diffstride.nn.distributed import replicate_strides
-from diffstride.nn.explore import Exploration, Jitter, Sweep, Turn
+from diffstride.nn.explore import Exploration, Jitter, LayerContext, Sweep
 from diffstride.nn.spectral import SpectralPool1d, SpectralPool2d, SpectralPool3d
 from diffstride.nn.strides import clamp_strides_, learnable_layers, param_groups, refresh_sizes, strides
 
@@ -16,11 +16,11 @@ __all__ = [
     "DiffStrideConv3d",
     "Exploration",
     "Jitter",
+    "LayerContext",
     "SpectralPool1d",
     "SpectralPool2d",
     "SpectralPool3d",
     "Sweep",
-    "Turn",
     "clamp_strides_",
     "learnable_layers",
     "param_groups",

@@ -147,7 +147,7 @@ class DiffStrideConvNd(LearnableStrides):
 
         Args:
             conv: a convolution of stride 1.
-            layer: the `DiffStride` after it; it may serve elsewhere too, the stride is shared. Its `excess` is kept.
+            layer: the `DiffStride` after it. It may serve elsewhere too, and the stride is shared. Keeps `size_offset`.
 
         Raises:
             TypeError: other modules than these.
@@ -168,7 +168,7 @@ class DiffStrideConvNd(LearnableStrides):
             conv.groups, conv.bias is not None, conv.padding_mode, shared=layer.shared, device="meta",
             **layer._settings._asdict(),
         )  # fmt: skip
-        fused.excess = layer.excess
+        fused.size_offset = layer.size_offset
         fused.weight, fused.bias, fused.stride = conv.weight, conv.bias, layer.stride  # type: ignore[assignment]
         return fused
 
@@ -186,8 +186,8 @@ class DiffStrideConvNd(LearnableStrides):
             return self.as_leaf(x)  # type: ignore[no-any-return]
         spatial = _validation.spatial_sizes(x, self.ndim)
         _validation.channels(x, self.ndim, self.in_channels)
-        return functional.convolved(
-            x, self.weight, self.bias, *self._settled(spatial), self._convolution, self._settings
+        return functional.conv_downsample(
+            x, self.weight, self.bias, *self._resolved(spatial), self._convolution, self._settings
         )
 
     def convolution_macs(self, spatial: Sequence[int]) -> int:

@@ -83,7 +83,7 @@ class DiffStrideNd(LearnableStrides):
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        return functional.windowed(x, *self._settled(_validation.spatial_sizes(x, self.ndim)), self._settings)
+        return functional.downsample(x, *self._resolved(_validation.spatial_sizes(x, self.ndim)), self._settings)
 
 
 @final

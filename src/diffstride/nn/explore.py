@@ -6,7 +6,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -15,13 +15,14 @@ from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import all_layers, learnable_layers
 
 
-class Turn(NamedTuple):
+@dataclass(frozen=True)
+class LayerContext:
     """A layer in a step of an exploration."""
 
     layer: LearnableStrides
     strides: tuple[float, ...]
     """In use, an entry for each of the parameter's."""
-    place: int
+    index: int
     """In the order of the model's layers, from 0."""
     layers: int
     """How many there are."""
@@ -71,16 +72,16 @@ class Exploration(ABC):
                 _validation.finite_strides("stride", strides, owner=layer)
                 name = name.replace("_orig_mod.", "")  # which torch.compile puts before
                 noise = random.Random(f"{seed}/{step}/{name}")
-                chosen = self.factors(Turn(layer, strides, place, len(layers), progress, noise))
+                chosen = self.factors(LayerContext(layer, strides, place, len(layers), progress, noise))
                 factors[layer.stride_id] = None if chosen is None else layer.check_factors(chosen)
         for _, layer in all_layers(model):
-            layer.set_jitter(factors.get(layer.stride_id))
+            layer.set_stride_scale(factors.get(layer.stride_id))
 
     @abstractmethod
-    def factors(self, turn: Turn) -> Sequence[float] | None:
+    def factors(self, context: LayerContext) -> Sequence[float] | None:
         """What multiplies the strides of a layer, an entry for each of the parameter's; None: nothing."""
 
-    def share_of_batch(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
+    def batch_fraction(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
         """The share of a batch's samples that a step should take, at most 1, so that it costs no more than others.
 
         Args:
@@ -111,10 +112,10 @@ class Jitter(Exploration):
         super().__init__(until)
         self.sigma = _validation.positive_up_to("sigma", sigma, 10)
 
-    def factors(self, turn: Turn) -> Sequence[float]:
+    def factors(self, context: LayerContext) -> Sequence[float]:
         """`exp(sigma (1 - progress) normal)`."""
-        sigma = self.sigma * (1 - turn.progress)
-        return [math.exp(sigma * turn.noise.gauss()) for _ in turn.strides]
+        sigma = self.sigma * (1 - context.progress)
+        return [math.exp(sigma * context.noise.gauss()) for _ in context.strides]
 
 
 class Sweep(Exploration):
@@ -127,7 +128,7 @@ class Sweep(Exploration):
 
     A stride of 1 hides nothing and is left alone; the larger a stride, the further it opens.
 
-    An open layer has larger maps. `share_of_batch` says how many samples leave its step as cheap as others, at least
+    An open layer has larger maps. `batch_fraction` says how many samples leave its step as cheap as others, at least
     `LEAST_SHARE` of them.
     """
 
@@ -147,22 +148,22 @@ class Sweep(Exploration):
         super().__init__(until)
         self.depth = _validation.positive_up_to("depth", depth, 1)
 
-    def factors(self, turn: Turn) -> Sequence[float] | None:
+    def factors(self, context: LayerContext) -> Sequence[float] | None:
         """`S^-a` for the layer whose turn it is."""
-        passed = turn.progress * turn.layers - turn.place
+        passed = context.progress * context.layers - context.index
         if not 0 <= passed < 1:
             return None
         opening = self.depth * (1 - passed)
-        return [stride**-opening for stride in turn.strides]
+        return [stride**-opening for stride in context.strides]
 
-    def share_of_batch(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
+    def batch_fraction(self, model: nn.Module, input_sizes: Mapping[str, Sequence[int]]) -> float:
         """The open layer's map as it is otherwise, over the map that it has; `LEAST_SHARE` where that is not known."""
         for name, layer in learnable_layers(model):
-            if layer.is_jittered:
+            if layer.is_scaled:
                 if name not in input_sizes:
                     return self.LEAST_SHARE
                 usual, opened = (
-                    math.prod(layer.output_size(input_sizes[name], jittered=jittered)) for jittered in (False, True)
+                    math.prod(layer.output_size(input_sizes[name], scaled=scaled)) for scaled in (False, True)
                 )
                 return min(max(usual / opened, self.LEAST_SHARE), 1.0)
         return 1.0

@@ -26,22 +26,21 @@ def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
 class LearnableStrides(Traceable):
     """The strides of a layer as a parameter, one entry per axis (one in all when shared).
 
-    `excess` (zeros unless one sets it) makes layers whose inputs differ by a sample or so come out alike: an axis of
-    `N` samples gets the size `N'` that one of `N + excess` would get at the same stride, clamped as it would be there.
-    The window is still that of `N` (with a convolution inside, of the samples that it gives). `N'` may exceed `N`, by
-    at most `excess`: the axis then grows as in `spectral_resize`. To be set before a graph is compiled (or followed by
-    `refresh_sizes`).
+    `size_offset` (zeros by default) makes layers whose inputs differ by a sample or so give outputs of one size: an
+    axis of `N` samples gets the size `N'` of an axis of `N + size_offset` samples at the same stride. The window is
+    still that of `N` (behind a fused convolution, of the samples that it gives). `N'` may exceed `N` by at most
+    `size_offset`; the axis then grows as in `spectral_resize`. Set it before a graph is compiled, or call
+    `refresh_sizes` afterwards.
 
-    `jitter` (None unless `set_jitter` sets it) multiplies the strides that a pass in training mode uses, for its window
-    and its sizes. All else is of the parameter: `strides`, `output_size`, passes in evaluation mode, costs,
-    `state_dict`.
+    `stride_scale` (None by default, see `set_stride_scale`) multiplies the strides that a pass in training mode uses,
+    for its window and its sizes. `strides`, `output_size`, evaluation, costs and `state_dict` ignore it.
     """
 
     ndim: ClassVar[int]
     stride: nn.Parameter
-    excess: tuple[int, ...]
-    jitter: tuple[float, ...] | None
-    _jitter: Tensor | None
+    size_offset: tuple[int, ...]
+    stride_scale: tuple[float, ...] | None
+    _stride_scale: Tensor | None
 
     def __init__(
         self,
@@ -73,13 +72,13 @@ class LearnableStrides(Traceable):
         self.norm: Norm = _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
         self.size_multiple = _validation.positive_int("size_multiple", size_multiple)
         self.backend: Backend = _validation.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
-        self.excess = (0,) * self.ndim
+        self.size_offset = (0,) * self.ndim
         self._initial = initial[:1] if shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._sizes = _Sizes()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
-        self.jitter = None
-        self.register_buffer("_jitter", None, persistent=False)  # the same numbers where a graph can read them
+        self.stride_scale = None
+        self.register_buffer("_stride_scale", None, persistent=False)  # the same numbers where a graph can read them
         self.reset_strides()
 
     def reset_strides(self) -> None:
@@ -126,40 +125,40 @@ class LearnableStrides(Traceable):
         lower, upper = self.bounds
         return tuple(min(max(s, lower), s if upper is None else upper) for s in self._raw_strides())
 
-    def output_size(self, size: int | Sequence[int], *, jittered: bool = False) -> tuple[int, ...]:
-        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + excess` on every axis.
+    def output_size(self, size: int | Sequence[int], *, scaled: bool = False) -> tuple[int, ...]:
+        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + size_offset` on every axis.
 
         Args:
             size: of the input, one number or one per axis.
-            jittered: under `jitter`, as in training mode.
+            scaled: with the strides times `stride_scale`, as in training mode.
         """
         seen = self._window_size(_validation.sizes("size", size, self.ndim))
-        sampled = [n + more for n, more in zip(seen, self.excess, strict=True)]
-        return functional.output_sizes(sampled, self._strides_used(jittered), self._settings, owner=self)
+        sampled = [n + more for n, more in zip(seen, self.size_offset, strict=True)]
+        return functional.output_sizes(sampled, self._strides_used(scaled), self._settings, owner=self)
 
-    def set_jitter(self, factors: float | Sequence[float] | None) -> None:
+    def set_stride_scale(self, factors: float | Sequence[float] | None) -> None:
         """From now on, use the strides times `factors` in training mode.
 
         Gradients flow through the factors to the parameter. No `state_dict` has them; copies of the layer do.
 
         Args:
-            factors: > 0, one for each entry of the stride (one in all when shared), or one for all; None: no jitter.
+            factors: > 0, one for each entry of the stride (one in all when shared), or one for all. None removes them.
 
         Raises:
             TypeError: factors that are no numbers.
             ValueError: another number of factors, one that is not > 0 and finite.
         """
         if factors is None:
-            self.jitter = self._jitter = None
+            self.stride_scale = self._stride_scale = None
         else:
-            self.jitter = self.check_factors(factors)
+            self.stride_scale = self.check_factors(factors)
             # A new tensor: a backward pass to come may need the one before.
             with torch.inference_mode(False):
-                self._jitter = torch.tensor(self.jitter, dtype=self.stride.dtype, device=self.stride.device)
+                self._stride_scale = torch.tensor(self.stride_scale, dtype=self.stride.dtype, device=self.stride.device)
         self.refresh_sizes()
 
     def check_factors(self, factors: float | Sequence[float]) -> tuple[float, ...]:
-        """Return factors for `set_jitter`, one for each entry of the stride.
+        """Return factors for `set_stride_scale`, one for each entry of the stride.
 
         Raises:
             TypeError: factors that are no numbers.
@@ -177,37 +176,37 @@ class LearnableStrides(Traceable):
             self.smoothness, self.bounds, self.window, self.basis, self.norm, self.size_multiple, self.backend
         )
 
-    def _settled(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
+    def _resolved(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
         """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
         stride: Tensor = self.stride
-        if self._jitter is not None and self.training:
-            stride = stride * self._jitter
+        if self._stride_scale is not None and self.training:
+            stride = stride * self._stride_scale
         strides = stride.expand(self.ndim)
         if torch.compiler.is_compiling():
-            return strides, None, self._settled_size(spatial)
-        return strides, self._strides_used(self.training), self.output_size(spatial, jittered=self.training)
+            return strides, None, self._resolved_size(spatial)
+        return strides, self._strides_used(self.training), self.output_size(spatial, scaled=self.training)
 
-    def _strides_used(self, jittered: bool) -> tuple[float, ...]:
-        """The raw strides, with their jitter or without."""
+    def _strides_used(self, scaled: bool) -> tuple[float, ...]:
+        """Return the raw strides, with their scale or without."""
         values = self._raw_strides()
-        if not jittered or self.jitter is None:
+        if not scaled or self.stride_scale is None:
             return values
-        factors = self.jitter * self.ndim if self.shared else self.jitter
+        factors = self.stride_scale * self.ndim if self.shared else self.stride_scale
         return tuple(s * factor for s, factor in zip(values, factors, strict=True))
 
-    def _settled_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    def _resolved_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """`output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
 
         While the graph is traced, `_settle` computes the sizes outside of it; the graph guards on what it finds here,
         and `refresh_sizes` writes anew after every optimizer step. So a graph is made again only where a size changes.
         """
         size = tuple([len(range(n)) for n in spatial])  # where the batch is symbolic, these are not
-        self._settle(*size)
+        self._resolve(*size)
         settled: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
         return settled
 
     @_constant_in_graphs
-    def _settle(self, *size: int) -> None:
+    def _resolve(self, *size: int) -> None:
         self._sizes.inputs.add(size)
         self.refresh_sizes()
         watch(self)
@@ -215,13 +214,15 @@ class LearnableStrides(Traceable):
     def refresh_sizes(self) -> None:
         """Settle the sizes that compiled graphs use anew, from the present strides."""
         for size in self._sizes.inputs:
-            for jittered in (False, True):
-                setattr(self._sizes, _name(size, jittered), self.output_size(size, jittered=jittered))
+            for scaled in (False, True):
+                setattr(self._sizes, _name(size, scaled), self.output_size(size, scaled=scaled))
 
     @property
-    def is_jittered(self) -> bool:
+    def is_scaled(self) -> bool:
         """Whether a pass would use other strides than the learned ones now."""
-        return self._jitter is not None and self.training  # not the numbers, on which a compiled graph would depend
+        return (
+            self._stride_scale is not None and self.training
+        )  # not the numbers, on which a compiled graph would depend
 
     @property
     def stride_parameters(self) -> list[nn.Parameter]:
@@ -249,7 +250,7 @@ class LearnableStrides(Traceable):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; a stride stays float32 where a model goes to half precision."""
         stride = self._parameters.get("stride")
-        strides = {id(t) for p in self.stride_parameters for t in (p, p.grad)} | {id(self._jitter)}
+        strides = {id(t) for p in self.stride_parameters for t in (p, p.grad)} | {id(self._stride_scale)}
 
         def keep_wide(t: Tensor) -> Tensor:
             new = fn(t)
@@ -298,7 +299,7 @@ class LearnableStrides(Traceable):
             "norm": "forward",
             "size_multiple": 1,
             "backend": "auto",
-            "excess": (0,) * self.ndim,
+            "size_offset": (0,) * self.ndim,
         }
         parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join(parts)
@@ -311,5 +312,5 @@ class _Sizes:
         self.inputs: set[tuple[int, ...]] = set()
 
 
-def _name(size: tuple[int, ...], jittered: bool) -> str:
-    return ("jittered_" if jittered else "of_") + "_".join([str(n) for n in size])
+def _name(size: tuple[int, ...], scaled: bool) -> str:
+    return ("scaled_" if scaled else "of_") + "_".join([str(n) for n in size])

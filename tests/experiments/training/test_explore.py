@@ -50,7 +50,7 @@ class Notes(Callback):
             self.samples = len(inputs[0])
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        jitter = getattr(pl_module.network.down, "jitter", None)
+        jitter = getattr(pl_module.network.down, "stride_scale", None)
         self.seen.append((trainer.global_step, jitter, self.samples))
 
 
@@ -104,7 +104,7 @@ def test_the_run_differs_by_what_is_explored_and_records_the_learned_strides(run
     assert first[0] == first[1] == [(0, "down", axis, 3.0, 18) for axis in ("height", "width")]
     ends = [json.loads((cli.run_folder / "result.json").read_text())["strides"] for cli in (plain, swept)]
     assert ends[0] != ends[1]
-    assert swept.model.network.down.jitter is None
+    assert swept.model.network.down.stride_scale is None
     with (swept.run_folder / "metrics.csv").open() as file:
         costs = [float(row["train/stride_cost"]) for row in csv.DictReader(file) if row["train/stride_cost"]]
     assert costs[0] == pytest.approx(1 / 9, rel=0.1)  # not that of the open window
@@ -172,7 +172,7 @@ class Own(LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        self.seen.append(self.net.down.jitter)
+        self.seen.append(self.net.down.stride_scale)
         return nn.functional.cross_entropy(self.net(x), y)
 
     def configure_optimizers(self):
@@ -188,8 +188,8 @@ def test_the_callback_serves_any_module_and_leaves_nothing_behind(tmp_path):
     assert len(set(module.seen)) == 5  # four steps of eight, then none
     twin = Own()
     ds.Jitter(0.2).set_strides(twin, 1, 8, seed=3)
-    assert module.seen[2] == twin.net.down.jitter
-    assert [layer.jitter for _, layer in learnable_layers(module)] == [None]
+    assert module.seen[2] == twin.net.down.stride_scale
+    assert [layer.stride_scale for _, layer in learnable_layers(module)] == [None]
 
 
 class FailsError(Exception):
@@ -209,7 +209,7 @@ def test_an_interrupted_training_leaves_nothing_behind(tmp_path, error):
     with pytest.raises((FailsError, SystemExit)):
         fit_own(module, tmp_path, ds.Sweep())
     assert module.seen[2] is not None
-    assert module.net.down.jitter is None
+    assert module.net.down.stride_scale is None
     assert not module.net.down._forward_pre_hooks
 
 
@@ -231,7 +231,7 @@ def test_with_plain_loaders_a_resumed_training_takes_the_same_samples(tmp_path):
 
         def on_train_batch_end(self, trainer, pl_module, *_):
             (explorer,) = (c for c in trainer.callbacks if isinstance(c, ExploreStrides))
-            self.seen.append((pl_module.net.down.jitter, explorer.samples(16)))
+            self.seen.append((pl_module.net.down.stride_scale, explorer.samples(16)))
 
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
@@ -285,7 +285,7 @@ TWO_PROCESSES = """
         loss = nn.functional.cross_entropy(model(x), torch.randint(2, (4,)))
         optimizer.zero_grad(); loss.backward(); optimizer.step(); ds.clamp_strides_(net)
         strides = first.stride.tolist(), second.stride.tolist(), first.stride.grad.tolist()
-        notes.append((first.jitter, second.jitter, third.jitter, net.sizes, *strides, loss.item()))
+        notes.append((first.stride_scale, second.stride_scale, third.stride_scale, net.sizes, *strides, loss.item()))
     torch.save(notes, sys.argv[3])
 """
 

@@ -1,6 +1,6 @@
 """`diffstride report`: a run or a study as one page of HTML that needs nothing beside it.
 
-A study's page holds its runs' reports too, folded: one file can be sent and kept, links in it cannot break, and
+A study's page holds its runs' reports too, fused_axes: one file can be sent and kept, links in it cannot break, and
 plotly's five megabytes are there once and not for every run.
 """
 
@@ -56,7 +56,7 @@ DESCRIPTION = """Make one HTML page of a run or of a study, with interactive fig
   diffstride report runs/NAME
   diffstride report runs/STUDY --out study.html
 
-A study's page has the reports of all its runs folded in it. What has not ended is shown as far as it has come."""
+A study's page has the reports of all its runs fused_axes in it. What has not ended is shown as far as it has come."""
 
 PALETTE = (*COLOURS[:6], "#808080")  # black would vanish on a dark page
 GREY = PALETTE[-1]

@@ -326,7 +326,7 @@ class Shard(DistributedSampler[Any]):
     cut_off: tuple[int, int] = (0, 0)
 
     def __iter__(self) -> Iterator[int]:
-        """The order, without the samples that have had their turn. Lightning asks more than once before a training."""
+        """Return the order without the samples already seen. Lightning asks more than once before a training."""
         epoch, done = self.cut_off
         return islice(self.order(), done if epoch == self.epoch else 0, None)
 

@@ -206,7 +206,7 @@ class Classifier(LightningModule):
             optimizer: Any = self.optimizers()
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             loss = loss + self.cost(lr=rates["strides"])
-            self.log("train/macs", float(self.cost.cost.count()))
+            self.log("train/macs", float(self.cost.cost.exact()))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
