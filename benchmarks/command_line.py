@@ -34,7 +34,7 @@ class Parser(CommandParser):
         try:
             yield
         except (OSError, ValueError) as error:
-            self.exit(2, f"{self.prog}: error: {one_line(error, 400)}\n")
+            self.exit(2, f"{self.prog}: error: {one_line(error)}\n")
 
 
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:

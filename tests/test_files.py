@@ -2,14 +2,14 @@
 
 import pytest
 
-from diffstride._files import atomic_write_text, whole
+from diffstride._files import atomic_path, atomic_write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "report.html"
-    with whole(path) as first:
+    with atomic_path(path) as first:
         first.write_text("first")
-        with whole(path) as second:
+        with atomic_path(path) as second:
             second.write_text("second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
@@ -21,7 +21,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     atomic_write_text(path, "before")
 
     def fail_half_way():
-        with whole(path) as unfinished:
+        with atomic_path(path) as unfinished:
             unfinished.write_text("half")
             raise KeyboardInterrupt
 

@@ -24,7 +24,7 @@ PATH_ERRORS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, er
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A place to write to; what is written there replaces `path` in one move at the end.
 
     Where writing fails, what was there stays, and the error has the name of the file. Two writers of one file do not
@@ -43,15 +43,15 @@ def whole(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what `whole` has left in a folder where a process was killed while it wrote; no other may be writing."""
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files of `atomic_path` that a killed process left in a folder. No other may be writing."""
     for file in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
         file.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a file so that it is never there by halves. A surrogate, which UTF-8 has not, becomes its escape."""
-    with whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -83,7 +83,7 @@ def read_text(path: Path, most: int = 2**22) -> str:
     return text
 
 
-def trouble(error: OSError, path: str | Path | None = None) -> str:
+def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
     """What could not be read or written and why, then the cure, in one line."""
     name = path or error.filename or "to disk"
     if error.errno in _FULL:

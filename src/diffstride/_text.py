@@ -48,10 +48,10 @@ def short_repr(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def one_line(error: Exception, most: int = 200) -> str:
-    """What another library says, in one line that can be read."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def one_line(error: BaseException | str) -> str:
+    """Return an error's message in one line of at most 500 characters; the name of its class if it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:497]}..."
 
 
 def did_you_mean(given: object, names: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from diffstride._files import PATH_ERRORS, open_text, trouble, whole
+from diffstride._files import PATH_ERRORS, atomic_path, describe_os_error, open_text
 from diffstride._text import csv_cell, short_repr
 from diffstride.errors import UsageError
 from diffstride.geometry import AXIS_NAMES
@@ -68,7 +68,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in PATH_ERRORS:
             raise
-        raise UsageError(trouble(error, path)) from error
+        raise UsageError(describe_os_error(error, path)) from error
 
 
 def read_rows(path: str | Path) -> list[StrideRow]:
@@ -150,7 +150,7 @@ def drop_rows_from(path: str | Path, step: int) -> None:
         path.unlink(missing_ok=True)
         return
     kept = [row for row in rows if None not in row.values() and _is_before(row["step"], step)]
-    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [name for name in rows[0] if name is not None], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)

@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_described(tmp_path, cache, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     table(tmp_path / "set")
-    monkeypatch.setattr(module, "whole", refuse)
+    monkeypatch.setattr(module, "atomic_path", refuse)
     with pytest.raises(DataError, match=r"cannot write to the cache .* \(Permission denied\): set DIFFSTRIDE_CACHE"):
         ready(tmp_path / "set", cache_gb=cache_gb)
 
@@ -188,7 +188,7 @@ def test_a_cache_that_can_only_be_read_serves_what_it_has(tmp_path, cache, age, 
     def refuse(path, *arguments):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(module, "whole", refuse)
+    monkeypatch.setattr(module, "atomic_path", refuse)
     monkeypatch.setattr("pathlib.Path.touch", refuse)
     assert ready(tmp_path / "set", cache_gb=cache_gb).fingerprint == first.fingerprint
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
+from diffstride._text import one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate
 from diffstride.experiments.console import PlainConsole
@@ -33,7 +34,6 @@ from diffstride.experiments.training.runs import (
     find_run,
     load_data,
     load_run,
-    one_line,
     read_result,
 )
 from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, require_safetensors, to_onnx, to_safetensors

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from diffstride import __version__
-from diffstride._files import DISK_ERRORS, PATH_ERRORS, trouble
+from diffstride._files import DISK_ERRORS, PATH_ERRORS, describe_os_error
 from diffstride._text import did_you_mean, printable
 from diffstride.errors import RunError, UsageError
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # of files that a user has named, or of the disk they are on
         if error.errno not in DISK_ERRORS | PATH_ERRORS:
             raise
-        return _fail(trouble(error), 2)
+        return _fail(describe_os_error(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     return 0

@@ -15,7 +15,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from diffstride._files import whole
+from diffstride._files import atomic_path
 from diffstride._text import csv_cell, printable
 from diffstride.errors import RunError, UsageError
 from diffstride.experiments.console import PlainConsole
@@ -162,7 +162,7 @@ def predict(arguments: Sequence[str]) -> None:
 @contextmanager
 def _new_csv(path: Path) -> Iterator[Any]:
     """A writer of a CSV file that is there when all of it is written, and not before."""
-    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "task", "rank", "class", "probability", "error"])
         yield writer

@@ -21,7 +21,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from diffstride._files import atomic_write_text, read_text, trouble
+from diffstride._files import atomic_write_text, describe_os_error, read_text
+from diffstride._text import one_line
 from diffstride.cost import Macs, count_macs, cutoff_frequencies, stride_cost
 from diffstride.errors import UsageError
 from diffstride.experiments.console import PlainConsole, plain
@@ -47,7 +48,7 @@ from diffstride.experiments.studies.results import (
 from diffstride.experiments.studies.study import shown
 from diffstride.experiments.training.documents import load_yaml, read_json
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.runs import build_data, load_run, one_line
+from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.experiments.training.schema import check_kind
 from diffstride.nn import learnable_layers
 
@@ -776,7 +777,7 @@ def report(arguments: Sequence[str]) -> None:
     try:
         atomic_write_text(target, text)
     except OSError as error:
-        raise UsageError(f"{trouble(error)}, or give another path with --out") from error
+        raise UsageError(f"{describe_os_error(error)}, or give another path with --out") from error
     console.say(f"{target}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser.")
 
 

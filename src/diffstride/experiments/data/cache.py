@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from diffstride._files import open_regular, whole
+from diffstride._files import atomic_path, open_regular
 from diffstride.experiments.data.base import DataError, digest
 
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ def entry(path: Path, write: Callable[[BinaryIO], object], *, once: bool = False
     try:
         if path.is_dir():  # known before anything is decoded
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        with whole(path) as unfinished:
+        with atomic_path(path) as unfinished:
             with unfinished.open("xb") as file:
                 write(file)
             with unfinished.open("rb+") as file:

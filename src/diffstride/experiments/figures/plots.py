@@ -714,5 +714,5 @@ def _array(values: Tensor) -> Any:
 
 def _save(figure: Figure, path: str | Path) -> None:
     for suffix in (".png", ".svg"):
-        with _files.whole(Path(path).with_suffix(suffix)) as unfinished:
+        with _files.atomic_path(Path(path).with_suffix(suffix)) as unfinished:
             figure.savefig(unfinished, format=suffix[1:], dpi=150)

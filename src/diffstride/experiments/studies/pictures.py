@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffstride._text import one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.figures import plots
@@ -33,7 +34,7 @@ from diffstride.experiments.studies.results import (
     striding_factor,
 )
 from diffstride.experiments.studies.study import shown
-from diffstride.experiments.training.runs import build_data, load_run, one_line
+from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import DiffStride2d
 
 NO_RUNS = "no run with learned strides is done"

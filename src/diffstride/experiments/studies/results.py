@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, TypedDict
 import yaml
 
 from diffstride._files import atomic_write_text
-from diffstride._text import csv_cell, printable
+from diffstride._text import csv_cell, one_line, printable
 from diffstride.errors import UsageError
 from diffstride.experiments.studies.study import PAPER, label_of, shown
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.folders import check_name
-from diffstride.experiments.training.runs import one_line, read_result
+from diffstride.experiments.training.runs import read_result
 from diffstride.experiments.training.schema import check_kind
 
 METHODS = {

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table as RichTable
 
 from diffstride._files import atomic_write_text
+from diffstride._text import one_line
 from diffstride.cost import count_macs
 from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments.console import PlainConsole
@@ -34,7 +35,7 @@ from diffstride.experiments.studies.worker import read_request, write_request
 from diffstride.experiments.training.documents import load_yaml, read_yaml
 from diffstride.experiments.training.fit import parse, quiet
 from diffstride.experiments.training.folders import STUDY, check_name, held, runs_folder
-from diffstride.experiments.training.runs import build_classifier, build_data, one_line
+from diffstride.experiments.training.runs import build_classifier, build_data
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
 

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffstride._files import trouble
-from diffstride._text import did_you_mean
+from diffstride._files import describe_os_error
+from diffstride._text import did_you_mean, one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.training.config_errors import flatten
 from diffstride.experiments.training.documents import read_yaml
 from diffstride.experiments.training.fit import parse
 from diffstride.experiments.training.folders import as_name, check_name
-from diffstride.experiments.training.runs import one_line
 
 # What an axis of a study is called, and the argument of `diffstride fit` that it sets. Any other argument of `fit` can
 # be an axis under its own name.
@@ -284,7 +283,7 @@ def _read_yaml(file: Path, what: str = "") -> dict[str, Any]:
     try:
         content = read_yaml(file)
     except OSError as error:
-        raise UsageError(f"{trouble(error, f'{file}{what}')}; it must be a YAML file") from error
+        raise UsageError(f"{describe_os_error(error, f'{file}{what}')}; it must be a YAML file") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{file}{what} is not YAML: {one_line(error)}") from error
     try:

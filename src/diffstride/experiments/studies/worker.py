@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from diffstride._files import atomic_write_text
+from diffstride._text import one_line
 from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments.studies.study import Request
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.folders import clear, held
-from diffstride.experiments.training.runs import one_line
 
 
 def write_request(folder: Path, request: Request) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from diffstride._files import trouble
+from diffstride._files import describe_os_error
 from diffstride._text import printable
 from diffstride.errors import UsageError
 from diffstride.experiments.training.schema import Saved, check_kind
@@ -162,7 +162,7 @@ def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def cannot_go_on(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
     """What a disk has refused, and how to go on: the last good checkpoint of a folder."""
-    said = trouble(error, path)
+    said = describe_os_error(error, path)
     if (good := _last_good(checkpoints)) is None:
         return f"{said}, and start again; there is no checkpoint yet"
     last, content = good

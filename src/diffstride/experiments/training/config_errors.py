@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from diffstride import nn
-from diffstride._files import trouble
+from diffstride._files import describe_os_error
 from diffstride._text import did_you_mean
 from diffstride.experiments import data, models
 from diffstride.experiments.training.documents import load_yaml, read_yaml
@@ -60,7 +60,7 @@ def unreadable_config(arguments: Sequence[str]) -> str | None:
         try:
             content = read_yaml(Path(value))
         except OSError as error:
-            return f"{trouble(error, value)}; --config takes a YAML file"
+            return f"{describe_os_error(error, value)}; --config takes a YAML file"
         except (yaml.YAMLError, ValueError) as error:
             return f"{value} is not YAML: {' '.join(str(error).split())}"
         if not isinstance(content, Mapping):

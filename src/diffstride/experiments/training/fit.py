@@ -32,8 +32,8 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 
 import diffstride.experiments.data
 import diffstride.experiments.models
-from diffstride._files import DISK_ERRORS, atomic_write_text, sweep, whole
-from diffstride._text import printable
+from diffstride._files import DISK_ERRORS, atomic_path, atomic_write_text, remove_unfinished
+from diffstride._text import one_line, printable
 from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments import history
 from diffstride.experiments.data import ClassificationData
@@ -56,7 +56,7 @@ from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.config_errors import in_plain_words, unknown_key, unreadable_config
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
 from diffstride.experiments.training.folders import check_name, check_new, clear, held, is_run, runs_folder
-from diffstride.experiments.training.runs import one_line, read_result
+from diffstride.experiments.training.runs import read_result
 from diffstride.experiments.training.schema import check_kind
 from diffstride.experiments.training.signals import end_with_parent
 from diffstride.experiments.training.tensorboard import LiveView
@@ -110,7 +110,7 @@ class _MetricsWriter(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning's empties the file before it writes."""
         rows = history.read_dicts(self.metrics_file_path)
-        with whole(Path(self.metrics_file_path)) as unfinished, unfinished.open("w", newline="") as file:
+        with atomic_path(Path(self.metrics_file_path)) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames)
             writer.writeheader()
             writer.writerows(rows)
@@ -214,7 +214,7 @@ class FitCLI(LightningCLI):
         self.resumes = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
         if self.resumes and self._is_first:  # before it is read: another process may be about to write the next one
             self._holds.enter_context(held(folder, adopt=True))
-            sweep(folder / "checkpoints")
+            remove_unfinished(folder / "checkpoints")
         if config.ckpt_path == "last":
             path, saved = read_last(path)
         else:

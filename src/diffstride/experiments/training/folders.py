@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from diffstride._files import trouble
+from diffstride._files import describe_os_error
 from diffstride._text import printable, short_repr
 from diffstride.errors import UsageError
 from diffstride.experiments.training.documents import read_yaml
@@ -118,7 +118,7 @@ def check_unused(folder: Path, mark: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise UsageError(trouble(error)) from error
+        raise UsageError(describe_os_error(error)) from error
     if mark not in names and (others := sorted({*names} - {LOCK})):
         raise UsageError(f"{folder} has files of something else (such as {others[0]}): give another --name")
 

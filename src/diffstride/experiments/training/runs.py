@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
+from diffstride._text import one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.training.checkpoints import read_checkpoint
@@ -130,8 +131,3 @@ def _make_data(data: Mapping[str, Any]) -> ClassificationData:
     parser.add_subclass_arguments(ClassificationData, "data")
     made: ClassificationData = parser.instantiate_classes(parser.parse_object({"data": data})).data
     return made
-
-
-def one_line(error: BaseException | str) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

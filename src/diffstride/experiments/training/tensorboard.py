@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from diffstride._files import trouble
+from diffstride._files import describe_os_error
 from diffstride._text import printable
 from diffstride.experiments.history import StrideRow
 from diffstride.experiments.training.checkpoints import say
@@ -43,7 +43,8 @@ def _as_long_as_it_works(write: Callable[..., None]) -> Callable[..., None]:
             if not isinstance(cause, OSError):
                 raise
             self._lost = True
-            say(f"{trouble(cause, self.log_dir)}; the run goes on without TensorBoard, metrics.csv has everything")
+            problem = describe_os_error(cause, self.log_dir)
+            say(f"{problem}; the run goes on without TensorBoard, metrics.csv has everything")
 
     return guarded
 
