@@ -9,6 +9,7 @@ until it succeeds, which also proves that the model works at other sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -114,18 +115,19 @@ class Finder:
 
     def _run(self, values: dict[Key, int] | None = None) -> Session:
         """Run the model with symbols for the sizes of the sites' outputs: those they have, or these values."""
-        return tracing.run(
-            self.model,
-            self.example,
-            lambda session, name, module: self._forward(session, name, module, values or {}),
-            symbolic_inputs=True,
-        )
+        with program.pinned(self.learned):
+            return tracing.run(
+                self.model,
+                self.example,
+                lambda session, name, module: self._forward(session, name, module, values or {}),
+                symbolic_inputs=True,
+            )
 
     def _forward(
         self, session: Session, name: str, module: nn.Module, values: dict[Key, int]
     ) -> tracing.Forward | None:
         if isinstance(module, LearnableStrides):
-            return program.unchanged(session, module, self.learned[module])
+            return program.unchanged(session, module)
         if (stand_in := program.fixed(module)) is not None:
             return stand_in
         if name in self.global_poolings:
@@ -372,13 +374,12 @@ class Finder:
     def _tried(self, plan: Plan) -> Plan | None:
         """The plan with its figures, on the model that it has changed; None if more was learned instead."""
         layers = {site.name: apply.layer_of(self.model, site) for site in plan.sites}
-        for group in plan.groups:
-            for name in group if len(group) > 1 else ():  # sizes are levelled below; these are known to fit
-                size = next(site.size_before for site in plan.sites if site.name == name)
-                vars(layers[name])["output_size"] = lambda _, size=size: size
-        costs = program.Program(self.model, self.example, "macs")
-        for layer in layers.values():
-            vars(layer).pop("output_size", None)
+        grouped = {name for group in plan.groups if len(group) > 1 for name in group}
+        with ExitStack() as stack:
+            for site in plan.sites:
+                if site.name in grouped:  # sizes are levelled below; these are known to fit
+                    stack.enter_context(layers[site.name].pinned(output_size=site.size_before))
+            costs = program.Program(self.model, self.example, "macs")
         if missing := [name for name, layer in layers.items() if layer not in {r.layer for r in costs.records}]:
             raise _ElsewhereError(f"{missing[0]} is reached in another way than as a module of its parent")
         if not self._level(plan, costs):
@@ -457,15 +458,13 @@ class Finder:
         """Run the converted model, as it starts and with strides that have moved, each in its own way."""
         layers = {apply.layer_of(self.model, site): site for site in plan.sites}
         for spread in (0.0, 0.07):
-
-            def moved(session: Session, name: str, module: nn.Module, spread: float = spread) -> None:
+            moved = {}
+            for module in self.model.modules():
                 if isinstance(module, LearnableStrides):
-                    site = layers.get(module)
-                    factor = 1.0 if site is None else 1 + spread * (site.group + 1)
-                    strides = tuple(s * factor for s in module.initial_strides)
-                    vars(module)["_raw_strides"] = lambda: strides
-
-            tracing.run(self.model, self.example, moved)
+                    factor = 1 + spread * (layers[module].group + 1) if module in layers else 1.0
+                    moved[module] = tuple(s * factor for s in module.initial_strides)
+            with program.pinned(moved):
+                tracing.run(self.model, self.example, lambda *_: None)
 
 
 class _ElsewhereError(UsageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,7 +32,16 @@ _ENORMOUS = 1e30
 
 def in_use(layer: LearnableStrides) -> tuple[float, ...]:
     """The strides of a layer as they are."""
-    return layer._raw_strides()
+    return layer.raw_strides
+
+
+@contextmanager
+def pinned(strides: Mapping[LearnableStrides, tuple[float, ...]]) -> Iterator[None]:
+    """Pin the strides of several layers, since the parameters of a trace have no values."""
+    with ExitStack() as stack:
+        for layer, values in strides.items():
+            stack.enter_context(layer.pinned(strides=values))
+        yield
 
 
 class Record(NamedTuple):
@@ -68,11 +78,11 @@ def records_of(
 
     def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
         if isinstance(module, LearnableStrides):
-            vars(module)["_raw_strides"] = lambda: raw[module]  # those of fake parameters have no values
             return _stand_in(session, module, records)
         return fixed(module)
 
-    session = tracing.run(model, example, forwards, training=training, symbolic_inputs=symbolic_inputs)
+    with pinned(raw):
+        session = tracing.run(model, example, forwards, training=training, symbolic_inputs=symbolic_inputs)
     return records, session
 
 
@@ -463,9 +473,8 @@ def fixed(module: nn.Module) -> tracing.Forward | None:
     return None
 
 
-def unchanged(session: Session, module: LearnableStrides, strides: tuple[float, ...]) -> tracing.Forward:
-    """In place of a learnable layer's forward: the sizes that follow from the values of the input's."""
-    vars(module)["_raw_strides"] = lambda: strides  # those of fake parameters have no values
+def unchanged(session: Session, module: LearnableStrides) -> tracing.Forward:
+    """Return a stand-in for a learnable layer's forward: its sizes follow from the values of the input's."""
     channels = module.out_channels if isinstance(module, DiffStrideConvNd) else None
     return lambda x: _empty(
         x, module.output_size([session.value(tracing.expression(n)) for n in x.shape[-module.ndim :]]), channels

@@ -224,7 +224,7 @@ def _out_of_reach(name: str) -> fx.GraphModule:
 def _downsampling(name: str, layer: DiffStrideNd, use: _Use) -> nn.Module:
     sizes = zip(use.spatial, use.new_sizes, strict=True)
     axes = [layer._settings.axis(n, new) for n, new in sizes]
-    return _products(name, use, use.spatial, axes, layer._raw_strides()) or _copying()
+    return _products(name, use, use.spatial, axes, layer.raw_strides) or _copying()
 
 
 def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Module:
@@ -244,7 +244,7 @@ def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     for i in range(ndim):
         taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
         axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < fused else None))
-    strides, left_out = layer._raw_strides(), [None] * ndim
+    strides, left_out = layer.raw_strides, [None] * ndim
     between = (*new_sizes[:fused], *sampled[fused:])
     gain = math.prod(axis.gain for axis in axes[:fused])
     before = _products(name, use, spatial, [*axes[:fused], *left_out[fused:]], strides, scaled=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Self
 
 import torch
@@ -41,6 +41,8 @@ class LearnableStrides(Traceable):
     size_offset: tuple[int, ...]
     stride_scale: tuple[float, ...] | None
     _stride_scale: Tensor | None
+    _pinned_strides: tuple[float, ...] | None
+    _pinned_size: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class LearnableStrides(Traceable):
         self.size_offset = (0,) * self.ndim
         self._initial = initial[:1] if shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self._pinned_strides = self._pinned_size = None
         self._sizes = _Sizes()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
         self.stride_scale = None
@@ -123,7 +126,7 @@ class LearnableStrides(Traceable):
     def strides(self) -> tuple[float, ...]:
         """The strides in use, one per axis, clamped to `bounds`."""
         lower, upper = self.bounds
-        return tuple(min(max(s, lower), s if upper is None else upper) for s in self._raw_strides())
+        return tuple(min(max(s, lower), s if upper is None else upper) for s in self.raw_strides)
 
     def output_size(self, size: int | Sequence[int], *, scaled: bool = False) -> tuple[int, ...]:
         """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + size_offset` on every axis.
@@ -132,6 +135,8 @@ class LearnableStrides(Traceable):
             size: of the input, one number or one per axis.
             scaled: with the strides times `stride_scale`, as in training mode.
         """
+        if self._pinned_size is not None:
+            return self._pinned_size
         seen = self._window_size(_validation.sizes("size", size, self.ndim))
         sampled = [n + more for n, more in zip(seen, self.size_offset, strict=True)]
         return functional.output_sizes(sampled, self._strides_used(scaled), self._settings, owner=self)
@@ -188,7 +193,7 @@ class LearnableStrides(Traceable):
 
     def _strides_used(self, scaled: bool) -> tuple[float, ...]:
         """Return the raw strides, with their scale or without."""
-        values = self._raw_strides()
+        values = self.raw_strides
         if not scaled or self.stride_scale is None:
             return values
         factors = self.stride_scale * self.ndim if self.shared else self.stride_scale
@@ -243,9 +248,32 @@ class LearnableStrides(Traceable):
         """The same for layers that share a stride, and for these only."""
         return id(self._parameters.get("stride", self))  # a parametrization makes another tensor at every look
 
-    def _raw_strides(self) -> tuple[float, ...]:
+    @property
+    def raw_strides(self) -> tuple[float, ...]:
+        """The values of the parameter, one per axis, not clamped to `bounds`."""
+        if self._pinned_strides is not None:
+            return self._pinned_strides
         values = host_values(self.stride)
         return values * self.ndim if self.shared else values
+
+    @contextmanager
+    def pinned(
+        self, *, strides: tuple[float, ...] | None = None, output_size: tuple[int, ...] | None = None
+    ) -> Iterator[None]:
+        """Use these strides or sizes inside the context, whatever the parameter holds.
+
+        This is for tracing: the parameters of a trace are fake and have no values.
+
+        Args:
+            strides: raw strides, one per axis; None leaves those of the parameter.
+            output_size: the result of `output_size` for every input; None leaves the one that follows from the strides.
+        """
+        before = self._pinned_strides, self._pinned_size
+        self._pinned_strides, self._pinned_size = strides or before[0], output_size or before[1]
+        try:
+            yield
+        finally:
+            self._pinned_strides, self._pinned_size = before
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; a stride stays float32 where a model goes to half precision."""
@@ -289,7 +317,7 @@ class LearnableStrides(Traceable):
 
     def extra_repr(self) -> str:
         """What differs from the defaults, with the present strides."""
-        values = "meta" if self.stride.is_meta else ", ".join(f"{s:.4g}" for s in self._raw_strides())
+        values = "meta" if self.stride.is_meta else ", ".join(f"{s:.4g}" for s in self.raw_strides)
         parts = [f"stride=({values})", f"smoothness={self.smoothness:g}"]
         defaults = {
             "shared": False,
