@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffstride as ds
-from diffstride import backends, geometry
 from diffstride import functional as F
-from diffstride.backends import DENSE_UP_TO
+from diffstride import geometry
+from diffstride.backends import DENSE_UP_TO, resample
 from tests.helpers import reference
 
 BACKENDS = ("fft", "matmul")
@@ -229,7 +229,7 @@ def test_growing_beyond_the_own_coefficients_uses_no_table_of_the_wrong_length()
 @pytest.mark.parametrize("taps", [None, geometry.Taps(3, 1, 1, 20)])
 def test_a_matrix_that_was_sent_to_a_device_is_the_same(taps):
     axis = geometry.Axis(20, 13, "dft", 1.0, 4.0, taps=taps)
-    kept, sent = (backends._build(axis, 2.3, True, torch.float32, torch.device("cpu")) for _ in range(2))
+    kept, sent = (resample._build(axis, 2.3, True, torch.float32, torch.device("cpu")) for _ in range(2))
     sent.send(torch.device("cpu"))
     x, y = torch.randn(5, kept.length), torch.randn(5, kept.size)
     for name, argument in ("apply", x), ("on_ramp", x), ("stacked", x), ("adjoint", y), ("adjoint_on_ramp", y):

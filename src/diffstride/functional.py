@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffstride import _validation, geometry
-from diffstride.backends import AUTOCAST_DEVICES, BACKENDS, Backend, Step, is_dense, no_autocast, resample
+from diffstride.backends import BACKENDS, CHANNELS_LAST, Backend, along_axes, autocast_dtype, is_channels_last
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Window
 
 __all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
@@ -103,14 +103,14 @@ def diffstride(
     _validation.positive_int("size_multiple", size_multiple)
     settings = Settings(smoothness, bounds, window, basis, norm, size_multiple, backend)
     # With the sizes given, strides on another device need not be read.
-    known = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
+    host_strides = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
     if output_size is None:
-        assert known is not None
-        new_sizes = output_sizes(spatial, known, settings)
+        assert host_strides is not None
+        new_sizes = output_sizes(spatial, host_strides, settings)
     else:
         new_sizes = _validation.sizes("output_size", output_size, len(spatial))
-        _validation.finite_strides("strides", known or ())
-    return downsample(x, strides, known, new_sizes, settings)
+        _validation.finite_strides("strides", host_strides or ())
+    return downsample(x, strides, host_strides, new_sizes, settings)
 
 
 class Settings(NamedTuple):
@@ -139,11 +139,11 @@ class Settings(NamedTuple):
 
 
 def downsample(
-    x: Tensor, strides: Tensor, known: Sequence[float] | None, new_sizes: Sequence[int], settings: Settings
+    x: Tensor, strides: Tensor, host_strides: Sequence[float] | None, new_sizes: Sequence[int], settings: Settings
 ) -> Tensor:
-    """`diffstride` with everything settled; `known` are the values of `strides` if the host has them."""
+    """`diffstride` with everything settled; `host_strides` are the values of `strides` if the host has them."""
     axes = [settings.axis(n, new) for n, new in zip(x.shape[-len(new_sizes) :], new_sizes, strict=True)]
-    return _along_axes(x, axes, settings.backend, strides, known)
+    return along_axes(x, axes, settings.backend, strides, host_strides)
 
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -179,7 +179,7 @@ def conv_downsample(
     weight: Tensor,
     bias: Tensor | None,
     strides: Tensor,
-    known: Sequence[float] | None,
+    host_strides: Sequence[float] | None,
     new_sizes: Sequence[int],
     convolution: Convolution,
     settings: Settings,
@@ -206,23 +206,16 @@ def conv_downsample(
         before.append(axis if i < fused else None)
         after.append(None if i < fused else axis)
         gain *= axis.gain if i < fused else 1.0
-    y = _along_axes(x, before, settings.backend, strides, known, scaled=True)
+    y = along_axes(x, before, settings.backend, strides, host_strides, scaled=True)
     if fused and y.dtype == torch.float16:
         weight = weight * 2.0**fused  # undoes the headroom that the resampled input keeps
     y = convolve(y, weight, bias if bias is None or gain == 1 else bias * gain, convolution, fused)
-    return _along_axes(y, after, settings.backend, strides, known)
+    return along_axes(y, after, settings.backend, strides, host_strides)
 
 
 def as_autocast(x: Tensor) -> Tensor:
     """In the dtype in which a convolution would take it."""
-    return x.to(_autocast_dtype(x))
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    return x.to(autocast_dtype(x))
 
 
 def convolve(
@@ -240,7 +233,7 @@ def convolve(
     dilation = tuple(1 if i < fused else d for i, d in enumerate(dilation))
     sides = [(0, 0) if i < fused else p for i, p in enumerate(padding)]
     plain = mode == "zeros" and all(left == right for left, right in sides)
-    channels_last = _channels_last(x)
+    channels_last = is_channels_last(x)
     if not plain:
         if mode in ("reflect", "circular"):
             _check_mirror(sides, x.shape[-ndim:], mode)
@@ -249,7 +242,7 @@ def convolve(
     conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
     y = conv(x, weight, bias, stride, [left for left, _ in sides] if plain else 0, dilation, groups)
     # In 3-D in float64 and float16 on a CPU, and after circular padding, PyTorch leaves the format.
-    return y.contiguous(memory_format=_CHANNELS_LAST[y.ndim]) if channels_last else y
+    return y.contiguous(memory_format=CHANNELS_LAST[y.ndim]) if channels_last else y
 
 
 def _check_mirror(sides: Sequence[tuple[int, int]], spatial: Sequence[int], mode: str) -> None:
@@ -402,78 +395,10 @@ def spectral_resize(
     _validation.spatial_sizes(x, ndim)
     new_sizes = _validation.sizes("size", size, ndim)
     axes = [Axis(n, new, basis, geometry.gain(n, new, norm)) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]
-    return _along_axes(x, axes, backend)
+    return along_axes(x, axes, backend)
 
 
 def _check_options(basis: Basis, norm: Norm, backend: Backend) -> None:
     _validation.one_of("basis", basis, BASES)
     _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))
     _validation.one_of("backend", backend, BACKENDS)
-
-
-def _along_axes(
-    x: Tensor,
-    axes: Sequence[Axis | None],
-    backend: Backend,
-    strides: Tensor | None = None,
-    known: Sequence[float] | None = None,
-    scaled: bool = False,
-) -> Tensor:
-    """Apply one operator to each of the last axes of `x` (None: leave it), in the order in which `x` lies in memory.
-
-    In float16 the maps between the operators are halved for each one that was applied, so that overshoot stays finite
-    (see `headroom`); `scaled`: the result, too.
-    """
-    channels_last = _channels_last(x)
-    ndim = len(axes)
-    steps = [
-        Step(
-            i - ndim - channels_last,
-            axis,
-            i,
-            None if known is None else known[i],
-            is_dense(axis, backend, x),
-        )
-        for i, axis in enumerate(axes)
-        if axis is not None
-    ]
-    if not steps:
-        return x
-    if channels_last:
-        steps.reverse()  # takes 0.6-1.0 of the time on a CPU; else the first axis is best taken first
-    if x.dtype == torch.float16:
-        factors = headroom(len(steps), scaled)
-        steps = [
-            step._replace(axis=step.axis._replace(gain=step.axis.gain * factor))
-            for step, factor in zip(steps, factors, strict=True)
-        ]
-    in_order = x.movedim(-ndim - 1, -1) if channels_last else x.contiguous()
-    # The result has the input's dtype, also under autocast.
-    would_cast = _autocast_dtype(x) != x.dtype
-    with no_autocast(x):
-        y = resample(in_order, strides, steps, would_cast)
-    return y.movedim(-1, -ndim - 1) if channels_last else y
-
-
-def headroom(count: int, scaled: bool = False) -> list[float]:
-    """Return what `count` operators in a row are multiplied by in float16.
-
-    A low-pass filter overshoots at edges, by 9 % of a step and more where edges are close, so that maps near 65,504 are
-    finite before and after all axes and not in between. Halves are exact in floating point.
-
-    Args:
-        count: of operators that are applied one after another.
-        scaled: whether the result stays scaled by `2**-count`; else the last operator undoes what the others did.
-    """
-    factors = [0.5] * count
-    if factors and not scaled:
-        factors[-1] = 2.0 ** (count - 1)
-    return factors
-
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _channels_last(x: Tensor) -> bool:
-    memory_format = _CHANNELS_LAST.get(x.ndim)
-    return memory_format is not None and not x.is_contiguous() and x.is_contiguous(memory_format=memory_format)

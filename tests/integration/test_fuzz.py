@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffstride import DiffStride2d, backends, functional, geometry
+from diffstride.backends import axes, resample
 from tools import fuzz
 
 SEED, SLICE, SLICES = 0, 60, 10
@@ -80,12 +81,12 @@ def one_slope_off(monkeypatch):
 
 
 def a_clamp_that_lets_everything_through(monkeypatch):
-    monkeypatch.setattr(backends, "_pointing_inwards", lambda slope, step: slope)
+    monkeypatch.setattr(resample, "_pointing_inwards", lambda slope, step: slope)
 
 
 def an_adjoint_that_forgets_the_gain(monkeypatch):
-    adjoint = backends.DenseOperator.adjoint
-    monkeypatch.setattr(backends.DenseOperator, "adjoint", lambda self, y, dim: adjoint(self, y, dim) / self.axis.gain)
+    adjoint = resample.DenseOperator.adjoint
+    monkeypatch.setattr(resample.DenseOperator, "adjoint", lambda self, y, dim: adjoint(self, y, dim) / self.axis.gain)
 
 
 def a_bias_that_is_lost(monkeypatch):
@@ -94,13 +95,13 @@ def a_bias_that_is_lost(monkeypatch):
 
 
 def a_format_that_is_lost(monkeypatch):
-    monkeypatch.setattr(functional, "_channels_last", lambda x: False)
+    monkeypatch.setattr(axes, "is_channels_last", lambda x: False)
 
 
 def a_dtype_that_follows_autocast(monkeypatch):
-    along_axes = functional._along_axes
+    along_axes = functional.along_axes
     monkeypatch.setattr(
-        functional, "_along_axes", lambda x, *args, **options: along_axes(functional.as_autocast(x), *args, **options)
+        functional, "along_axes", lambda x, *args, **options: along_axes(functional.as_autocast(x), *args, **options)
     )
 
 
@@ -134,7 +135,7 @@ def test_a_planted_fault_is_found(plant, word, monkeypatch):
     calls = [fuzz.draw(SEED, index) for index in range(200)]
     plain = [call for call in calls if not call.compiled][:150]
     plant(monkeypatch)
-    backends._kept_operator.cache_clear()
+    resample._kept_operator.cache_clear()
     found = []
     try:
         for call in plain:
@@ -143,7 +144,7 @@ def test_a_planted_fault_is_found(plant, word, monkeypatch):
             except (AssertionError, RuntimeError) as error:
                 found.append(str(error))
     finally:
-        backends._kept_operator.cache_clear()  # what the fault made
+        resample._kept_operator.cache_clear()  # what the fault made
     assert any(message.startswith(word) for message in found), found
 
 

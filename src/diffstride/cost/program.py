@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffstride import functional, tracing
-from diffstride.backends import DENSE_UP_TO, KEEP_RAMPS_UP_TO
+from diffstride.backends import DENSE_UP_TO
+from diffstride.backends.resample import KEEP_RAMPS_UP_TO
 from diffstride.geometry import stride_range
 from diffstride.nn.attach import attached
 from diffstride.nn.conv import DiffStrideConvNd

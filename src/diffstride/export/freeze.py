@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diffstride import functional, geometry
-from diffstride.backends.matmul import operator
+from diffstride.backends import headroom, operator
 from diffstride.errors import UsageError
 from diffstride.geometry import AXIS_NAMES, Axis, Taps
 from diffstride.nn.attach import CHILD, _then, attached
@@ -324,7 +324,7 @@ def _products(
         sizes: of the axes before the products.
         axes: what happens to them.
         strides: those of the axes, not clamped yet.
-        scaled: whether the result keeps its headroom in float16, see `functional.headroom`.
+        scaled: whether the result keeps its headroom in float16, see `headroom`.
     """
     root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
     x = graph.placeholder("x")
@@ -333,7 +333,7 @@ def _products(
         matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
         if matrix is not None:
             found[i, label] = matrix
-    factors = functional.headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
+    factors = headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
     for ((i, label), matrix), factor in zip(found.items(), factors, strict=True):
         matrix = (matrix * factor).to(use.dtype).to(use.device)
         size[i] = len(matrix)
