@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: env demo test test-long fuzz versions check format bench dist smoke
+.PHONY: env demo test test-long fuzz versions check format docs bench dist smoke
 .DEFAULT_GOAL := test
 
 env: $(READY)
@@ -12,7 +12,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,export,cluster,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,export,cluster,docs,dev]"
 	touch $@
 
 demo: env        ## learn strides on a built-in set; a table and pictures at the end
@@ -38,6 +38,9 @@ check: env       ## format, lint, types
 format: env      ## rewrite the files as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: env        ## the documentation as a site, in build/site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: env       ## speed and memory against the alternatives, side by side on this machine
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \

@@ -39,7 +39,7 @@ def build(config, model_class):
 
 
 def table(report) -> str:
-    """What docs/your-own-model.md shows."""
+    """Return the table of docs/guides/your-own-model.md."""
     lines = [
         "| model | sites (groups that share) | left alone | million MACs before | after | ratio | resampling, more |",
         "|---|---|---|---|---|---|---|",

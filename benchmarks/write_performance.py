@@ -1,6 +1,6 @@
 """Write what `diffstride bench` measured into a page.
 
-    python benchmarks/write_performance.py results/bench-cpu.json docs/performance.md
+    python benchmarks/write_performance.py results/bench-cpu.json docs/results/performance.md
 
 In the page, what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` is replaced; NAME is a suite or `facts`.
 """

@@ -423,7 +423,7 @@ def on_a_kink(call, expected):
 
 
 class Convolutions(TorchDispatchMode):
-    """Keeps what PyTorch's convolutions were given and gave: some are wrong by themselves, see docs/versions.md."""
+    """Keeps what PyTorch's convolutions were given and gave: some are wrong by themselves, see docs/results/versions.md."""
 
     def __init__(self):
         super().__init__()

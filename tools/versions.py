@@ -89,7 +89,7 @@ def run_tests(name, selection):
 
 
 def table(results):
-    """Markdown for docs/versions.md."""
+    """Return the Markdown table of docs/results/versions.md."""
     names = sorted(results, key=lambda name: (list(RESOLUTION).index(name.partition("-")[0]), name))
     lines = [["", *(name.partition("-")[0] for name in names)], ["---"] * (len(names) + 1)]
     for head, key in (("Python", "python"), ("run on", "date"), ("tests passed", "passed"), ("failed", "failed"),

@@ -1,4 +1,4 @@
-"""README and docs: their Python runs as printed, their commands name what exists."""
+"""README and docs: their Python runs as printed, and the files, targets and links that they name exist."""
 
 import contextlib
 import io
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@all_pages
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -20,24 +21,26 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(block, page.name, "exec"), names)
-        if shown:  # what stands below a block is what it prints
+        if shown:  # a text block shows the output of the block above it
             assert printed.getvalue() == shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@all_pages
 def test_files_and_targets_that_a_page_names_exist(page):
     text = page.read_text()
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z-]+)", text):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.M):
         assert f"\n{target}:" in makefile, target
-    for path in re.findall(r"\b((?:configs|benchmarks|results|docs|tests)/[\w./-]+\.\w+)", text):
+    folders = "benchmarks|configs|docs|examples|results|src|tests|tools"
+    link = r"\]\((?!http)([^)#]+)"
+    for path in re.findall(rf"\b((?:{folders})/[\w./-]+\.\w+)", re.sub(link, "", text)):
         assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (page.parent / link).exists(), link
+    for path in re.findall(link, text):
+        assert (page.parent / path).exists(), path
 
 
 def test_the_table_of_converted_networks_is_that_of_the_measurement():
-    page = (ROOT / "docs" / "your-own-model.md").read_text()
+    page = (ROOT / "docs" / "guides" / "your-own-model.md").read_text()
     rows = json.loads((ROOT / "results" / "convert.json").read_text())["rows"]
     assert all(row["sizes_kept"] for row in rows)
     ratios = [row["macs_after"] / row["macs_before"] for row in rows]

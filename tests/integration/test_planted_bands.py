@@ -1,4 +1,4 @@
-"""What docs/planted-bands.md says is learned: from which starts, to where, and where it is not."""
+"""The claims of docs/results/planted-bands.md: which starts reach the right strides, and which do not."""
 
 import json
 from pathlib import Path

@@ -423,7 +423,7 @@ def test_the_longer_list_goes_down_the_page():
 
 def test_the_page_shows_what_was_measured():
     fill = runpy.run_path(str(ROOT / "benchmarks" / "write_performance.py"))["fill"]
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "results" / "performance.md").read_text()
     assert fill(page, json.loads((ROOT / "results" / "bench-cpu.json").read_text())) == page
     calibration = json.loads((ROOT / "results" / "calibration-cpu.json").read_text())["crossover"]
     assert calibration == {
