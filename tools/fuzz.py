@@ -423,7 +423,7 @@ def on_a_kink(call, expected):
 
 
 class Convolutions(TorchDispatchMode):
-    """Keeps what PyTorch's convolutions were given and gave: some are wrong by themselves, see docs/results/versions.md."""
+    """Keeps inputs and results of PyTorch's convolutions: some are wrong, see docs/results/versions.md."""
 
     def __init__(self):
         super().__init__()

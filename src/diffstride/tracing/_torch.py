@@ -1,7 +1,7 @@
 """The only file with private parts of PyTorch. Each entry says why it is needed and since when it works.
 
-Everything here was tried from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler happen on
-use, since each takes longer than the rest of the library.
+Everything here was tried from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler
+happen on use, since each takes longer than the rest of the library.
 """
 
 from __future__ import annotations
