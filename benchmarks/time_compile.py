@@ -1,10 +1,10 @@
-"""What torch.compile costs while strides change sizes, what `size_multiple` saves of it, and what it gains in the end.
+"""Measure torch.compile: its cost while strides change sizes, the effect of `size_multiple`, and the final gain.
 
 python benchmarks/time_compile.py --out results/compile.json
 
-First the training of configs/demo.yaml from strides (2, 2), in eager mode and compiled, for several `size_multiple`:
-a graph is made for each new size. Then single steps of the network of configs/cifar10-small.yaml whose sizes have
-settled, in turns; strides still move within their sizes.
+The first part is the training of configs/demo.yaml from strides (2, 2), in eager mode and compiled, for several
+`size_multiple`. A graph is made for each new size. The second part is single steps of the network of
+configs/cifar10-small.yaml at constant sizes, in turns. Strides still move within their sizes.
 """
 
 import json
@@ -14,20 +14,20 @@ import time
 from functools import partial
 
 import torch
-from command_line import Parser, at_least, output, torch_device
+from command_line import Parser, at_least, output
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.experiments.benchmark.bench import alternate
+from diffstride.experiments.benchmark.measure import alternate, ratios, synchronise
 from diffstride.experiments.data import PlantedBands
 from diffstride.experiments.models import TinyCNN
 from diffstride.experiments.provenance import provenance
-from time_steps import CASES, Images, Training, synchronise
+from time_steps import CASES, Images, Training
 from train_precisions import BATCH, COST_WEIGHT, MILESTONES, RATES, STEPS, STRIDE_LR
 
 MULTIPLES = (1, 2, 4, 8)
-SETTLED = ("strided convolutions", "DiffStride", "DiffStride, inner window")
+NETWORKS = ("strided convolutions", "DiffStride", "DiffStride, inner window")
 
 
 def graphs() -> int:
@@ -35,7 +35,7 @@ def graphs() -> int:
 
 
 def train(data: PlantedBands, multiple: int, compiled: bool, device: torch.device) -> dict:
-    """One training: sizes that it met, graphs made for them, seconds of steps with a new graph and of others."""
+    """Train once; return the sizes met, the graphs made, and the seconds of steps with a new graph and without."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -89,29 +89,25 @@ def step(training: Training) -> None:
     training.step()
 
 
-def settled(device: torch.device, repeats: int) -> list[dict]:
-    """Steps of the larger network, over those of its strided convolutions in eager mode."""
+def constant_sizes(device: torch.device, repeats: int) -> list[dict]:
+    """Return times of steps of the larger network, over those of its strided convolutions in eager mode."""
     torch.manual_seed(0)
     case = CASES["cifar10-small"]
     data = Images(case)
     trainings = {}
-    for way in SETTLED:
+    for way in NETWORKS:
         trainings[way, False] = Training(way, case, data, device)
         trainings[way, True] = Training(way, case, data, device)
         trainings[way, True].network.compile(fullgraph=True)
-    contestants = {name: training.contestant(partial(step, training)) for name, training in trainings.items()}
+    candidates = {name: training.candidate(partial(step, training)) for name, training in trainings.items()}
     torch._dynamo.utils.counters.clear()
-    seconds = alternate(contestants, repeats, random.Random(0), synchronise=partial(synchronise, device))
-    assert graphs() == len(SETTLED), "a graph was made while sizes stood"
-    reference = seconds[SETTLED[0], False]
+    seconds = alternate(candidates, repeats, random.Random(0), synchronise=partial(synchronise, device))
+    assert graphs() == len(NETWORKS), "a graph was made at constant sizes"
+    reference = seconds[NETWORKS[0], False]
     rows = []
     for (way, compiled), own in seconds.items():
-        ratios = [a / b for a, b in zip(own, reference, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        rows.append({
-            "network": way, "compiled": compiled, "step_ms": 1e3 * statistics.median(own),
-            "ratio": statistics.median(own) / statistics.median(reference), "ratio_low": low, "ratio_high": high,
-        })  # fmt: skip
+        row = ratios(own, reference)
+        rows.append({"network": way, "compiled": compiled, "step_ms": row.pop("ms"), **row})
         print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=", ", flush=True)
     return rows
 
@@ -119,22 +115,24 @@ def settled(device: torch.device, repeats: int) -> list[dict]:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=output, required=True, help="JSON file to write")
-    parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
-    parser.add_argument("--repeats", type=at_least(2), default=20, help="rounds of settled steps (default: 20)")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--repeats", type=at_least(2), default=20, help="rounds of steps at constant sizes (default: 20)"
+    )
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 64
     data = PlantedBands(seed=0)
     data.setup()
     trainings = []
     for compiled, multiple in [(False, 1), *((True, m) for m in MULTIPLES)]:
-        with fresh_cache():  # a graph of an earlier training is made anew
+        with fresh_cache():  # graphs of an earlier training are not reused
             trainings.append(train(data, multiple, compiled, options.device))
         print(*(f"{key} {value}" for key, value in trainings[-1].items()), sep=", ", flush=True)
     facts = {
         "command": f"python benchmarks/time_compile.py --device {options.device}", "repeats": options.repeats,
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-    rows = settled(options.device, options.repeats)
+    rows = constant_sizes(options.device, options.repeats)
     report = {**provenance(options.device), **facts, "trainings": trainings, "settled": rows}
     options.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What exploration does to the time of a training: steps spread evenly over its schedule, all ways alternating.
+"""Measure the effect of exploration on training time, at steps spread evenly over its schedule.
 
 python benchmarks/time_exploration.py --out results/exploration-time.json
 """
@@ -12,7 +12,7 @@ from command_line import Parser, at_least, output
 from torch import nn
 
 import diffstride as ds
-from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate
+from diffstride.experiments.benchmark.measure import WARMUP, Candidate, alternate
 from diffstride.experiments.models import ResNet
 from diffstride.experiments.provenance import provenance
 from diffstride.integrations.input_sizes import InputSizes
@@ -23,7 +23,7 @@ BATCH, SIZE = 64, 32
 
 
 def training(exploration: ds.Exploration | None, strides: list[int], rounds: int) -> Candidate:
-    """The network of table3-small; each call is the step of the next moment of the schedule."""
+    """Return steps of the network of table3-small; each call is the step of the next moment of the schedule."""
     network = ResNet(
         depth=18, width=0.125, preactivation=True, strides=strides, downsample_options={"smoothness": 1}
     ).to(memory_format=torch.channels_last)
@@ -59,8 +59,8 @@ def main() -> None:
     torch.manual_seed(0)
     rows = []
     for strides in STARTS:
-        contestants = {name: training(way, strides, options.rounds) for name, way in WAYS.items()}
-        seconds = alternate(contestants, options.rounds, random.Random(0))
+        candidates = {name: training(way, strides, options.rounds) for name, way in WAYS.items()}
+        seconds = alternate(candidates, options.rounds, random.Random(0))
         for name, own in seconds.items():
             ratios = [a / b for a, b in zip(own, seconds["none"], strict=True)]
             rows.append({

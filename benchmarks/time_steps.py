@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: data, forward, backward, update; what of it the learned strides take.
+"""Measure the parts of a training step (data, forward, backward, update) and the share of learned strides.
 
 python benchmarks/time_steps.py --out results/steps-cpu.json
 python benchmarks/time_steps.py --device cuda --out results/steps-cuda.json
 
-Networks that differ in their downsampling alone take turns, step by step. Parts are timed with the device waited for
-after each, so that their sum is more than a whole step, in which the host works ahead of the device.
+Networks that differ in their downsampling alone take turns, step by step. Each part ends when the device is idle, so
+that the parts sum to more than a whole step, in which the host works ahead of the device.
 """
 
 import copy
@@ -19,13 +19,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from command_line import Parser, at_least, output, torch_device
+from command_line import Parser, at_least, output
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate, layer_step, peak_bytes
+from diffstride.experiments.benchmark.measure import WARMUP, Candidate, alternate, peak_bytes, ratios, synchronise
+from diffstride.experiments.benchmark.suites import layer_step
 from diffstride.experiments.data.augment import Augment
 from diffstride.experiments.data.base import ClassificationData
 from diffstride.experiments.data.images import ImageDecoder
@@ -59,7 +60,7 @@ WAYS = {
 
 
 class Images(ClassificationData):
-    """Random pixels, prepared as those of a set."""
+    """Random pixels with the augmentation of a data set."""
 
     def __init__(self, case: dict) -> None:
         super().__init__(batch_size=case["batch"])
@@ -75,7 +76,7 @@ class Images(ClassificationData):
 
 
 class Training:
-    """One network and its steps."""
+    """A network and its training steps."""
 
     def __init__(self, way: str, case: dict, data: Images, device: torch.device) -> None:
         downsample, options = WAYS[way]
@@ -123,12 +124,12 @@ class Training:
 
         self.step(done)
 
-    def contestant(self, step) -> Candidate:
-        """With strides that move before each step, but keep the sizes of the start."""
+    def candidate(self, step) -> Candidate:
+        """Return a candidate whose strides move before each step and keep their first sizes."""
         return Candidate(step, None if self.held else self.network)
 
     def layers(self) -> dict[str, Candidate]:
-        """Each layer alone, on an input like the one that it has in the network."""
+        """Return each layer alone, on an input of the size that it has in the network."""
         found: dict[str, Candidate] = {}
         handles = []
         for name, layer in all_layers(self.network):
@@ -149,7 +150,7 @@ class Training:
 
 
 class InAutocast(nn.Module):
-    """A layer as it runs inside of the network."""
+    """A layer under the autocast of its network."""
 
     def __init__(self, layer, autocast) -> None:
         super().__init__()
@@ -160,13 +161,8 @@ class InAutocast(nn.Module):
             return self.layer(x)
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def decoding(seconds: float) -> dict:
-    """Images that one core makes pixels of: JPEG files of ImageNet's usual size, with the spectrum of photographs."""
+    """Return the rate at which one core decodes JPEG files of ImageNet's usual size and spectrum."""
     generator = np.random.default_rng(0)
     height, width = 375, 500
     frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -195,30 +191,28 @@ def measure(name: str, case: dict, device: torch.device, repeats: int) -> list[d
     rng = random.Random(0)
     wait = partial(synchronise, device)
     alone = {way: training.layers() for way, training in trainings.items()}
-    whole = alternate({way: t.contestant(t.step) for way, t in trainings.items()}, repeats, rng, synchronise=wait)
-    alternate({way: t.contestant(t.step_by_parts) for way, t in trainings.items()}, repeats, rng)
+    whole = alternate({way: t.candidate(t.step) for way, t in trainings.items()}, repeats, rng, synchronise=wait)
+    alternate({way: t.candidate(t.step_by_parts) for way, t in trainings.items()}, repeats, rng)
     rows = []
     for way, training in trainings.items():
         layers = alternate(alone[way], repeats, rng, synchronise=wait)
-        ratios = [a / b for a, b in zip(whole[way], whole["strided convolutions"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        step = statistics.median(whole[way])
+        row = ratios(whole[way], whole["strided convolutions"])
+        step_ms = row.pop("ms")
         rows.append({
-            "case": name, "network": way, "step_ms": 1e3 * step, "images_per_second": case["batch"] / step,
-            "ratio": step / statistics.median(whole["strided convolutions"]), "ratio_low": low, "ratio_high": high,
+            "case": name, "network": way, "step_ms": step_ms, "images_per_second": 1e3 * case["batch"] / step_ms, **row,
             "parts_ms": {part: 1e3 * statistics.median(s[WARMUP:]) for part, s in training.seconds.items()},
             "layers_ms": {layer: 1e3 * statistics.median(s) for layer, s in layers.items()},
             "strides": ds.strides(training.network), "peak_mb": peak_bytes(training.step, device) / 2**20,
             "parameters": sum(p.numel() for p in training.network.parameters()),
         })  # fmt: skip
-        print(f"{name}, {way}: {1e3 * step:.1f} ms, {rows[-1]['ratio']:.2f}", flush=True)
+        print(f"{name}, {way}: {step_ms:.1f} ms, {row['ratio']:.2f}", flush=True)
     return rows
 
 
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=output, required=True, help="JSON file to write")
-    parser.add_argument("--device", type=torch_device, default="cpu", help="default: cpu")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="default: cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: cifar10-small on a CPU, all on a GPU")
     parser.add_argument("--repeats", type=at_least(2), default=20, help="rounds (default: 20)")
     options = parser.parse_args()

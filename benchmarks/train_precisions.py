@@ -1,10 +1,10 @@
-"""Planted bands in float32, and under autocast in bfloat16 and float16 (with a GradScaler): accuracies and strides.
+"""Train on planted bands in float32, and under autocast in bfloat16 and float16 (with a GradScaler).
 
 python benchmarks/train_precisions.py --out results/precision.json
 python benchmarks/train_precisions.py --device cuda --out results/precision-cuda.json
 
-The training is that of configs/demo.yaml from strides (2, 2), as a loop in plain PyTorch, under so much noise that the
-accuracy stays below 1: a worse precision would show. Seeds are of the images, their order and the initial weights.
+The training is that of configs/demo.yaml from strides (2, 2), as a loop in plain PyTorch. The noise keeps the accuracy
+below 1, so that an effect of precision would be visible. A seed sets the images, their order and the initial weights.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import statistics
 import time
 
 import torch
-from command_line import Parser, at_least, output, torch_device
+from command_line import Parser, at_least, output
 from torch.nn import functional as F
 
 import diffstride as ds
@@ -32,7 +32,7 @@ def autocast(device, dtype):
 
 
 def train(data, seed, dtype, device):
-    """One training; what it came to."""
+    """Train once; return the accuracy, the loss and the strides."""
     torch.manual_seed(seed)
     network = TinyCNN(strides=[(2.0, 2.0)], downsample_options={"smoothness": 4}).to(device)
     groups = ds.param_groups(network, max(RATES), stride_lr=STRIDE_LR, weight_decay=5e-4)
@@ -40,7 +40,7 @@ def train(data, seed, dtype, device):
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: RATES[sum(step >= m for m in MILESTONES)] / max(RATES)
     )
-    # It grows sooner than by default, so that a training as short as this one meets gradients that overflow.
+    # The scale grows sooner than by default, so that gradients overflow in a training as short as this one.
     scaler = torch.amp.GradScaler(device.type, growth_interval=20, enabled=dtype is torch.float16)
     images, labels = (part.to(device) for part in data.train_set)
     order = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def train(data, seed, dtype, device):
 
 
 def summary(rows):
-    """By precision: means and deviations over seeds, and the mean difference from float32 of the same seed."""
+    """Yield means and deviations over seeds by precision, and the mean difference from float32 of the same seed."""
     reference = [row for row in rows if row["precision"] == "float32"]
     for name in PRECISIONS:
         own = [row for row in rows if row["precision"] == name]
@@ -96,7 +96,7 @@ def summary(rows):
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=output, required=True, help="JSON file to write")
-    parser.add_argument("--device", type=torch_device, default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="where to train (default: cpu)")
     parser.add_argument("--seeds", type=at_least(2), default=5, help="trainings of each kind, at least 2 (default: 5)")
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

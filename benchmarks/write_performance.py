@@ -1,8 +1,8 @@
-"""Write what `diffstride bench` measured into a page.
+"""Write the tables of `diffstride bench` into a page.
 
     python benchmarks/write_performance.py results/bench-cpu.json docs/results/performance.md
 
-In the page, what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` is replaced; NAME is a suite or `facts`.
+The text between `<!-- bench:NAME -->` and `<!-- /bench -->` is replaced. NAME is a suite or `facts`.
 """
 
 import json
@@ -12,30 +12,13 @@ from typing import Any
 
 from command_line import Parser
 
-from diffstride.experiments.benchmark.bench import Sheet, sheets
+from diffstride.experiments.benchmark.tables import Sheet, sheets
 
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", flags=re.S)
 
 
-KEYS = "rows", "command", "commit", "versions", "hardware", "threads", "allocator", "repeats", "seed"
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """What `diffstride bench --out` has written."""
-    try:
-        report = json.loads(path.read_text())
-        found = report.keys() if isinstance(report, dict) else ()
-        missing = [key for key in KEYS if key not in found]
-        missing = missing or [key for row in report["rows"] for key in ("suite", "case", "name") if key not in row]
-        if missing:
-            raise ValueError(f"it has no {missing[0]}")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not what `diffstride bench --out` writes: {error}") from error
-    return report
-
-
 def tables(report: dict[str, Any]) -> dict[str, str]:
-    """The Markdown of every suite in the report, and of the facts."""
+    """Return the Markdown of every suite in the report, and of the facts."""
     suites = dict.fromkeys(row["suite"] for row in report["rows"])
     written = {suite: "\n".join(map(markdown, sheets(report["rows"], suite))) for suite in suites}
     return {**written, "facts": facts(report)}
@@ -66,7 +49,7 @@ def facts(report: dict[str, Any]) -> str:
 
 
 def fill(page: str, report: dict[str, Any]) -> str:
-    """The page with its blocks written anew."""
+    """Return the page with its blocks replaced."""
     found = tables(report)
     names = [match[2] for match in BLOCK.finditer(page)]
     if not names:
@@ -82,7 +65,7 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="Markdown file to change")
     options = parser.parse_args()
     with parser.mistakes():
-        options.page.write_text(fill(options.page.read_text(), read_report(options.results)))
+        options.page.write_text(fill(options.page.read_text(), json.loads(options.results.read_text())))
 
 
 if __name__ == "__main__":

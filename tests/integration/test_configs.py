@@ -19,7 +19,7 @@ SHORT = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-small"])
 @pytest.mark.parametrize("method", ["diffstride", "conv"])
 def test_two_steps_on_real_images(name, method, tmp_path):
-    # Not narrower: see `steps` in diffstride.experiments.benchmark.bench.
+    # Not narrower: see `steps` in diffstride.experiments.benchmark.suites.
     cli = train([
         "--config", str(ROOT / "configs" / f"{name}.yaml"), "--data.path", str(CIFAR10), "--runs", str(tmp_path),
         "--data.train_samples", "256", "--data.test_samples", "100", "--model.network.width", "0.125",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffstride._text import one_line
 from diffstride.errors import UsageError
-from diffstride.experiments.benchmark.bench import WARMUP, Candidate, alternate
+from diffstride.experiments.benchmark.measure import WARMUP, Candidate, alternate
 from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.data import MultiTask
 from diffstride.experiments.parser import CommandParser, by, check_new_file

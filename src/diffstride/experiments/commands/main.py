@@ -28,7 +28,7 @@ COMMANDS = {
         "make one page of a run or of a study, for a browser",
     ),
     "demo": ("diffstride.experiments.commands.demo", "demo", "compare three ways to downsample on images made by code"),
-    "bench": ("diffstride.experiments.benchmark.bench", "bench", "measure speed and memory against the alternatives"),
+    "bench": ("diffstride.experiments.commands.bench", "bench", "measure speed and memory against the alternatives"),
     "predict": ("diffstride.experiments.commands.predict", "predict", "say what a trained network takes files for"),
     "export": (
         "diffstride.experiments.commands.export",

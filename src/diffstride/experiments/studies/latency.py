@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._files import atomic_write_text
-from diffstride.experiments.benchmark.bench import Candidate, alternate
+from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.studies.results import latency_file
 from diffstride.experiments.training.runs import build_data, load_run

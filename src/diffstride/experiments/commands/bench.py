@@ -1,0 +1,132 @@
+"""`diffstride bench`: speed and memory against the alternatives, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from diffstride._files import atomic_write_text
+from diffstride._text import did_you_mean
+from diffstride.errors import UsageError
+from diffstride.experiments.benchmark.measure import WARMUP, Row, measure
+from diffstride.experiments.benchmark.suites import DTYPES, SUITES, Settings, calibration, crossovers
+from diffstride.experiments.benchmark.tables import Sheet, case_name, sheets
+from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.parser import CommandParser, check_file
+from diffstride.experiments.provenance import provenance
+
+DESCRIPTION = """Measure time and peak memory of forward and backward passes against the alternatives.
+
+  diffstride bench --out results.json           every suite; many minutes on a CPU
+  diffstride bench layers --dtypes float32      one suite, one dtype
+  diffstride bench --quick                      tiny shapes, only to see that it runs
+  diffstride bench --calibrate                  up to which length dense products beat FFTs on this machine
+
+suites:
+  layers         downsampling layers alone, over average pooling
+  convolutions   convolution and DiffStride as one operator, over one after the other
+  steps          whole training steps of a ResNet-18, over one with strided convolutions
+
+Times mean little on a shared machine: read the ratios and the distance of their quartiles."""
+
+# With these, glibc keeps the memory of large maps instead of returning it, so that pages are not faulted in again.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """Measure, print the tables, write the JSON."""
+    options = _options(arguments)
+    device = torch.device(options.device)
+    repeats = options.repeats or (2 if options.quick else 20)
+    settings = Settings(tuple(dict.fromkeys(options.dtypes)), device, options.quick, options.full)
+    suites = [calibration] if options.calibrate else [SUITES[name] for name in SUITES if name in options.suites]
+    cases = [case for suite in suites for case in suite(settings)]
+
+    console = PlainConsole(width=120)
+    malloc = {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
+    if device.type == "cpu" and not ALLOCATOR.keys() <= malloc.keys():
+        advice = " ".join(f"{name}={value}" for name, value in ALLOCATOR.items())
+        console.say(f"Page faults can double the time of large maps on a CPU. Better: {advice} diffstride bench")
+    rows: list[Row] = []
+    missing: list[Row] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(cases) * (WARMUP + repeats))
+        for case in cases:
+            name = case_name({"suite": case.suite, "case": case.facts})
+            progress.update(task, description=f"{name}, {case.facts['dtype']}")
+            found, absent = measure(case, repeats, options.seed, device, lambda: progress.advance(task))
+            rows += found
+            missing += absent
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        for sheet in sheets(rows, suite):
+            _print(console, sheet)
+    report: dict[str, Any] = {
+        **provenance(device),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "allocator": malloc or "default",
+        "repeats": repeats,
+        "seed": options.seed,
+        "command": shlex.join(["diffstride", "bench", *arguments]),
+        "rows": rows,
+        "missing": missing,
+    }
+    if options.calibrate:
+        report["crossover"] = crossovers(rows)
+        literal = ", ".join(f"torch.{dtype}: {length}" for dtype, length in report["crossover"].items())
+        console.say(f"For diffstride.backends: DENSE_UP_TO = {{{literal}}}")
+    if options.out:
+        atomic_write_text(options.out, json.dumps(report, indent=1) + "\n")
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="diffstride bench", description=DESCRIPTION)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="layers, convolutions, steps (default: all)")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], metavar="DTYPE",
+        help="float32, bfloat16, float16 (default: the first two)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, metavar="N", help="measured rounds, at least 2 (default: 20)")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and 2 rounds, which do not measure speed")
+    parser.add_argument("--full", action="store_true", help="steps: the full width too, slow on a CPU")
+    parser.add_argument("--calibrate", action="store_true", help="dense products against FFTs, instead of the suites")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and of the order (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file for all results")
+    options = parser.parse_args(arguments)
+    for name in options.suites:
+        if name not in SUITES:
+            raise UsageError(f"unknown suite {name!r}; there are {', '.join(SUITES)}{did_you_mean(name, [*SUITES])}")
+    if options.calibrate and (options.suites or options.full):
+        raise UsageError("--calibrate replaces the suites: leave out their names and --full")
+    if options.repeats is not None and options.repeats < 2:
+        raise UsageError(f"--repeats must be at least 2, for quartiles, got {options.repeats}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no GPU here")
+    if options.out:
+        check_file(options.out)
+    options.suites = options.suites or list(SUITES)
+    return options
+
+
+def _print(console: PlainConsole, sheet: Sheet) -> None:
+    table = Table(title=sheet.title)
+    for i, heading in enumerate(sheet.header):
+        table.add_column(heading, justify="right" if i else "left")
+    for dtype, rows in sheet.sections.items():
+        table.add_section()
+        table.add_row(Text(dtype, style="bold"))
+        for row in rows:
+            table.add_row(*row)
+    console.print(table)
