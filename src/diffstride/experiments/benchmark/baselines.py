@@ -1,9 +1,9 @@
-"""What the benchmark compares with: DiffStride written with `torch.fft` in three ways, and the cost of touching memory.
+"""Baselines of the benchmark: DiffStride written with `torch.fft` in three ways, and a copy of memory.
 
-Nothing of ours is in here. All three take `N' = min(N, floor(N/S + 2R))` samples along height and width under the mask
-`m(f) = clip((R + N/(2S) - f) / R, 0, 1)`, keep the mean, leave strides unclamped, compute half precision in float32 and
-return dtype and memory format of their input. They agree where no energy sits at `N'/2` of an even `N'`: there, the
-transforms over both axes at once keep one of the rows `+N'/2` and `-N'/2`.
+They use none of the library's code. All three take `N' = min(N, floor(N/S + 2R))` samples along height and width under
+the mask `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`. They keep the mean, leave strides unclamped, compute half precision
+in float32 and return the dtype and memory format of their input. They agree where there is no energy at `N'/2` of an
+even `N'`: there, the transforms over both axes at once keep one of the rows `+N'/2` and `-N'/2`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 
 class DataMovement(nn.Module):
-    """Copies the input, and later the gradient: reads and writes each once, computes nothing."""
+    """A copy of the input, and of the gradient: each is read and written once."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A copy of `x`."""
+        """Return a copy of `x`."""
         y: Tensor = _Copy.apply(x)  # type: ignore[no-untyped-call]
         return y
 
@@ -35,7 +35,7 @@ class _Copy(torch.autograd.Function):
 
 
 class _Windowed(nn.Module):
-    """Two strides, height before width, and the width of the ramp."""
+    """A layer with two strides, height before width, and the width `R` of the ramp."""
 
     def __init__(self, stride: float = 2.0, smoothness: float = 4.0) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Windowed(nn.Module):
         self.smoothness = smoothness
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, C, H', W']`."""
+        """Downsample `[B, C, H, W]` to `[B, C, H', W']`."""
         sizes = [
             min(n, math.floor(n / s + 2 * self.smoothness + 1e-5))
             for n, s in zip(x.shape[-2:], self.strides.tolist(), strict=True)
@@ -53,23 +53,23 @@ class _Windowed(nn.Module):
         return y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
     def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """To `height` and `width`, in single or double precision."""
+        """Return `[B, C, height, width]`, in single or double precision."""
         raise NotImplementedError
 
     def mask(self, axis: int, n: int, f: Tensor) -> Tensor:
-        """`m` at the frequencies `f` of an axis (0: height, 1: width) of `n` samples."""
+        """Return `m` at the frequencies `f` of an axis (0: height, 1: width) of `n` samples."""
         edge = n / (2 * self.strides[axis])
         return ((self.smoothness + edge - f) / self.smoothness).clamp(0, 1)
 
 
 class AxisByAxisFFT(_Windowed):
-    """One axis after the other: real transform, slice, real mask, back. The dft layer as it is best written in FFTs.
+    """The best layer with FFTs: one axis after the other, with a real transform, a slice and a real mask.
 
-    Width comes first: the transforms along the height, across memory, then have fewer columns.
+    Width comes first, so that the transforms along the height, across memory, have fewer columns.
     """
 
     def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """See the class."""
+        """Apply the transforms of the class."""
         for axis, new in ((1, width), (0, height)):
             dim = axis - 2
             n, kept = x.shape[dim], new // 2 + 1
@@ -80,10 +80,10 @@ class AxisByAxisFFT(_Windowed):
 
 
 class JointFFT(_Windowed):
-    """Both axes at once, cropped as early as can be: columns by a slice before the transform along the height."""
+    """A layer that transforms both axes at once, and drops columns before the transform along the height."""
 
     def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """See the class."""
+        """Apply the transforms of the class."""
         rows, columns = x.shape[-2:]
         f = torch.arange(width // 2 + 1, device=x.device)
         horizontal = self.mask(1, columns, f)
@@ -100,14 +100,14 @@ class JointFFT(_Windowed):
 
 
 class NaiveFFT(_Windowed):
-    """The authors' program line by line, as public PyTorch ports have it.
+    """The authors' program line by line, as in public PyTorch ports.
 
-    One transform of both axes, complex masks over the whole spectrum, one for each axis and the vertical one shifted
-    into the transform's order; then the frequencies to keep are gathered by index.
+    One transform of both axes is followed by a complex mask over the whole spectrum for each axis, the vertical one
+    shifted into the transform's order. Then the frequencies to keep are gathered by index.
     """
 
     def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """See the class."""
+        """Apply the transforms of the class."""
         rows, columns = x.shape[-2:]
         spectrum = torch.fft.rfft2(x, norm="forward")
         f = torch.arange(columns // 2 + 1, device=x.device)

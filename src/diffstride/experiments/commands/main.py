@@ -18,7 +18,7 @@ from diffstride.errors import RunError, UsageError
 COMMANDS = {
     "fit": ("diffstride.experiments.training.fit", "fit", "train one network; its run folder keeps everything"),
     "study": (
-        "diffstride.experiments.studies.runner",
+        "diffstride.experiments.commands.study",
         "study",
         "do the many runs of a table or a figure, here or on a cluster",
     ),

@@ -10,7 +10,14 @@ from diffstride import _validation
 from diffstride._text import did_you_mean, short_repr
 from diffstride.nn import DiffStride1d, DiffStride2d, SpectralPool1d, SpectralPool2d
 
-METHODS = ("conv", "avg", "max", "blur", "spectral", "diffstride")
+METHODS = {  # with their titles
+    "conv": "strided convolution",
+    "avg": "average pooling",
+    "max": "max pooling",
+    "blur": "blur pooling",
+    "spectral": "spectral pooling",
+    "diffstride": "DiffStride",
+}
 Stride: TypeAlias = float | tuple[float, float]
 # From a stride to a layer. The result is not annotated as nn.Module because jsonargparse would then list every module
 # class of torch in --help.

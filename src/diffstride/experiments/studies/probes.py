@@ -1,4 +1,4 @@
-"""The numbers behind pictures of one network: what its windows see, and the sizes at which its layers run."""
+"""Numbers behind pictures of one network: the spectra before its windows, and the sizes of its maps."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from diffstride.nn.learnable import LearnableStrides
 
 
 class AxisWindow(NamedTuple):
-    """A layer's window along one axis, and what it lets through.
+    """A layer's window along one axis, and the spectrum before it.
 
     Attributes:
-        layer: name of the layer.
+        layer: Name of the layer.
         axis: "height", "width", ...
-        spectrum: mean amplitude of what the window sees at 0, 1, .. N//2 cycles per map.
-        initial: the window at these frequencies with the stride that the layer was made with.
-        learned: the same with its present stride.
+        spectrum: Mean amplitude before the window at 0, 1, .. N//2 cycles per map.
+        initial: Window at these frequencies with the layer's initial stride.
+        learned: Window with its present stride.
     """
 
     layer: str
@@ -40,12 +40,12 @@ class AxisWindow(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """Spatial sizes behind a layer, in samples.
+    """The spatial sizes of a layer's output, in samples.
 
     Attributes:
-        layer: name of the layer; "input" for what comes into the network.
-        initial: sizes with the strides that all layers were made with.
-        learned: sizes with the present strides.
+        layer: Name of the layer; "input" for the input of the network.
+        initial: Sizes with the initial strides of all layers.
+        learned: Sizes with the present strides.
     """
 
     layer: str
@@ -55,44 +55,47 @@ class Resolution(NamedTuple):
 
 @torch.no_grad()
 def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) -> list[AxisWindow]:
-    """The windows of all learnable layers over the spectra that reach them, in order of execution.
+    """Return the windows of all learnable layers with the spectra before them, in order of execution.
 
-    Of a layer that convolves and downsamples in one, the window sees the convolution's output at stride 1. The network
-    runs in evaluation mode and is left as it was.
+    The spectrum of a fused convolution is that of the convolution's output at stride 1. The network runs in evaluation
+    mode and is not changed.
 
     Args:
-        network: any module with learnable strides.
-        inputs: a batch as the network takes it, `[B, C, *spatial]`.
-        axes: names of its spatial axes, if they are not those of images.
+        network: Any module with learnable strides.
+        inputs: A batch for the network, `[B, C, *spatial]`.
+        axes: Names of its spatial axes, if they are not those of images.
 
     Returns:
-        An entry per layer and axis; layers that share a stride are one.
+        An entry per layer and axis. Layers that share a stride have one entry.
     """
-    found = []
+    windows = []
     for name, layer, x, _ in executed(network, inputs):
         if isinstance(layer, DiffStrideConvNd):
             x = functional.convolve(x, layer.weight, layer.bias, layer._convolution)
-        for i, (axis, initial, learned) in enumerate(
-            zip(axis_names(layer.ndim, axes), layer.initial_strides, layer.strides, strict=True)
-        ):
+        for i, axis in enumerate(axis_names(layer.ndim, axes)):
             size = x.shape[i - layer.ndim]
-            spectrum = mean_amplitude(x, i - layer.ndim)
-            found.append(
-                AxisWindow(name, axis, spectrum.tolist(), _window(layer, size, initial), _window(layer, size, learned))
+            windows.append(
+                AxisWindow(
+                    layer=name,
+                    axis=axis,
+                    spectrum=mean_amplitude(x, i - layer.ndim).tolist(),
+                    initial=_window(layer, size, layer.initial_strides[i]),
+                    learned=_window(layer, size, layer.strides[i]),
+                )
             )
-    return found
+    return windows
 
 
 @torch.no_grad()
 def resolutions(network: nn.Module, example: Tensor) -> list[Resolution]:
-    """The output sizes of all learnable layers in order of execution, with initial and with present strides.
+    """Return the output sizes of all learnable layers in order of execution, with initial and with present strides.
 
     Args:
-        network: any module with learnable strides; left as it was.
-        example: a batch as the network takes it, `[B, C, *spatial]`.
+        network: Any module with learnable strides. It is not changed.
+        example: A batch for the network, `[B, C, *spatial]`.
 
     Returns:
-        The sizes of the input, then an entry per layer; layers that share a stride are one.
+        The sizes of the input, then an entry per layer. Layers that share a stride have one entry.
     """
     untrained = copy.deepcopy(network)
     for _, layer in learnable_layers(untrained):
@@ -109,24 +112,24 @@ def resolutions(network: nn.Module, example: Tensor) -> list[Resolution]:
 
 
 def sample_inputs(data: ClassificationData, count: int = 64) -> Tensor:
-    """Up to `count` inputs spread over the test split of loaded data, `[count, *data.sample_shape]` as networks see."""
+    """Return up to `count` inputs spread over the test split of loaded data, `[count, *data.sample_shape]`."""
     if isinstance(data, MultiTask):
         return torch.cat([sample_inputs(each, math.ceil(count / len(data.tasks))) for each in data.tasks.values()])
     test = as_dataset(data.test_set)
     chosen = list(range(0, len(test), math.ceil(len(test) / count)))
     inputs, _ = data.prepare_batch(test.__getitems__(chosen))
-    return inputs[:count]  # of some sounds there are several views
+    return inputs[:count]  # a sound may have several views
 
 
 def mean_amplitude(x: Tensor, dim: int) -> Tensor:
-    """`|rfft(x)| / N` along `dim`, averaged over all other dimensions: `[N//2 + 1]`, at 0, 1, .. N//2 cycles."""
+    """Return `|rfft(x)| / N` along `dim`, averaged over all other dimensions: `[N//2 + 1]`, at 0, 1, .. N//2 cycles."""
     amplitude = torch.fft.rfft(x.float(), dim=dim, norm="forward").abs().movedim(dim, -1)
     mean: Tensor = amplitude.flatten(0, -2).mean(0)
     return mean
 
 
 def _window(layer: LearnableStrides, size: int, stride: float) -> list[float]:
-    """The window at whole cycles; one of cosines has frequencies halfway between these too."""
+    """Return the window at whole cycles; a window of cosines has frequencies halfway between these too."""
     lower, upper = geometry.stride_range(size, layer.smoothness, layer.bounds, layer.window, layer.basis)
     used = min(max(stride, lower), upper)
     f = torch.arange(size // 2 + 1, dtype=torch.float64)
@@ -135,7 +138,7 @@ def _window(layer: LearnableStrides, size: int, stride: float) -> list[float]:
 
 
 class Executed(NamedTuple):
-    """A learnable layer that ran, with its first input and output."""
+    """A learnable layer with its first input and output."""
 
     name: str
     layer: LearnableStrides
@@ -144,7 +147,7 @@ class Executed(NamedTuple):
 
 
 def executed(network: nn.Module, inputs: Tensor) -> list[Executed]:
-    """The learnable layers in order of execution."""
+    """Return the learnable layers in order of execution."""
     ran: dict[str, Executed] = {}
 
     def watch(name: str, layer: LearnableStrides) -> RemovableHandle:

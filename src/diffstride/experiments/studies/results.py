@@ -1,4 +1,4 @@
-"""What a study has found: rows of runs, and tables made of them."""
+"""Results of a study: rows of runs, statistics over them, and tables."""
 
 from __future__ import annotations
 
@@ -10,42 +10,34 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 import yaml
 
 from diffstride._files import atomic_write_text
 from diffstride._text import csv_cell, one_line, printable
 from diffstride.errors import UsageError
-from diffstride.experiments.studies.study import PAPER, label_of, shown
+from diffstride.experiments.models.downsample import METHODS as METHODS
+from diffstride.experiments.studies.study import Definition, label_of, shown
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.folders import check_name
 from diffstride.experiments.training.runs import read_result
 from diffstride.experiments.training.schema import check_kind
 
-METHODS = {
-    "conv": "strided convolution",
-    "avg": "average pooling",
-    "max": "max pooling",
-    "blur": "blur pooling",
-    "spectral": "spectral pooling",
-    "diffstride": "DiffStride",
-}
-_IN_PAPER = {"conv": "strided", "spectral": "spectral", "diffstride": "diffstride"}  # as the paper's tables have them
-
-
-MULTI = "Multi-task model"  # as the paper's Table 2 has it
+PAPER = Path(__file__).parent / "paper"  # the published tables
+_IN_PAPER = {"conv": "strided"}  # the paper's names of methods where they differ from ours
+MULTI = "Multi-task model"  # name of the line in the paper's Table 2
 
 
 class Row(NamedTuple):
     """A run of a study.
 
     Attributes:
-        name: its folder in the study's.
-        state: "done", "failed", "unfinished" (it has a checkpoint) or "open" (not started, or not far).
-        axes: what the study varies, as in its YAML file.
-        result: `result.json` when done.
-        error: one line, when failed.
+        name: Name of its folder in the study's.
+        state: "done", "failed", "unfinished" (it has a checkpoint) or "open" (it has none).
+        axes: Values of the axes of the study, as in its YAML file.
+        result: Content of `result.json` when done.
+        error: One line, when failed.
     """
 
     name: str
@@ -56,10 +48,10 @@ class Row(NamedTuple):
 
 
 def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
-    """A run as its folder has it."""
+    """Return the row of a run from its folder."""
     result = read_result(folder / name)
     if result is not None:
-        return Row(name, "done", axes, result)
+        return Row(name, "done", axes, result=result)
     try:
         return Row(name, "failed", axes, error=str(read_json(folder / name / "failed.json")["error"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -68,60 +60,34 @@ def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder is that of a study."""
+    """Return whether a folder is that of a study."""
     return (folder / "study.yaml").is_file()
 
 
+class _Kept(Definition):
+    runs: Required[dict[str, dict[str, Any]]]
+
+
 def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """A study's definition as it was last run, and its runs in order.
+    """Return a study's definition as it was last run, and its runs in order.
 
     Raises:
-        UsageError: a folder that is not a study's.
+        UsageError: The folder is not that of a study.
     """
     try:
         kept: dict[str, Any] = read_yaml(folder / "study.yaml")
         check_kind(kept, _Kept)
-        runs = {check_name("the name of a run", name): axes for name, axes in kept["runs"].items()}
-        kept |= {"tables": [_asked(**table) for table in kept.get("tables") or []]}
-    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        names = [check_name("the name of a run", name) for name in kept["runs"]]
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise UsageError(
             f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)}); "
-            "`diffstride study` writes it anew"
+            "`diffstride study` writes it again"
         ) from error
-    return kept, [row_of(folder, name, axes) for name, axes in runs.items()]
-
-
-class _TableAskedFor(TypedDict, total=False):
-    title: str
-    rows: str
-    columns: str
-    value: str
-    paper: str
-    where: dict[str, Any]
-
-
-class _RunsOfAStudy(TypedDict):
-    runs: dict[str, dict[str, Any]]
-
-
-class _Kept(_RunsOfAStudy, total=False):
-    name: str | None
-    question: str | None
-    notes: str | None
-    tables: list[_TableAskedFor] | None
-
-
-def _asked(*, rows: str, columns: str = "", value: str = "accuracy", **more: Any) -> dict[str, Any]:
-    """A table as a study asks for it; raises where it is damaged."""
-    if more.get("paper", "table1") not in _KEYS:
-        raise ValueError(f"the paper has no table {more['paper']!r:.50}")
-    if value != "cutoffs" and (value not in _VALUES or not columns):
-        raise ValueError(f"a table of {value} needs columns" if value in _VALUES else f"no table has the value {value}")
-    return {"rows": rows, "value": value, **({"columns": columns} if columns else {}), **more}
+    return kept, [row_of(folder, name, kept["runs"][name]) for name in names]
 
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by label, those together that differ in the seed alone."""
+    """Return rows by label, so that those that differ in the seed alone are together."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(label_of(row.axes), []).append(row)
@@ -129,13 +95,13 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def striding_factor(result: Mapping[str, Any], key: str = "strides") -> float | None:
-    """The product of all learned strides, over layers and axes: how many times fewer samples the last map has."""
+    """Return the product of all learned strides over layers and axes; None without strides."""
     layers = result[key].values()
     return math.prod((math.prod(layer, start=1.0) for layer in layers), start=1.0) if layers else None
 
 
 class Statistic(NamedTuple):
-    """Mean and standard deviation (n - 1; None for one value) of some runs."""
+    """The mean and the standard deviation (with n - 1; None for one value) of some runs."""
 
     mean: float
     sd: float | None
@@ -143,14 +109,14 @@ class Statistic(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic | None:
-        """None for no values."""
+        """Return the statistic of some values; None where there are none."""
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def statistic(rows: Iterable[Row], value: Callable[[Mapping[str, Any]], float | None]) -> Statistic | None:
-    """Of a figure in the results of those rows that are done and have it."""
+    """Return the statistic of a value in the results of finished runs; None where no run has it."""
     found = [value(row.result) for row in rows if row.result is not None]
     return Statistic.of([v for v in found if v is not None and math.isfinite(v)])
 
@@ -159,14 +125,14 @@ def statistic(rows: Iterable[Row], value: Callable[[Mapping[str, Any]], float | 
 
 
 class Table(NamedTuple):
-    """Text in columns; the first one is of names."""
+    """Text in columns, the first of which has names."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """Return the table as Markdown, in which text stays text."""
+        """Return the table as Markdown, with special characters escaped."""
         lines = [self.columns, ("---", *("--:" for _ in self.columns[1:])), *self.rows]
         table = "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
         return f"**{_markdown(self.title)}**\n\n{table}"
@@ -181,7 +147,7 @@ def _markdown(text: str) -> str:
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
-# What a table can show: from a result to a number, how to write mean and deviation, and the unit.
+# Values that a table can show: the value in a result, the format of mean and deviation, the scale, the unit.
 _VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float, str]] = {
     "accuracy": (lambda result: result["accuracy"], ".1f", 100, "accuracy in %"),
     "macs": (lambda result: result["macs"], ".3g", 1e-6, "million MACs an image"),
@@ -189,14 +155,14 @@ _VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float
 
 
 def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> list[Table]:
-    """The tables that a study asks for, then one with a line for every group of runs."""
+    """Return the tables in a study's definition, then one with a line for every group of runs."""
     wanted = definition.get("tables") or []
     made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
     return [*made, overview(rows, latency)]
 
 
 def by_task(rows: Iterable[Row]) -> list[Row]:
-    """Rows, in which a run of several tasks at once becomes one for each, with the axis `task` and its accuracy."""
+    """Return rows in which a run of several tasks is replaced by one per task, with the axis `task`."""
     found = []
     for row in rows:
         each = (row.result or {}).get("accuracies") or {}
@@ -209,63 +175,69 @@ def by_task(rows: Iterable[Row]) -> list[Row]:
 
 
 def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
-    """One axis down, another one across, mean and deviation over everything else, laid out as the paper's tables.
+    """Return a table of one axis down and another across, with mean and deviation over all else, as in the paper.
 
-    The last line has the mean over the lines above and their deviation: what the choice of the first axis does.
+    The last line has the mean and the deviation of the lines above, which shows the effect of the first axis.
 
     Args:
-        rows: of the study.
+        rows: Rows of the study.
         table: `rows` and `columns`, names of axes; `value`, "accuracy" (the default) or "macs"; `paper`, the name of
-            one of the paper's tables, whose figures then stand beside; `where`, values of other axes that a run must
-            have to count; `title`.
+            one of the paper's tables, whose values are shown beside ours; `where`, values of other axes that select
+            runs; `title`.
     """
     where = table.get("where", {})
-    rows = _that_count(by_task(rows), where)
+    rows = _selected(by_task(rows), where)
     down, across = table["rows"], table["columns"]
     get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
     lines = _distinct(row.axes[down] for row in rows if down in row.axes)
     columns = _distinct(row.axes[across] for row in rows if across in row.axes)
     published = _published(table["paper"]) if "paper" in table else {}
-    # What a study without the axis is about.
+    # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
-    body, means = [], [[] for _ in range(2 * len(columns))]  # type: ignore[var-annotated]
+
+    def cells(own: Statistic | None, printed: Statistic | None) -> list[str]:
+        paper = [] if not published else [""] if printed is None else [_cell(printed, ".1f", 1)]
+        return [_cell(own, form, scale), *paper]
+
+    body: list[tuple[str, ...]] = []
+    ours: list[list[Statistic | None]] = [[] for _ in columns]
+    theirs: list[list[Statistic | None]] = [[] for _ in columns]
     for line in lines:
-        cells = []
+        texts = [_bracketed(line) if down == "strides" else shown(down, line)]
         for i, column in enumerate(columns):
-            cell = [row for row in rows if row.axes.get(down) == line and row.axes.get(across) == column]
-            own = statistic(cell, get)
-            there = published.get((_bracketed(line), part, _IN_PAPER.get(str(column), str(column))))
-            cells += [_cell(own, form, scale), "" if there is None else _cell(there, ".1f", 1)]
-            for place, found, factor in (2 * i, own, 1.0), (2 * i + 1, there, 1 / scale):
-                if found is not None:
-                    means[place].append(factor * found.mean)
-        body.append([_bracketed(line) if down == "strides" else shown(down, line), *cells])
-    body.append(["mean", *(_cell(Statistic.of(values), form, scale) for values in means)])
+            ours[i].append(statistic(_selected(rows, {down: line, across: column}), get))
+            theirs[i].append(published.get((_bracketed(line), part, _IN_PAPER.get(str(column), str(column)))))
+            texts += cells(ours[i][-1], theirs[i][-1])
+        body.append(tuple(texts))
+    last = ["mean"]
+    for own, printed in zip(ours, theirs, strict=True):
+        last += cells(_over_lines(own), _over_lines(printed))
     header = [down if down != "strides" else "initial strides"]
     for column in columns:
-        header += [METHODS.get(str(column), str(column)) if across == "method" else shown(across, column), "paper"]
-    keep = [i for i, name in enumerate(header) if name != "paper" or published]
-    return Table(
-        table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {seeds_of(rows)}",
-        tuple(header[i] for i in keep),
-        tuple(tuple(line[i] for i in keep) for line in body),
-    )
+        header.append(METHODS.get(str(column), str(column)) if across == "method" else shown(across, column))
+        header += ["paper"] if published else []
+    title = table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {seeds_of(rows)}"
+    return Table(title, tuple(header), (*body, tuple(last)))
+
+
+def _over_lines(lines: Iterable[Statistic | None]) -> Statistic | None:
+    return Statistic.of([line.mean for line in lines if line is not None])
 
 
 def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
-    """The first layer's learned strides and what they mean as frequencies, laid out as the paper's Table 2.
+    """Return a table of the first layer's learned strides and their cut-off frequencies, as the paper's Table 2.
 
-    A frequency is told twice: exactly, and in whole bins, as the paper has it (see `cutoff_frequencies`).
+    A frequency is given exactly, and in whole bins as in the paper (see `cutoff_frequencies`).
 
     Args:
-        rows: of the study; those without cut-off frequencies do not count.
-        table: as for :func:`pivot`, without `columns`; a run without the axis `rows` is of all its values at once.
+        rows: Rows of the study; those without cut-off frequencies are left out.
+        table: Options of `pivot`, without `columns`. A run without the axis `rows` belongs to all its values.
     """
     down = table["rows"]
-    rows = [row for row in _that_count(rows, table.get("where", {})) if (row.result or {}).get("cutoffs")]
+    rows = [row for row in _selected(rows, table.get("where", {})) if (row.result or {}).get("cutoffs")]
     axes = [(row.result or {})["axes"] for row in rows]
     units: dict[str, str] = axes[0] if axes else {}
-    rows = [row for row, own in zip(rows, axes, strict=True) if own == units]  # not of waveforms and spectrograms
+    rows = [row for row, own in zip(rows, axes, strict=True) if own == units]  # waveforms and spectrograms do not mix
     # Table 2 writes some tasks with other capitals than Table 1.
     paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
     header = [down]
@@ -292,13 +264,13 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     return Table(title, tuple(header), tuple(body))
 
 
-def _that_count(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
-    """Those with the values that a table asks for."""
+def _selected(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
+    """Return the rows that have these values of their axes."""
     return [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
 
 
 def line_of(row: Row, axis: str) -> Any:
-    """What a table of an axis calls a run: its value there; a run of several tasks has no task of its own."""
+    """Return the name of the line of a run in a table with an axis down: its value there, or that of several tasks."""
     several = (row.result or {}).get("accuracies")
     return row.axes.get(axis, MULTI if several and axis == "task" else label_of(row.axes))
 
@@ -308,12 +280,12 @@ def _first_stride(axis: int, result: Mapping[str, Any]) -> float:
 
 
 def first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
-    """Of the first layer, along an axis, read as "exact" or as "whole_bins"."""
+    """Return the cut-off frequency of the first layer along an axis; `kind` is "exact" or "whole_bins"."""
     return float(next(iter(result["cutoffs"][kind].values()))[axis])
 
 
 def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> Table:
-    """A line for every group of runs: how good, how expensive, what was learned."""
+    """Return a table with a line for every group of runs: accuracy, cost, striding factor."""
     header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
     if latency:
         header[5:5] = ["ms a batch, frozen"]
@@ -343,23 +315,20 @@ def _cell(found: Statistic | None, form: str, scale: float) -> str:
 
 
 def _deviation(value: float, form: str) -> str:
-    """Two digits, and never a power of ten."""
+    """Return a deviation with two digits, and without a power of ten."""
     if form.endswith("f"):
         return format(value, form)
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def _bracketed(value: Any) -> str:
-    if not isinstance(value, list) or not _flat(value):
+    if not isinstance(value, list) or any(isinstance(v, list) for v in value):
         return str(value)
-    return f"({','.join(f'{s:g}' if isinstance(s, int | float) else str(s) for s in value)})"
-
-
-def _flat(value: list[Any]) -> bool:
-    return not any(isinstance(v, list) for v in value)
+    return f"({','.join(f'{s:g}' for s in value)})"
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
+    """Return the number of seeds as text."""
     seeds = len(_distinct(row.axes.get("seed") for row in rows))
     return "one seed" if seeds == 1 else f"{seeds} seeds"
 
@@ -372,7 +341,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-_KEYS = {  # of the paper's tables: the columns that say what a line is of
+_KEYS = {  # columns of the paper's tables that identify a line
     "table1": ("task", "setting", "method"),
     "table2": ("task",),
     "table3": ("init_strides", "dataset", "method"),
@@ -385,7 +354,7 @@ def _published(table: str) -> dict[tuple[str, ...], Statistic]:
 
 
 def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
-    """One of the paper's tables: by what a line is of, its figures as printed."""
+    """Return one of the paper's tables: the printed values by the columns that identify a line."""
     text = (PAPER / f"{table}.csv").read_text().splitlines()
     header, *lines = csv.reader(line for line in text if not line.startswith("#"))
     places = [header.index(key) for key in _KEYS[table]]
@@ -404,7 +373,7 @@ _COLUMNS = (
 
 
 def write_tables(folder: Path) -> list[Table]:
-    """Write `results.csv`, a line per run, and `table.md`; returns the tables."""
+    """Write `results.csv`, with a line per run, and `table.md`; return the tables."""
     definition, rows = read_study(folder)
     axes = _distinct(axis for row in rows for axis in row.axes)
     text = io.StringIO()
@@ -424,14 +393,8 @@ def write_tables(folder: Path) -> list[Table]:
     return made
 
 
-def read_latency(folder: Path) -> dict[str, Any]:
-    """Measured latencies by label; none where none were measured."""
-    found = latency_file(folder)
-    return {} if found is None else dict(found["latency"])
-
-
 class Timed(TypedDict):
-    """Milliseconds of a batch: median and quartiles."""
+    """The median and the quartiles of the milliseconds of a batch."""
 
     ms: float
     low: float
@@ -447,14 +410,19 @@ class LatencyFile(TypedDict):
 
 
 def latency_file(folder: Path) -> LatencyFile | None:
-    """Return what was timed; None where nothing was, or where the file is damaged."""
+    """Return the content of `latency.json`; None where there is none, or a damaged one."""
     try:
-        found: LatencyFile = read_json(folder / "latency.json")
-        check_kind(found, LatencyFile)
+        content: LatencyFile = read_json(folder / "latency.json")
+        check_kind(content, LatencyFile)
     except (OSError, ValueError):
         return None
-    in_order = all(0 < one["low"] <= one["ms"] <= one["high"] < math.inf for one in found["latency"].values())
-    return found if in_order else None
+    return content
+
+
+def read_latency(folder: Path) -> dict[str, Any]:
+    """Return the measured latencies by label; none where none were measured."""
+    content = latency_file(folder)
+    return {} if content is None else dict(content["latency"])
 
 
 def _field(value: Any) -> Any:

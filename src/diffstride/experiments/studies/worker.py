@@ -1,7 +1,7 @@
-"""Do one run of a study in a process of its own: `python -m diffstride.experiments.studies.worker FOLDER`.
+"""One run of a study in a process of its own: `python -m diffstride.experiments.studies.worker FOLDER`.
 
-Everything passes through the run's folder. `request.json` says what to do; `result.json`, or `failed.json`, says what
-came of it; a run that was cut off goes on from its last checkpoint.
+The run's folder is the only channel. `request.json` holds the request, `result.json` or `failed.json` the outcome. A
+run that was cut off resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -25,37 +25,36 @@ from diffstride.experiments.training.folders import clear, held
 
 
 def write_request(folder: Path, request: Request) -> None:
-    """Ask for a run, in a folder that is new or that was made for one; what a run without checkpoint left is cleared.
+    """Request a run, and clear an earlier failure, or a run with other settings that left no checkpoint.
 
     Raises:
-        UsageError: a folder with files of something else, one that another process holds, one that cannot be written.
+        UsageError: The folder has files of something else, is held by another process, or cannot be written.
     """
     before = read_request(folder)
     with held(folder, adopt=before is not None):
         if before is not None and request.differences(before):
             clear(folder)
+        (folder / "failed.json").unlink(missing_ok=True)  # of an earlier attempt
         atomic_write_text(folder / "request.json", json.dumps(request._asdict(), indent=1) + "\n")
 
 
 def read_request(folder: Path) -> Request | None:
-    """What a run was asked to do; None where none was asked for."""
+    """Return the request of a run; None where there is none."""
     try:
-        request = Request(**read_json(folder / "request.json"))
-        return request._replace(config=dict(request.config), settings=dict(request.settings), cpus=int(request.cpus))
+        return Request(**read_json(folder / "request.json"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error
 
 
 def work(folder: Path) -> None:
-    """Bring the run in a folder to its end, from its last checkpoint if it has one.
+    """Complete the run in a folder, from its last checkpoint if it has one.
 
-    A failure is written down, with the traceback where it was not foreseen; only an interruption is raised.
+    A failure is written to `failed.json`, with the traceback of an unexpected error. Only an interruption is raised.
     """
     request = read_request(folder)
     assert request is not None, folder
-    (folder / "failed.json").unlink(missing_ok=True)
     resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
     quiet = ["--trainer.enable_progress_bar", "false"]
     threads = torch.get_num_threads()
@@ -65,20 +64,20 @@ def work(folder: Path) -> None:
     except (InterruptedRunError, KeyboardInterrupt):
         raise
     except (UsageError, RunError) as error:
-        failed(folder, str(error))
-    except Exception as error:  # of libraries: the study goes on, and its user is told
-        failed(folder, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+        write_failure(folder, str(error))
+    except Exception as error:  # an error of a library must not end the study
+        write_failure(folder, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
     finally:
         torch.set_num_threads(threads)
 
 
-def failed(folder: Path, error: str, details: str | None = None) -> None:
-    """Write down that a run has failed: one line, and what else may help to find out why."""
+def write_failure(folder: Path, error: str, details: str | None = None) -> None:
+    """Write that a run has failed: the error in one line, and details."""
     atomic_write_text(folder / "failed.json", json.dumps({"error": error, "details": details}, indent=1) + "\n")
 
 
 def _end_with_parent() -> None:
-    """Whoever holds the other end of standard input has died: a second copy of the run may be started any time."""
+    """End when the parent process has died, which held the other end of standard input."""
     sys.stdin.read()
     os._exit(1)
 
