@@ -1,7 +1,8 @@
-"""Tables of studies, against figures worked out by hand or by numpy."""
+"""Results of studies: rows, statistics and tables, against values computed by hand or by numpy."""
 
 import csv
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from diffstride.errors import UsageError
 from diffstride.experiments.studies.results import (
     Row,
+    by_task,
+    cutoffs,
     groups,
     pivot,
     read_study,
@@ -18,6 +21,7 @@ from diffstride.experiments.studies.results import (
     tables,
     write_tables,
 )
+from tests.helpers.studies import METHODS, TASKS, accuracy, result_of, stride, task_rows
 
 STRIDES = [[2, 2, 2], [3, 1, 3]]
 
@@ -66,7 +70,7 @@ def test_the_papers_own_mean_line_comes_out():
     for dataset, published in ("cifar10", ["87.7 ± 3.4", "92.4 ± 0.2"]), ("cifar100", ["59.1 ± 6.7", "73.5 ± 0.3"]):
         made = pivot(
             [
-                Row("", "done", {"method": m, "strides": s, "seed": 0, "dataset": dataset}, result(0.5))
+                Row("", "done", {"method": m, "strides": s, "seed": 0, "dataset": dataset}, result=result(0.5))
                 for m in ("conv", "diffstride")
                 for s in strides
             ],
@@ -74,8 +78,8 @@ def test_the_papers_own_mean_line_comes_out():
         )
         for ours, theirs in zip(made.rows[-1][2::2], published, strict=True):
             (mean, sd), (its_mean, its_sd) = (map(float, text.split(" ± ")) for text in (ours, theirs))
-            assert mean == pytest.approx(its_mean, abs=0.11)  # of figures that are rounded themselves
-            assert sd == pytest.approx(its_sd, abs=0.4)  # they printed the population's or the sample's: both are near
+            assert mean == pytest.approx(its_mean, abs=0.11)  # of rounded values
+            assert sd == pytest.approx(its_sd, abs=0.4)  # whether theirs divides by n or by n - 1
 
 
 def test_missing_runs_are_dashes_and_do_not_count():
@@ -140,26 +144,22 @@ def test_files_of_a_study(tmp_path):
     assert "| conv 2-2-2 | 2/3 |" in text
 
 
-def test_what_is_no_study_is_said(tmp_path):
+@pytest.mark.parametrize(
+    "content", ["runs: 3", "runs: {../x: {seed: 0}}", "runs: {a: {seed: 0}}\ntables: [1]", "x"], ids=lambda c: c[:12]
+)
+def test_another_folder_is_not_a_study(tmp_path, content):
     with pytest.raises(UsageError, match="is not the folder of a study"):
         read_study(tmp_path)
-    (tmp_path / "study.yaml").write_text("runs: 3")
+    (tmp_path / "study.yaml").write_text(content)
     with pytest.raises(UsageError, match="is not the folder of a study"):
         read_study(tmp_path)
 
 
 def test_hostile_values_stay_in_their_cells(tmp_path):
-    """Values of a study's axes and errors of libraries, in a table for spreadsheets and in one for Markdown."""
-    values = ["=1+1", "a|b", "a\nb", "a\rb", "\x1b[2J", "<script>", -1]
+    """Values of axes and errors of libraries are escaped in the tables for spreadsheets and for Markdown."""
+    values = ["=1+1", "a|b", "a\nb", "\x1b[2J", "<script>", -1]
     runs = {f"run{i}": {"method": "conv", "value": value} for i, value in enumerate(values)}
-    notes = "one\n\ntwo \x1b[2J"
-    study = {
-        "name": "s",
-        "question": "\x1b?",
-        "notes": notes,
-        "runs": runs,
-        "tables": [{"rows": "value", "columns": "method"}],
-    }
+    study = {"notes": "one\n\ntwo \x1b[2J", "runs": runs, "tables": [{"rows": "value", "columns": "method"}]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     for name in runs:
         (tmp_path / name).mkdir()
@@ -173,9 +173,70 @@ def test_hostile_values_stay_in_their_cells(tmp_path):
     assert not any(cell.startswith(("=", "+", "@")) for row in found for cell in row)
     assert found[-1][3] == "-1"
     text = (tmp_path / "table.md").read_text()
-    assert text.startswith("\\x1b?\n\none\n\ntwo \\x1b[2J\n\n")
+    assert text.startswith("one\n\ntwo \\x1b[2J\n\n")
     assert all(line.isprintable() for line in text.split("\n"))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == (2 + len(values) + 1) + (2 + len(values))
     assert {len(line.replace("\\|", "").split("|")) for line in table[: 3 + len(values)]} == {4}
     assert not any("<script" in line for line in table)
+
+
+def test_a_run_of_all_tasks_is_one_of_each():
+    expanded = by_task(task_rows())
+    multi = [row for row in expanded if row.axes["setting"] == "multi"]
+    assert len(expanded) == len(multi) * 2 == 24
+    for row in multi:
+        assert row.result["accuracy"] == accuracy("multi", row.axes["task"], row.axes["method"], row.axes["seed"])
+
+
+@pytest.mark.parametrize("setting", ["single", "multi"])
+def test_the_table_of_tasks_has_the_papers_figures_beside_ours(setting):
+    table = {"rows": "task", "columns": "method", "paper": "table1", "where": {"setting": setting}}
+    made = pivot(list(task_rows()), table)
+    assert made.columns == ("task", "strided convolution", "paper", "DiffStride", "paper")
+    printed = {  # read off the paper's Table 1
+        "single": {"Birdsong detection": ("78.8 ± 0.3", "81.3 ± 0.1"), "Music (pitch)": ("91.8 ± 0.1", "92.2 ± 0.1")},
+        "multi": {"Birdsong detection": ("77.3 ± 0.2", "78.6 ± 0.5"), "Music (pitch)": ("89.4 ± 0.3", "89.9 ± 0.3")},
+    }[setting]
+    for line, task in zip(made.rows, TASKS, strict=False):
+        own = [f"{100 * accuracy(setting, task, method, 1):.1f} ± 1.0" for method in METHODS]
+        assert line == (task, own[0], printed[task][0], own[1], printed[task][1])
+    means = [statistics.fmean(accuracy(setting, task, method, 1) for task in TASKS) for method in METHODS]
+    assert made.rows[-1][0] == "mean"
+    assert [cell.split()[0] for cell in made.rows[-1][1::2]] == [f"{100 * mean:.1f}" for mean in means]
+
+
+def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
+    made = cutoffs(list(task_rows()), {"rows": "task", "value": "cutoffs", "paper": "table2"})
+    assert made.columns == (
+        "task", "stride, time", "paper", "stride, frequency", "paper", "cut-off, time, Hz", "in whole bins", "paper",
+        "cut-off, frequency, cycles per mel band", "in whole bins", "paper",
+    )  # fmt: skip
+    assert [line[0] for line in made.rows] == [*TASKS, "Multi-task model"]
+    assert [line[4] for line in made.rows] == ["1.96 ± 0.01", "1.61 ± 0.07", "1.79 ± 0.03"]
+    assert [line[7] for line in made.rows] == ["25.83 ± 0.36", "37.50 ± 2.72", "34.17 ± 0.30"]
+    for line, task in zip(made.rows, (*TASKS, None), strict=True):
+        first = [stride(task, seed, 0) for seed in (0, 1, 2)]
+        assert line[1] == f"{statistics.fmean(first):.2f} ± {statistics.stdev(first):.2f}"
+        hz = [50 / s for s in first]
+        assert line[5].split(" ± ")[0] == f"{statistics.fmean(hz):.2f}"
+        bins = [int(80 / s) / 1.6 for s in first]
+        assert line[6].split(" ± ")[0] == f"{statistics.fmean(bins):.2f}"
+        mel = [1 / (2 * stride(task, seed, 1)) for seed in (0, 1, 2)]
+        assert line[8].split(" ± ")[0] == f"{statistics.fmean(mel):.4f}"
+
+
+def test_one_task_alone_and_among_others_side_by_side():
+    made = pivot(list(task_rows()), {"rows": "setting", "columns": "method", "where": {"task": TASKS[0]}})
+    found = {line[0]: [float(cell.split()[0]) for cell in line[1:]] for line in made.rows[:2]}
+    assert found == {
+        setting: [pytest.approx(100 * accuracy(setting, TASKS[0], method, 1)) for method in METHODS]
+        for setting in ("single", "multi")
+    }
+
+
+def test_runs_on_other_axes_are_not_in_the_table_of_cutoffs():
+    waveform = Row("w", "done", {"task": "x", "seed": 0}, result_of("single", TASKS[0], "diffstride", 0))
+    waveform.result["axes"] = {"time": "Hz"}
+    made = cutoffs([*task_rows(), waveform], {"rows": "task", "value": "cutoffs"})
+    assert [line[0] for line in made.rows] == [*TASKS, "Multi-task model"]

@@ -1,4 +1,4 @@
-"""Tables and figures of several tasks: what a single run of all of them adds, and the paper's figures beside ours."""
+"""Figures of studies of several tasks."""
 
 import json
 import statistics
@@ -7,114 +7,13 @@ import pytest
 import torch
 import yaml
 
-from diffstride.errors import UsageError
 from diffstride.experiments.figures import plots
 from diffstride.experiments.studies.pictures import draw
-from diffstride.experiments.studies.results import Row, by_task, cutoffs, pivot, read_study, tables, write_tables
-from diffstride.experiments.studies.study import load_study
+from diffstride.experiments.studies.results import Row
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import learnable_layers
-
-TASKS = ("Birdsong detection", "Music (pitch)")
-METHODS = ("conv", "diffstride")
-AXES = {"time": "Hz", "frequency": "cycles per mel band"}
-
-
-def accuracy(setting, task, method, seed):
-    return 0.5 + 0.2 * TASKS.index(task) + 0.1 * METHODS.index(method) + 0.01 * seed - 0.05 * (setting == "multi")
-
-
-def stride(task, seed, axis):
-    return 1.5 + 0.25 * (0 if task is None else 1 + TASKS.index(task)) + 0.1 * seed + axis
-
-
-def result_of(setting, task, method, seed):
-    each = {t: accuracy(setting, t, method, seed) for t in TASKS}
-    result = {
-        "accuracy": statistics.fmean(each.values()) if task is None else each[task],
-        "accuracies": each if task is None else {},
-        "axes": AXES, "strides": {}, "strides_initial": {}, "cutoffs": None, "macs": 1e6,
-        "resampling_macs": 0.0, "step_time_ms": 1.0,
-    }  # fmt: skip
-    if method == "diffstride":
-        first = [stride(task, seed, axis) for axis in (0, 1)]
-        exact = [1 / (2 * first[0] * 0.01), 1 / (2 * first[1])]
-        bins = [int(160 / (2 * first[0])) / 1.6, int(64 / (2 * first[1])) / 64]
-        result["strides"] = result["strides_initial"] = {"a": first, "b": [9.0, 9.0]}
-        result["cutoffs"] = {"exact": {"a": exact, "b": [0.0, 0.0]}, "whole_bins": {"a": bins, "b": [0.0, 0.0]}}
-    return result
-
-
-def rows():
-    for setting in ("single", "multi"):
-        for task in TASKS if setting == "single" else (None,):
-            for method in METHODS:
-                for seed in (0, 1, 2):
-                    axes = {"setting": setting} | ({"task": task} if task else {}) | {"method": method, "seed": seed}
-                    name = "-".join(map(str, axes.values()))
-                    yield Row(name, "done", axes, result_of(setting, task, method, seed))
-
-
-def test_a_run_of_all_tasks_is_one_of_each():
-    expanded = by_task(rows())
-    multi = [row for row in expanded if row.axes["setting"] == "multi"]
-    assert len(expanded) == len(multi) * 2 == 24
-    for row in multi:
-        assert row.result["accuracy"] == accuracy("multi", row.axes["task"], row.axes["method"], row.axes["seed"])
-
-
-@pytest.mark.parametrize("setting", ["single", "multi"])
-def test_the_table_of_tasks_has_the_papers_figures_beside_ours(setting):
-    table = {"rows": "task", "columns": "method", "paper": "table1", "where": {"setting": setting}}
-    made = pivot(list(rows()), table)
-    assert made.columns == ("task", "strided convolution", "paper", "DiffStride", "paper")
-    printed = {  # read off the paper's Table 1
-        "single": {"Birdsong detection": ("78.8 ± 0.3", "81.3 ± 0.1"), "Music (pitch)": ("91.8 ± 0.1", "92.2 ± 0.1")},
-        "multi": {"Birdsong detection": ("77.3 ± 0.2", "78.6 ± 0.5"), "Music (pitch)": ("89.4 ± 0.3", "89.9 ± 0.3")},
-    }[setting]
-    for line, task in zip(made.rows, TASKS, strict=False):
-        own = [f"{100 * accuracy(setting, task, method, 1):.1f} ± 1.0" for method in METHODS]
-        assert line == (task, own[0], printed[task][0], own[1], printed[task][1])
-    means = [statistics.fmean(accuracy(setting, task, method, 1) for task in TASKS) for method in METHODS]
-    assert made.rows[-1][0] == "mean"
-    assert [cell.split()[0] for cell in made.rows[-1][1::2]] == [f"{100 * mean:.1f}" for mean in means]
-
-
-def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
-    made = cutoffs(list(rows()), {"rows": "task", "value": "cutoffs", "paper": "table2"})
-    assert made.columns == (
-        "task", "stride, time", "paper", "stride, frequency", "paper", "cut-off, time, Hz", "in whole bins", "paper",
-        "cut-off, frequency, cycles per mel band", "in whole bins", "paper",
-    )  # fmt: skip
-    assert [line[0] for line in made.rows] == [*TASKS, "Multi-task model"]
-    assert [line[4] for line in made.rows] == ["1.96 ± 0.01", "1.61 ± 0.07", "1.79 ± 0.03"]
-    assert [line[7] for line in made.rows] == ["25.83 ± 0.36", "37.50 ± 2.72", "34.17 ± 0.30"]
-    for line, task in zip(made.rows, (*TASKS, None), strict=True):
-        first = [stride(task, seed, 0) for seed in (0, 1, 2)]
-        assert line[1] == f"{statistics.fmean(first):.2f} ± {statistics.stdev(first):.2f}"
-        hz = [50 / s for s in first]
-        assert line[5].split(" ± ")[0] == f"{statistics.fmean(hz):.2f}"
-        bins = [int(80 / s) / 1.6 for s in first]
-        assert line[6].split(" ± ")[0] == f"{statistics.fmean(bins):.2f}"
-        mel = [1 / (2 * stride(task, seed, 1)) for seed in (0, 1, 2)]
-        assert line[8].split(" ± ")[0] == f"{statistics.fmean(mel):.4f}"
-
-
-def test_one_task_alone_and_among_others_side_by_side():
-    made = pivot(list(rows()), {"rows": "setting", "columns": "method", "where": {"task": TASKS[0]}})
-    found = {line[0]: [float(cell.split()[0]) for cell in line[1:]] for line in made.rows[:2]}
-    assert found == {
-        setting: [pytest.approx(100 * accuracy(setting, TASKS[0], method, 1)) for method in METHODS]
-        for setting in ("single", "multi")
-    }
-
-
-def test_runs_on_other_axes_are_not_in_the_table_of_cutoffs():
-    waveform = Row("w", "done", {"task": "x", "seed": 0}, result_of("single", TASKS[0], "diffstride", 0))
-    waveform.result["axes"] = {"time": "Hz"}
-    made = cutoffs([*rows(), waveform], {"rows": "task", "value": "cutoffs"})
-    assert [line[0] for line in made.rows] == [*TASKS, "Multi-task model"]
+from tests.helpers.studies import AXES, TASKS, accuracy, result_of, stride, task_rows
 
 
 def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path, monkeypatch):
@@ -136,7 +35,7 @@ def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path, monkeypatch)
 @pytest.fixture
 def study(tmp_path):
     """The folder of a study with these runs; three of a single task are not done."""
-    found = list(rows())
+    found = list(task_rows())
     tables = [
         {"rows": "task", "columns": "method", "where": {"setting": "multi"}},
         {"rows": "task", "value": "cutoffs"},
@@ -148,16 +47,6 @@ def study(tmp_path):
         if row.axes.get("task") != TASKS[0] or row.axes["method"] != "conv":
             (tmp_path / row.name / "result.json").write_text(json.dumps(row.result))
     return tmp_path
-
-
-def test_a_study_makes_both_kinds_of_tables(study):
-    definition, found = read_study(study)
-    first, second, overview = tables(definition, found)
-    assert first.rows[0][0] == TASKS[0]
-    assert second.columns[1] == "stride, time"
-    assert len(overview.rows) == 6
-    write_tables(study)
-    assert "cut-off, time, Hz" in (study / "table.md").read_text()
 
 
 def test_bars_of_accuracy_are_by_setting_method_and_task(study, monkeypatch):
@@ -236,30 +125,3 @@ def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path, monkeypatch):
     assert result["axes"] == AXES
     rate = 1 / (2 * result["strides"]["blocks.0.down"][0] * 0.01)
     assert result["cutoffs"]["exact"]["blocks.0.down"][0] == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(
-    ("table", "match"),
-    [
-        ({"rows": "seed", "value": "cutoffs", "paper": "table1"}, "paper must be one of table2, got 'table1'"),
-        ({"rows": "seed", "columns": "seed", "paper": "table2"}, "paper must be one of release, table1, table3"),
-        ({"rows": "seed", "columns": "seed", "value": "cutoffs"}, "columns cannot be given for the value cutoffs"),
-        ({"value": "cutoffs"}, "tables: rows must be one of seed, got None"),
-        ({"rows": "seed"}, "tables: columns must be one of seed, got None"),
-    ],
-)
-def test_tables_that_cannot_be_made_are_refused(table, match, tmp_path):
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": {"class_path": "SyntheticSounds"}}))
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump({"base": "base.yaml", "axes": {"seed": [0]}, "tables": [table]}))
-    with pytest.raises(UsageError, match=match):
-        load_study(file)
-
-
-def test_a_table_of_cutoffs_may_be_of_some_runs_and_have_the_papers_beside(tmp_path):
-    base = {"data": {"class_path": "SyntheticSounds"}, "model": {"network": {"class_path": "AudioCNN"}}}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    table = {"rows": "seed", "value": "cutoffs", "paper": "table2", "where": {"seed": 0}}
-    file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump({"base": "base.yaml", "axes": {"seed": [0, 1]}, "tables": [table]}))
-    assert load_study(file).tables[0]["where"] == {"seed": 0}

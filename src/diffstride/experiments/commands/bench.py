@@ -85,7 +85,7 @@ def bench(arguments: Sequence[str]) -> None:
     if options.calibrate:
         report["crossover"] = crossovers(rows)
         literal = ", ".join(f"torch.{dtype}: {length}" for dtype, length in report["crossover"].items())
-        console.say(f"For diffstride.backends: DENSE_UP_TO = {{{literal}}}")
+        console.say(f"For diffstride.backends.resample: DENSE_UP_TO = {{{literal}}}")
     if options.out:
         atomic_write_text(options.out, json.dumps(report, indent=1) + "\n")
 

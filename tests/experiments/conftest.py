@@ -1,11 +1,11 @@
-"""Studies of runs that take a second."""
+"""Studies whose runs take a second."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = {
     "question": "Does it work?",
     "base": str(CONFIGS / "demo.yaml"),
@@ -20,7 +20,7 @@ TINY = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a study's file: the tiny one with some keys changed, None for none."""
+    """Write the file of the tiny study with some keys changed, or removed by None."""
 
     def file(name="tiny", **changes):
         if "axes" in changes:  # the tiny study's table is of its own axes
