@@ -1,4 +1,4 @@
-"""Plan the conversion of well-known networks at their full size, and write what comes of it with its provenance.
+"""Plan the conversion of well-known networks at their full size, and write the plans with their provenance.
 
 python benchmarks/convert_models.py --out results/convert.json
 """
