@@ -74,7 +74,7 @@ CALLS = {
     "a folder that is not there": (lambda: export.to_safetensors(LEARNED, "no/it"), "no", "there is no folder"),
     # networks, data, training
     "a misspelt way of downsampling": (
-        lambda: models.ResNet(downsample="bluur"), "downsample", "'blur'", "'bluur'", "did you mean blur?",
+        lambda: models.TinyCNN(downsample="bluur"), "downsample", "'blur'", "'bluur'", "did you mean blur?",
     ),
     "a misspelt option": (
         lambda: models.TinyCNN(downsample="diffstride", downsample_options={"smothness": 1}), "smoothness", "smothness",

@@ -1,4 +1,4 @@
-"""The networks for sounds: what a block computes, against plain convolutions and the naive formulas."""
+"""Networks for sounds, against plain convolutions and the naive formulas."""
 
 import itertools
 import math
@@ -13,7 +13,6 @@ import diffstride as ds
 from diffstride.experiments.models import (
     AudioCNN,
     DenseNet,
-    Heads,
     ResNet,
     SpectrogramBlock,
     TinyCNN,
@@ -28,8 +27,8 @@ CHANNELS = [1, 64, 128, 256, 256, 512, 512]
 STRIDES = [2, 2, 1, 2, 1, 2]
 
 
-def settled(module):
-    """In float64 and evaluation mode, with normalisations that do something."""
+def randomise(module):
+    """Give normalisations weights and statistics that change the result; use float64 and evaluation mode."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.running_mean.normal_()
@@ -43,8 +42,8 @@ def settled(module):
 @pytest.mark.parametrize("size", [(12, 9), (7, 10)])
 def test_a_strided_block_skips_samples_of_the_unstrided_one(stride, size):
     torch.manual_seed(1)
-    strided = settled(SpectrogramBlock(2, 4, stride, "conv"))
-    plain = settled(SpectrogramBlock(2, 4, 1, "conv"))
+    strided = randomise(SpectrogramBlock(2, 4, stride, "conv"))
+    plain = randomise(SpectrogramBlock(2, 4, 1, "conv"))
     plain.load_state_dict(strided.state_dict())
     x = torch.randn(2, 2, *size, dtype=torch.float64)
     torch.testing.assert_close(strided(x), plain(x)[..., :: stride[0], :: stride[1]])
@@ -53,7 +52,7 @@ def test_a_strided_block_skips_samples_of_the_unstrided_one(stride, size):
 @pytest.mark.parametrize("method", ["spectral", "diffstride"])
 def test_a_block_filters_time_then_frequency_then_pools(method):
     torch.manual_seed(2)
-    block = settled(SpectrogramBlock(2, 3, (1.7, 2.3), method, {"smoothness": 1.5}))
+    block = randomise(SpectrogramBlock(2, 3, (1.7, 2.3), method, {"smoothness": 1.5}))
     x = torch.randn(2, 2, 13, 10, dtype=torch.float64)
 
     def norm(y, layer):
@@ -137,12 +136,6 @@ def test_networks_of_images_have_heads_too(network):
     torch.testing.assert_close(found["b"], features[0] @ head.weight.T + head.bias)
 
 
-@pytest.mark.parametrize("classes", [{}, {"a.b": 2}, {"training": 2}, {"keys": 2}])
-def test_heads_refuse_names_that_a_module_cannot_have(classes):
-    with pytest.raises(ValueError, match="num_classes must have names without dots, one at least"):
-        Heads(4, classes)
-
-
 def test_the_ramps_of_a_waveform_network_are_a_part_of_each_axis():
     size, ramp = 4000, 1 / 20
     network = WaveformCNN(width=1 / 32, length=size, ramp=ramp, strides=(16, 4, 2, 2))
@@ -177,20 +170,13 @@ def test_a_waveform_network_takes_every_way_that_one_axis_knows(method):
     [
         (lambda: AudioCNN(strides=[2, 2]), "strides must have 6 entries, got 2"),
         (lambda: AudioCNN(width=0), "width must be > 0 and finite, got 0"),
-        (lambda: AudioCNN(downsample="pool"), "downsample must be one of"),
-        (lambda: AudioCNN(downsample="conv", strides=[1.5] * 6), "stride must be an integer"),
-        (lambda: AudioCNN(downsample_options={"smoothnes": 1}), "options must be among"),
         (lambda: WaveformCNN(strides=[2, 2]), "strides must have 4 entries, got 2"),
-        (lambda: WaveformCNN(strides=[(2, 2)] * 4), "stride must have 1 entries"),
         (lambda: WaveformCNN(ramp=0), "ramp must be > 0 and finite, got 0"),
-        (lambda: WaveformCNN(width=-1), "width must be > 0 and finite, got -1"),
-        (lambda: WaveformCNN(downsample="blur"), "another method than 'blur'"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(make, match):
-    with pytest.raises((ValueError, TypeError), match=match) as caught:
+def test_wrong_arguments_raise(make, match):
+    with pytest.raises(ValueError, match=match):
         make()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_stride_of_one_axis_is_realised_like_one_of_two():

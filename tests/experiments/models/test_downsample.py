@@ -1,4 +1,5 @@
-import builtins
+"""The sizes and values of each downsampling method, and the mistakes that would give wrong results."""
+
 import math
 
 import pytest
@@ -9,20 +10,19 @@ from torch import nn
 from diffstride.experiments.models import make_downsample
 from diffstride.nn import SpectralPool2d
 
-SIZES = [(8, 8), (9, 6), (7, 11), (5, 16), (2, 1)]
 INTEGER_METHODS = ["conv", "avg", "max", "blur"]
 
 
 def through(method, stride, x, **options):
-    """The map of a 3x3 convolution and its downsampling layer, as a block has them."""
+    """Return the map of a 3x3 convolution and its downsampling layer, as in a block."""
     if method == "blur":
         pytest.importorskip("kornia")
     conv_stride, layer = make_downsample(method, stride, **options)
     return layer(F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3), stride=conv_stride, padding=1, groups=x.shape[1]))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1), (1, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 11), (2, 1)])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
 @pytest.mark.parametrize("method", INTEGER_METHODS)
 def test_integer_methods_leave_the_ceiling_of_the_quotient(method, stride, size):
     pair = stride if isinstance(stride, tuple) else (stride, stride)
@@ -30,7 +30,7 @@ def test_integer_methods_leave_the_ceiling_of_the_quotient(method, stride, size)
     assert y.shape == (2, 3, *(math.ceil(n / s) for n, s in zip(size, pair, strict=True)))
 
 
-@pytest.mark.parametrize("stride", [1.0, 2.0, 2.6, (1.5, 3.0)])
+@pytest.mark.parametrize("stride", [1.0, 2.6, (1.5, 3.0)])
 def test_spectral_takes_fractional_strides_and_floors(stride):
     pair = stride if isinstance(stride, tuple) else (stride, stride)
     y = through("spectral", stride, torch.randn(1, 2, 18, 13))
@@ -110,41 +110,20 @@ def test_other_methods_leave_the_options_of_diffstride_aside(method):
     assert torch.equal(through(method, 2, x, smoothness=1.0, basis="dct", bounds=(1.0, 3.0)), through(method, 2, x))
 
 
-@pytest.mark.parametrize("method", [*INTEGER_METHODS, "spectral", "diffstride", nn.Identity])
-def test_options_that_diffstride_does_not_have_raise(method):
-    with pytest.raises(TypeError, match=r"DiffStride2d .*smoothness.*got \['smoothnes'\]"):
-        make_downsample(method, 2, smoothnes=1.0)
-
-
-@pytest.mark.parametrize("method", INTEGER_METHODS)
-@pytest.mark.parametrize("stride", [1.5, (2, 2.5)])
-def test_fractional_strides_raise_where_they_cannot_be(method, stride):
-    with pytest.raises(ValueError, match=f"integer for downsample='{method}', got .*2?.5.*'spectral' and 'diffstride'"):
-        make_downsample(method, stride)
-
-
-@pytest.mark.parametrize("method", [*INTEGER_METHODS, "spectral", "diffstride", nn.Identity])
-@pytest.mark.parametrize("stride", [0, 0.5, -2, (2, 0), float("nan"), float("inf")])
-def test_strides_below_one_or_not_finite_raise(method, stride):
-    with pytest.raises(ValueError, match=r"stride must be (finite|>= 1), got"):
-        make_downsample(method, stride)
-
-
-@pytest.mark.parametrize("stride", ["2", ["a", "b"], None, (2, None)])
-def test_strides_that_are_no_numbers_raise(stride):
-    with pytest.raises(TypeError, match="stride must be a number or a sequence of 2 numbers, got"):
-        make_downsample("conv", stride)
-
-
-@pytest.mark.parametrize("stride", [(1, 2, 3), (2,)])
-def test_strides_that_are_no_pair_raise(stride):
-    with pytest.raises(ValueError, match="stride must have 2 entries"):
-        make_downsample("conv", stride)
-
-
-def test_unknown_method_raises_with_the_known_ones():
-    with pytest.raises(ValueError, match="'conv', 'avg', 'max', 'blur', 'spectral', 'diffstride', got 'stride'"):
-        make_downsample("stride", 2)
+@pytest.mark.parametrize(
+    ("method", "stride", "options", "message"),
+    [
+        ("avg", 2, {"smoothnes": 1.0}, r"DiffStride2d .*got \['smoothnes'\]: did you mean smoothness"),
+        ("conv", (2, 2.5), {}, "integer for downsample='conv', got .*2.5.*'spectral' and 'diffstride'"),
+        ("diffstride", 0.5, {}, "stride must be >= 1, got 0.5"),
+        (nn.Identity, float("nan"), {}, "stride must be finite"),
+        ("stride", 2, {}, "'conv', 'avg', 'max', 'blur', 'spectral', 'diffstride', got 'stride'"),
+        ("blur", 2, {"ndim": 1}, "downsample must be one of 'conv', 'avg', 'max', 'spectral', 'diffstride'"),
+    ],
+)
+def test_mistakes_are_refused(method, stride, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_downsample(method, stride, **options)
 
 
 @pytest.mark.parametrize(("stride", "received"), [(2, 2), (2.5, 2.5), ((2.5, 2), (2.5, 2)), ([2.5, 2], (2.5, 2))])
@@ -154,16 +133,3 @@ def test_a_function_of_the_stride_is_a_method(stride, received):
     assert conv_stride == 1
     assert isinstance(layer, nn.Flatten)
     assert calls == [received]
-
-
-def test_blur_without_kornia_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def without_kornia(name, *args, **kwargs):
-        if name.startswith("kornia"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_kornia)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install diffstride\[train\]"):
-        make_downsample("blur", 2)

@@ -1,3 +1,5 @@
+"""Residual networks, against published sizes, formulas of a block and each other."""
+
 import copy
 import math
 
@@ -27,7 +29,7 @@ def parameters(**kwargs):
 
 
 def map_sizes(model, size):
-    """The sizes after the stem and after each stage."""
+    """Return the sizes after the stem and after each stage."""
     sizes = []
     sites = [model.stem, *model.stages]
     hooks = [site.register_forward_hook(lambda _m, _x, y: sizes.append(tuple(y.shape[2:]))) for site in sites]
@@ -38,7 +40,7 @@ def map_sizes(model, size):
 
 
 def randomise(block):
-    """Weights and running statistics that are all different from what a fresh block has."""
+    """Give normalisations weights and statistics that change the result."""
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -46,9 +48,6 @@ def randomise(block):
             module.weight.data.uniform_(0.5, 2)
             module.bias.data.normal_()
     return block.double().eval()
-
-
-# ---- the standard networks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,9 +103,6 @@ def test_convolutions_have_no_bias_and_the_variance_of_he():
             assert ratio == pytest.approx(1, abs=6 * math.sqrt(2 / n)), name
 
 
-# ---- blocks against their formulas ---------------------------------------------------------------------------------
-
-
 def bn(x, norm):
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
@@ -139,7 +135,7 @@ def bottleneck_pre(x, b, stride):
     return y + F.conv2d(a, b.project.weight, stride=stride)
 
 
-@pytest.mark.parametrize("stride", [1, 2, (2, 3)])
+@pytest.mark.parametrize("stride", [1, (2, 3)])
 @pytest.mark.parametrize(
     ("formula", "channels", "kernels", "preactivation"),
     [
@@ -197,9 +193,6 @@ def test_network_ends_in_the_mean_of_the_activated_maps():
         torch.testing.assert_close(model(x), features @ model.classifier.weight.T + model.classifier.bias)
 
 
-# ---- one thing changed ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_share_every_initial_weight(method):
     options = {"strides": [1, 1, 2, 2, 2], "downsample_options": {"smoothness": 2.0, "basis": "dct"}}
@@ -236,30 +229,15 @@ def test_spectral_and_diffstride_take_fractional_strides():
     assert map_sizes(model, (33, 50))[2:] == [(24, 35), (11, 35), (7, 19)]
 
 
-@pytest.mark.parametrize("method", ["conv", "avg", "max", "blur"])
-def test_other_methods_refuse_fractional_strides(method):
-    with pytest.raises(ValueError, match=f"integer for downsample='{method}', got 2.5; 'spectral' and 'diffstride'"):
-        network(method, strides=(2, 2.5, 2))
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preactivation", [False, True])
-@pytest.mark.parametrize("size", [(17, 24), (32, 32)])
-def test_every_method_trains(method, preactivation, size):
+def test_every_method_trains(method, preactivation):
     model = network(method, preactivation=preactivation)
-    model(torch.randn(3, 3, *size)).logsumexp(-1).sum().backward()
+    model(torch.randn(3, 3, 17, 24)).logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
-
-
-def test_unknown_option_of_a_layer_raises():
-    with pytest.raises(TypeError, match="smoothnes"):
-        network("avg", downsample_options={"smoothnes": 1.0})
-
-
-# ---- strides -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,18 +258,12 @@ def test_entries_belong_to_the_last_sites(depth, count, sites):
     assert ds.strides(model) == {name: (s, s) for name, s in zip(names, strides, strict=True)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["conv", "diffstride"])
 def test_a_listed_stage_starts_with_a_projection(method):
     for strides, first_projects in (((1, 1, 1), False), ((1, 1, 1, 1), True)):
         model = network(method, strides=strides)
         assert [stage[0].project is not None for stage in model.stages] == [first_projects, True, True, True]
         assert all(block.project is None for stage in model.stages for block in stage[1:])
-
-
-def test_default_strides_are_those_of_he():
-    for depth in (18, 50, 56):
-        last = 4 if depth == 56 else 8
-        assert map_sizes(network(depth=depth), (32, 32))[-1] == (32 // last, 32 // last)
 
 
 @pytest.mark.parametrize("preactivation", [False, True])
@@ -342,25 +314,12 @@ def test_a_function_makes_the_layers():
 
 
 @pytest.mark.parametrize(
-    ("depth", "strides", "message"),
-    [
-        (18, [2] * 6, "1 to 5 entries for depth=18 .*got 6"),
-        (56, [2] * 5, "1 to 4 entries for depth=56 .*got 5"),
-        (18, [], "1 to 5 entries .*got 0"),
-    ],
-)
-def test_wrong_number_of_strides_raises(depth, strides, message):
-    with pytest.raises(ValueError, match=message):
-        network(depth=depth, strides=strides)
-
-
-@pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"depth": 34}, "depth must be one of 18, 50, 56, got 34"),
+        ({"strides": [2] * 6}, "1 to 5 entries for depth=18 .*got 6"),
+        ({"depth": 56, "strides": []}, "1 to 4 entries for depth=56 .*got 0"),
         ({"stem": "mnist"}, "stem must be one of 'cifar', 'imagenet', got 'mnist'"),
         ({"width": 0.0}, "width must be > 0 and finite, got 0.0"),
-        ({"downsample": "stride"}, "downsample must be one of 'conv', .*got 'stride'"),
     ],
 )
 def test_wrong_arguments_raise(kwargs, message):

@@ -8,7 +8,7 @@ from diffstride.experiments.models import TinyCNN
 from diffstride.nn import DiffStride2d
 
 
-def test_it_is_what_it_says_and_wraps_around():
+def test_it_is_its_formula_and_wraps_around():
     torch.manual_seed(0)
     net = TinyCNN(width=3, downsample="avg", strides=[2]).eval()
     x = torch.randn(2, 1, 8, 6)

@@ -1,4 +1,4 @@
-"""Networks for sounds, on spectrograms and on waveforms, in which the way of downsampling is one argument."""
+"""Networks for sounds, on spectrograms and on waveforms, with the downsampling method as an argument."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffstride import _validation
-from diffstride.experiments.models.downsample import (
-    DownsampleFactory,
-    Stride,
-    check_downsample,
-    check_strides,
-    make_downsample,
-)
+from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.experiments.models.network import (
     Network,
-    check_batch,
-    check_ends,
+    check_strides,
     draw_convolutions,
     make_classifier,
     widened,
@@ -31,20 +24,20 @@ _WAVEFORM_KERNELS = 65, 3, 3, 3
 
 
 class SpectrogramBlock(nn.Sequential):
-    """A block of :class:`AudioCNN`: convolution along time, then along frequency, then the downsampling.
+    """A block of `AudioCNN`: convolution along time, then along frequency, then the downsampling.
 
-    ``y = bn(relu(D W_f bn(relu(W_t x))))`` with ``W_t`` of 3x1 and ``W_f`` of 1x3 taps. For ``downsample="conv"``
+    `y = bn(relu(D W_f bn(relu(W_t x))))` with `W_t` of 3x1 and `W_f` of 1x3 taps. For `downsample="conv"`,
     each of the two convolutions is strided along its own axis.
 
     Args:
         in_channels: Channels of the input.
         channels: Channels of both convolutions.
-        stride: Along time and frequency; see ``make_downsample``.
-        downsample: See :class:`AudioCNN`.
-        downsample_options: See :class:`AudioCNN`.
+        stride: Stride along time and frequency; see `make_downsample`.
+        downsample: See `AudioCNN`.
+        downsample_options: See `AudioCNN`.
 
     Shape:
-        ``[B, in_channels, T, F]`` to ``[B, channels, T', F']``.
+        `[B, in_channels, T, F]` to `[B, channels, T', F']`.
     """
 
     def __init__(
@@ -55,9 +48,8 @@ class SpectrogramBlock(nn.Sequential):
         downsample: str | DownsampleFactory = "diffstride",
         downsample_options: Mapping[str, Any] | None = None,
     ) -> None:
-        options = check_downsample(downsample, [stride], downsample_options)
-        whole, down = make_downsample(downsample, stride, **options)
-        time, frequency = (whole, whole) if isinstance(whole, int) else whole
+        strides, down = make_downsample(downsample, stride, **(downsample_options or {}))
+        time, frequency = (strides, strides) if isinstance(strides, int) else strides
         super().__init__(
             OrderedDict(
                 time=nn.Conv2d(in_channels, channels, (3, 1), (time, 1), padding=(1, 0)),
@@ -74,23 +66,23 @@ class SpectrogramBlock(nn.Sequential):
 class AudioCNN(Network):
     """The audio network of Riad et al. 2022, Section 4.1, on log-compressed mel spectrograms.
 
-    Six blocks (:class:`SpectrogramBlock`) of 64, 128, 256, 256, 512 and 512 channels, the maximum over time and
+    Six blocks (`SpectrogramBlock`) of 64, 128, 256, 256, 512 and 512 channels, the maximum over time and
     frequency, and one linear layer per task.
 
     Args:
-        num_classes: Number of classes; of several tasks, by their names.
+        num_classes: Number of classes; for several tasks, by their names.
         in_channels: Channels of the input.
-        width: Multiplies all channels; rounded, one at least.
-        downsample: ``"conv"``, ``"avg"``, ``"max"``, ``"blur"``, ``"spectral"`` or ``"diffstride"``, or a function from
-            a stride to a layer; see ``make_downsample``.
-        strides: Initial strides of the six blocks: numbers or pairs (time, frequency). Those of 1 are learned too.
-        downsample_options: Options of ``DiffStride2d``, such as ``smoothness``.
+        width: Factor on all channels, which are rounded and at least 1.
+        downsample: `"conv"`, `"avg"`, `"max"`, `"blur"`, `"spectral"` or `"diffstride"`, or a function from
+            a stride to a layer; see `make_downsample`.
+        strides: Initial strides of the six blocks: numbers or pairs (time, frequency). Strides of 1 are learned too.
+        downsample_options: Options of `DiffStride2d`, such as `smoothness`.
 
     Shape:
-        ``[B, in_channels, T, F]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
+        `[B, in_channels, T, F]` to logits `[B, num_classes]`, or to a mapping from task to logits.
 
     Raises:
-        ValueError: Not six strides, one that ``make_downsample`` refuses, a width not above 0, no channels or classes.
+        ValueError: There are not six strides, `make_downsample` refuses one, or the width is not above 0.
     """
 
     def __init__(
@@ -104,11 +96,8 @@ class AudioCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_ends(in_channels, num_classes)
         channels = widened(_CHANNELS, width)
         check_strides(strides, len(channels), len(channels))
-        check_downsample(downsample, strides, downsample_options)
-        self.in_channels = in_channels
         self.blocks = nn.Sequential()
         for before, after, stride in zip((in_channels, *channels), channels, strides, strict=False):
             self.blocks.append(SpectrogramBlock(before, after, stride, downsample, downsample_options))
@@ -116,39 +105,37 @@ class AudioCNN(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits of spectrograms."""
-        check_batch(x, 2, self.in_channels)
+        """Return the logits of spectrograms."""
         return self.classifier(self.blocks(x).amax((-2, -1)))
 
 
 class WaveformCNN(Network):
     """A network on raw waveforms whose first layer downsamples strongly.
 
-    Four blocks ``relu(bn(D W x))`` of 64, 128, 256 and 512 channels with convolutions of 65, 3, 3 and 3 taps, the
+    Four blocks `relu(bn(D W x))` of 64, 128, 256 and 512 channels with convolutions of 65, 3, 3 and 3 taps, the
     maximum over time, and one linear layer per task.
 
-    The width of the window's ramp is ``ramp`` times the length of the axis, not a constant: a gradient step on a stride
-    ``S`` moves the window's edge ``N/(2S)`` by a number of bins that grows with ``N``, and on an axis of thousands of
-    samples a ramp of 4 bins is a cliff. A frequency that the edge has once jumped over has no gradient any more that
-    could bring it back. On the other side, what is narrower than the ramp, ``ramp`` times the sample rate in Hz, no
-    stride cuts off. The price is a larger map: ``N' = N/S + 2 ramp N``.
+    The width of the window's ramp is `ramp` times the length of the axis, not a constant. A gradient step on a stride
+    `S` moves the window's edge `N/(2S)` by a number of bins that grows with `N`. On an axis of thousands of samples,
+    the edge can jump over a ramp of 4 bins, and a frequency behind it then has no gradient that could recover it. On
+    the other hand, no stride removes frequencies below the width of the ramp, `ramp` times the sample rate in Hz. The
+    price is a larger map: `N' = N/S + 2 ramp N`.
 
     Args:
-        num_classes: Number of classes; of several tasks, by their names.
+        num_classes: Number of classes; for several tasks, by their names.
         in_channels: Channels of the waveform.
-        length: Samples of a waveform, from which the ramps are reckoned. Others can be run too.
-        width: Multiplies all channels; rounded, one at least.
-        downsample: See :class:`AudioCNN`, but for ``"blur"``.
+        length: Samples of a waveform, which determine the ramps. Waveforms of other lengths are accepted too.
+        width: Factor on all channels, which are rounded and at least 1.
+        downsample: See `AudioCNN`; `"blur"` is not available.
         strides: Initial strides of the four blocks.
-        ramp: Width of the ramps as a part of the axis, as it is at the initial strides.
-        downsample_options: Options of ``DiffStride1d``. A ``smoothness``, in bins, goes over ``ramp``.
+        ramp: Width of the ramps as a fraction of the axis at the initial strides.
+        downsample_options: Options of `DiffStride1d`. A `smoothness`, in bins, overrides `ramp`.
 
     Shape:
-        ``[B, in_channels, T]`` to logits ``[B, num_classes]``, or to a mapping from task to logits.
+        `[B, in_channels, T]` to logits `[B, num_classes]`, or to a mapping from task to logits.
 
     Raises:
-        ValueError: Not four strides, one that ``make_downsample`` refuses, ``width`` or ``ramp`` not above 0, no
-            channels or classes.
+        ValueError: There are not four strides, `make_downsample` refuses one, or `width` or `ramp` is not above 0.
     """
 
     def __init__(
@@ -164,17 +151,14 @@ class WaveformCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_ends(in_channels, num_classes)
         _validation.above_zero("ramp", ramp)
         channels = widened(_WAVEFORM_CHANNELS, width)
         check_strides(strides, len(channels), len(channels))
-        given = check_downsample(downsample, strides, downsample_options, ndim=1)
-        self.in_channels = in_channels
         self.blocks = nn.Sequential()
         for before, after, kernel, stride in zip(
             (in_channels, *channels), channels, _WAVEFORM_KERNELS, strides, strict=False
         ):
-            options = {"smoothness": ramp * length} | given
+            options = {"smoothness": ramp * length} | (downsample_options or {})
             conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
             block = OrderedDict(
                 conv=nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
@@ -189,6 +173,5 @@ class WaveformCNN(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits of waveforms."""
-        check_batch(x, 1, self.in_channels)
+        """Return the logits of waveforms."""
         return self.classifier(self.blocks(x).amax(-1))

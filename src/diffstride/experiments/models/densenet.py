@@ -1,4 +1,4 @@
-"""DenseNet for CIFAR, in whose transitions the way of downsampling is one argument."""
+"""DenseNet for CIFAR, with the downsampling method of its transitions as an argument."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,26 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride.experiments.models.downsample import (
-    DownsampleFactory,
-    Stride,
-    check_downsample,
-    check_strides,
-    make_downsample,
-)
-from diffstride.experiments.models.network import Network, check_batch, check_ends, draw_convolutions, make_classifier
+from diffstride import _validation
+from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
+from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, make_classifier
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
 class DenseLayer(nn.Module):
-    """A bottleneck layer that adds its output to its input's channels (Huang et al. 2017, DenseNet-B).
+    """A bottleneck layer that appends its output to the channels of its input (Huang et al. 2017, DenseNet-B).
 
-    ``y = [x, W_2 relu(bn(W_1 relu(bn(x))))]`` with ``W_1`` of 1x1 and ``4 growth`` channels, ``W_2`` of 3x3 and
-    ``growth`` channels.
+    `y = [x, W_2 relu(bn(W_1 relu(bn(x))))]` with `W_1` of 1x1 and `4 growth` channels, `W_2` of 3x3 and
+    `growth` channels.
 
     Args:
         in_channels: Channels of the input.
-        growth: Channels that are added.
+        growth: Number of appended channels.
     """
 
     def __init__(self, in_channels: int, growth: int) -> None:
@@ -37,54 +32,52 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, H, W]`` to ``[B, in_channels + growth, H, W]``."""
+        """Return `[B, in_channels + growth, H, W]` from `[B, in_channels, H, W]`."""
         y = self.conv1(self.norm1(x).relu())
         y = self.conv2(self.norm2(y).relu())
         return torch.cat([x, y], 1)
 
 
 class DenseNet(Network):
-    """DenseNet-BC for small images (Huang et al. 2017), with any way of downsampling in its transitions.
+    """A DenseNet-BC for small images (Huang et al. 2017), with any downsampling method in its transitions.
 
-    A 3x3 convolution, three dense blocks with a transition after the first and the second, global average pooling, a
-    linear layer. A transition is ``D W relu(bn(x))`` with ``W`` of 1x1 and ``D`` the downsampling; the paper's is 2x2
-    average pooling, ``downsample="avg"``. Riad et al. 2022 name this the architecture where learned strides are hard:
-    a block's maps are all of one size, so that one stride decides on the cost of all layers behind it.
+    It has a 3x3 convolution, three dense blocks with a transition after the first and the second, global average
+    pooling and a linear layer. A transition is `D W relu(bn(x))` with `W` of 1x1 and `D` the downsampling. In the paper
+    `D` is 2x2 average pooling, `downsample="avg"`. Riad et al. 2022 name this the architecture where learned strides
+    are hard: all maps of a block have one size, so that one stride determines the cost of all later layers.
 
-    What it costs, in million multiply-accumulates of an image of 32x32 at strides (2, 2), resampling apart:
+    Cost in million multiply-accumulates of an image of 32x32 at strides (2, 2), without resampling:
 
-    ================================  ===============  ===============
-    downsampling                      L = 40, k = 12   L = 100, k = 12
-    ================================  ===============  ===============
-    average pooling                   72               288
-    strided convolution               67               261
-    learned, inner window             72               261
-    learned, outer window, R = 1      80               313
-    learned, outer window, R = 4      111              467
-    learned, both strides fall to 1   174              760
-    ================================  ===============  ===============
+    | downsampling                    | L = 40, k = 12 | L = 100, k = 12 |
+    |---------------------------------|----------------|-----------------|
+    | average pooling                 | 72             | 288             |
+    | strided convolution             | 67             | 261             |
+    | learned, inner window           | 72             | 261             |
+    | learned, outer window, R = 1    | 80             | 313             |
+    | learned, outer window, R = 4    | 111            | 467             |
+    | learned, both strides fall to 1 | 174            | 760             |
 
-    Over six tenths of the standard network's cost lie in the first block, which no transition makes smaller.
+    More than six tenths of the standard network's cost is in the first block, which no transition makes smaller.
 
-    Networks that differ in ``downsample`` alone have the same convolutions and, from the same seed, the same initial
+    Networks that differ in `downsample` alone have the same convolutions and, from the same seed, the same initial
     weights.
 
     Args:
-        depth: Number of layers with weights, ``6 n + 4`` for ``n`` layers a block.
-        growth: Channels that every layer adds.
-        compression: What a transition leaves of the channels, above 0 and at most 1.
-        num_classes: Number of classes; of several tasks, by their names.
+        depth: Number of layers with weights, `6 n + 4` for `n` layers a block.
+        growth: Channels that every layer appends.
+        compression: Fraction of the channels that a transition keeps, above 0 and at most 1.
+        num_classes: Number of classes; for several tasks, by their names.
         in_channels: Channels of the images.
-        downsample: See :class:`~diffstride.experiments.models.ResNet`.
+        downsample: See `ResNet`.
         strides: Initial strides, numbers or pairs (height, width), of the last of: stem, transition 1, transition 2.
-        downsample_options: See :class:`~diffstride.experiments.models.ResNet`.
+        downsample_options: See `ResNet`.
 
     Raises:
-        ValueError: A depth that is not ``6 n + 4``; no strides or more than three; a compression out
-            of range; no channels or classes; a stride or method that :func:`make_downsample` refuses.
+        ValueError: The depth is not `6 n + 4`, there are no strides or more than three, the compression is out of
+            range, or `make_downsample` refuses a stride or the method.
 
     Shape:
-        ``[B, in_channels, H, W]`` to ``[B, num_classes]``, for any ``H`` and ``W``.
+        `[B, in_channels, H, W]` to `[B, num_classes]`, for any `H` and `W`.
     """
 
     def __init__(
@@ -100,13 +93,11 @@ class DenseNet(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_ends(in_channels, num_classes)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6 n + 4 with n >= 1, as 40 and 100 are, got {depth}")
-        if not 0 < compression <= 1:
-            raise ValueError(f"compression must be above 0 and at most 1, got {compression}")
+        _validation.positive_up_to("compression", compression, 1)
         check_strides(strides, 1, 3, " (the stem and 2 transitions, counted from the last)")
-        options = check_downsample(downsample, strides, downsample_options)
+        options = downsample_options or {}
         stem_stride, *transition_strides = [None] * (3 - len(strides)) + list(strides)
 
         def convolve(in_channels: int, out_channels: int, kernel: int, stride: Stride | None) -> dict[str, nn.Module]:
@@ -116,7 +107,6 @@ class DenseNet(Network):
                 return {"conv": DiffStrideConv2d.fuse(conv, down), "down": nn.Identity()}
             return {"conv": conv, "down": down}
 
-        self.in_channels = in_channels
         channels = 2 * growth
         self.stem = nn.Sequential(OrderedDict(convolve(in_channels, channels, 3, stem_stride)))
         parts: list[nn.Module] = []
@@ -135,15 +125,9 @@ class DenseNet(Network):
         self.blocks = nn.Sequential(*parts)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = make_classifier(channels, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the convolutions: see `draw_convolutions`."""
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
-        check_batch(x, 2, self.in_channels)
+        """Return the logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
         y = self.norm(self.blocks(self.stem(x)))
-        logits: Any = self.classifier(y.mean((-2, -1)))
-        return logits
+        return self.classifier(y.mean((-2, -1)))

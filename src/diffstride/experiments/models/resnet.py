@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR and ImageNet in which the way of downsampling is one argument."""
+"""Residual networks for CIFAR and ImageNet, with the downsampling method as an argument."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,10 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from diffstride import _validation
-from diffstride.experiments.models.downsample import (
-    DownsampleFactory,
-    Stride,
-    check_downsample,
-    check_strides,
-    make_downsample,
-)
+from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.experiments.models.network import (
     Network,
-    check_batch,
-    check_ends,
+    check_strides,
     draw_convolutions,
     make_classifier,
     widened,
@@ -45,29 +38,28 @@ _ARCHITECTURES = {
 class ResidualBlock(nn.Module):
     """A residual block whose main path and shortcut share one downsampling layer (Figure 2 of Riad et al. 2022).
 
-    With ``D`` the downsampling, ``W`` the convolutions and ``W_s`` the 1x1 convolution of the shortcut:
+    With `D` the downsampling, `W` the convolutions and `W_s` the 1x1 convolution of the shortcut:
 
     - post-activation (He et al. 2015), normalisation and ReLU after each convolution:
-      ``y = relu(bn(W_2 relu(bn(D W_1 x))) + bn(W_s D x))``;
-    - pre-activation (He et al. 2016), normalisation and ReLU before it, with ``a = relu(bn(x))``:
-      ``y = W_2 relu(bn(D W_1 a)) + W_s D a``.
+      `y = relu(bn(W_2 relu(bn(D W_1 x))) + bn(W_s D x))`;
+    - pre-activation (He et al. 2016), normalisation and ReLU before it, with `a = relu(bn(x))`:
+      `y = W_2 relu(bn(D W_1 a)) + W_s D a`.
 
-    ``D`` is one module applied twice. On the shortcut it comes before the 1x1 convolution, which is cheaper and, for
-    every linear ``D``, the same. For ``downsample="conv"`` the two convolutions are strided instead. Without projection
-    the shortcut is the identity.
+    `D` is one module applied twice. On the shortcut it comes before the 1x1 convolution, which is cheaper and gives the
+    same result for every linear `D`. For `downsample="conv"` the two convolutions are strided instead. Without a
+    projection the shortcut is the identity.
 
     Args:
         in_channels: Channels of the input.
         channels: Channels of each convolution, in order; the last is the block's output.
         kernels: Kernel sizes of the convolutions. The first 3x3 one downsamples.
         stride: Stride of the block; None for a block that has no downsampling.
-        preactivation: Which of the two forms.
-        downsample: See :func:`make_downsample`.
-        options: See :func:`make_downsample`.
+        preactivation: Use the second form.
+        downsample: See `make_downsample`.
+        options: See `make_downsample`.
 
     Raises:
-        ValueError: Kernel sizes that make no block; a stride or method that
-            :func:`make_downsample` refuses.
+        ValueError: `make_downsample` refuses the stride or the method.
     """
 
     def __init__(
@@ -82,12 +74,7 @@ class ResidualBlock(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if len(kernels) != len(channels):
-            raise ValueError(f"kernels must have an entry for each of channels, {len(channels)}, got {len(kernels)}")
-        if 3 not in kernels or not all(kernel % 2 for kernel in kernels):
-            raise ValueError(f"kernels must be odd, with a 3 that downsamples, got {tuple(kernels)}")
         self.preactivation = preactivation
-        check_downsample(downsample, [1.0 if stride is None else stride], options)
         self.downsample_at = kernels.index(3)
         conv_stride, self.down = _downsample(downsample, stride, options)
         widths = [in_channels, *channels]
@@ -95,9 +82,9 @@ class ResidualBlock(nn.Module):
             _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
             for i, ((a, b), kernel) in enumerate(zip(pairwise(widths), kernels, strict=True))
         )
-        # Noted, since plain parts may take the layers' places (`ds.freeze`).
+        # Kept, since `ds.freeze` may replace the layers by plain ones.
         self.fused = isinstance(self.down, DiffStride2d)
-        if isinstance(self.down, DiffStride2d):  # with the shortcut's layer it shares the stride
+        if isinstance(self.down, DiffStride2d):  # it shares its stride with the layer of the shortcut
             conv = self.convs[self.downsample_at]
             assert isinstance(conv, nn.Conv2d)
             self.convs[self.downsample_at] = DiffStrideConv2d.fuse(conv, self.down)
@@ -109,7 +96,7 @@ class ResidualBlock(nn.Module):
                 self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, H, W]`` to ``[B, channels[-1], H', W']``."""
+        """Return `[B, channels[-1], H', W']` from `[B, in_channels, H, W]`."""
         y = self.norms[0](x).relu() if self.preactivation else x
         shortcut = x if self.project is None else self.project(self.down(y))
         last = len(self.convs) - 1
@@ -127,15 +114,15 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet-18, -50 or -56 for small or large images, with any way of downsampling.
+    """A ResNet-18, -50 or -56 for small or large images, with any downsampling method.
 
-    Networks that differ in ``downsample`` alone have the same convolutions and, from the same seed, the same initial
-    weights (a layer made by a function must draw no random numbers for that): one thing is changed.
+    Networks that differ in `downsample` alone have the same convolutions and, from the same seed, the same initial
+    weights, unless a layer made by a function draws random numbers.
 
     Args:
         depth: 18 (stages of 2, 2, 2, 2 basic blocks with 64 to 512 channels), 50 (3, 4, 6, 3 bottleneck blocks, 256 to
             2048 channels, downsampling at the 3x3 convolution) or 56 (9, 9, 9 basic blocks, 16 to 64 channels).
-        num_classes: Number of classes; of several tasks, by their names.
+        num_classes: Number of classes; for several tasks, by their names.
         in_channels: Channels of the images.
         stem: "cifar" is a 3x3 convolution of stride 1, "imagenet" a 7x7 convolution of stride 2 and a 3x3 max pooling
             of stride 2.
@@ -146,19 +133,19 @@ class ResNet(Network):
             allowed), "diffstride" (convolution, then a learned stride), or a function from a stride to a layer.
         strides: Initial strides, numbers or pairs (height, width). They belong to the last of: stem, stage 1, stage 2,
             ... So for ResNet-18 three entries are stages 2 to 4, as in the paper, and five are the stem and all
-            stages, as in the authors' release. Every entry gets a layer of its own, even where it is 1; a stage with
-            an entry starts with a projection on the shortcut. A stage without entry does not downsample, a stem
-            without entry is the standard one. An entry for the "imagenet" stem replaces the stride of its convolution.
-            Default: 2 for every stage but the first.
+            stages, as in the authors' release. Every entry gets a layer of its own, also an entry of 1. A stage with
+            an entry starts with a projection on the shortcut. A stage without an entry does not downsample. A stem
+            without an entry is the standard one. An entry for the "imagenet" stem replaces the stride of its
+            convolution. Default: 2 for every stage but the first.
         downsample_options: Options of DiffStride2d (smoothness, window, basis, norm, shared, bounds, ...) for every
-            downsampling layer. Methods that have no such option leave it aside.
+            downsampling layer. Methods that have no such option ignore it.
 
     Raises:
-        ValueError: More strides than there are places, or none; an unknown depth or stem; a width not above 0; no
-            channels or classes; a stride or method that :func:`make_downsample` refuses.
+        ValueError: There are no strides or too many, the stem is unknown, the width is not above 0, or
+            `make_downsample` refuses a stride or the method.
 
     Shape:
-        ``[B, in_channels, H, W]`` to ``[B, num_classes]``, for any ``H`` and ``W``.
+        `[B, in_channels, H, W]` to `[B, num_classes]`, for any `H` and `W`.
     """
 
     def __init__(
@@ -175,9 +162,6 @@ class ResNet(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_ends(in_channels, num_classes)
-        if depth not in _ARCHITECTURES:
-            raise ValueError(f"depth must be one of {', '.join(map(str, _ARCHITECTURES))}, got {depth!r}")
         _validation.one_of("stem", stem, _STEMS)
         arch = _ARCHITECTURES[depth]
         places = 1 + len(arch.blocks)
@@ -185,12 +169,10 @@ class ResNet(Network):
         check_strides(
             strides, 1, places, f" for depth={depth} (the stem and {places - 1} stages, counted from the last)"
         )
-        check_downsample(downsample, strides, downsample_options)
         stem_stride, *stage_strides = [None] * (places - len(strides)) + list(strides)
 
         of_stages = widened(arch.channels, width)
         channels = of_stages[0]
-        self.in_channels = in_channels
         self.stem = _stem(stem, in_channels, channels, stem_stride, preactivation, downsample, downsample_options)
         stages = []
         for blocks, base, stage_stride in zip(arch.blocks, of_stages, stage_strides, strict=True):
@@ -213,18 +195,12 @@ class ResNet(Network):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if preactivation else nn.Identity()
         self.classifier = make_classifier(channels, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the convolutions: see `draw_convolutions`."""
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits ``[B, num_classes]`` of images ``[B, in_channels, H, W]``."""
-        check_batch(x, 2, self.in_channels)
+        """Return the logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
         y = self.norm(self.stages(self.stem(x)))
-        logits: Any = self.classifier(y.mean((-2, -1)))
-        return logits
+        return self.classifier(y.mean((-2, -1)))
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int | tuple[int, int]) -> nn.Conv2d:
@@ -246,7 +222,7 @@ def _stem(
     downsample: str | DownsampleFactory,
     options: Mapping[str, Any] | None,
 ) -> nn.Sequential:
-    """Convolution, downsampling, normalisation and ReLU (left to the first block under preactivation), max pooling."""
+    """Return convolution, downsampling, normalisation and ReLU (without preactivation), max pooling (for ImageNet)."""
     conv_stride, down = _downsample(downsample, stride, options)
     if stride is None and kind == "imagenet":
         conv_stride = 2

@@ -5,36 +5,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride.experiments.models.downsample import (
-    DownsampleFactory,
-    Stride,
-    check_downsample,
-    check_strides,
-    make_downsample,
-)
-from diffstride.experiments.models.network import Network, check_batch, check_ends, make_classifier
+from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
+from diffstride.experiments.models.network import Network, check_strides, make_classifier
 
 
 class TinyCNN(Network):
-    """Convolution, one downsampling, convolution, global average pooling: all that a single stride needs.
+    """A network of two convolutions with one downsampling between them, the least that a single stride needs.
 
     `3x3 conv -> downsampling -> bn -> relu -> 3x3 conv -> bn -> relu -> mean -> linear`. Borders wrap around, so that
-    on periodic images such as the planted bands a frequency stays the frequency that it is.
+    the frequencies of periodic images, such as the planted bands, do not change.
 
     Args:
-        num_classes: Number of classes; of several tasks, by their names.
+        num_classes: Number of classes; for several tasks, by their names.
         in_channels: Channels of the images.
         width: Channels of the first convolution; the second has twice as many.
-        downsample: See ResNet.
+        downsample: See `ResNet`.
         strides: The one initial stride, in a list: a number or a pair (height, width).
-        downsample_options: See ResNet.
+        downsample_options: See `ResNet`.
 
     Shape:
         `[B, in_channels, H, W]` to `[B, num_classes]`.
 
     Raises:
-        ValueError: More or fewer than one stride, or one that `make_downsample` refuses; a number of channels or
-            classes below 1.
+        ValueError: There is not exactly one stride, or `make_downsample` refuses it.
     """
 
     def __init__(
@@ -48,11 +41,8 @@ class TinyCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_ends(in_channels, num_classes)
         check_strides(strides, 1, 1)
-        options = check_downsample(downsample, strides, downsample_options)
-        conv_stride, down = make_downsample(downsample, strides[0], **options)
-        self.in_channels = in_channels
+        conv_stride, down = make_downsample(downsample, strides[0], **(downsample_options or {}))
         self.conv = _conv(in_channels, width, conv_stride)
         self.down = down
         self.norm = nn.BatchNorm2d(width)
@@ -61,12 +51,10 @@ class TinyCNN(Network):
         self.classifier = make_classifier(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits of images."""
-        check_batch(x, 2, self.in_channels)
+        """Return the logits of images."""
         y = self.norm(self.down(self.conv(x))).relu()
         y = self.norm2(self.conv2(y)).relu()
-        logits: Any = self.classifier(y.mean((-2, -1)))
-        return logits
+        return self.classifier(y.mean((-2, -1)))
 
 
 def _conv(in_channels: int, out_channels: int, stride: int | tuple[int, int]) -> nn.Conv2d:
