@@ -10,6 +10,7 @@ from command_line import Parser, at_least, pictures
 from matplotlib.image import imread
 
 from diffstride.experiments.data import ImageData
+from diffstride.experiments.figures.style import save
 from diffstride.experiments.studies.pictures import draw_layer
 from diffstride.nn import DiffStride2d
 
@@ -25,7 +26,7 @@ def main() -> None:
     with parser.mistakes():
         layer = DiffStride2d(tuple(options.strides), options.smoothness)
         image = read_image(options.image, options.index)
-        draw_layer(layer, image, options.out)
+        save(draw_layer(layer, image), options.out)
 
 
 def read_image(path: Path, index: int) -> torch.Tensor:

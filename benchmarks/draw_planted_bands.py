@@ -8,8 +8,9 @@ from pathlib import Path
 from command_line import Parser, pictures, planted_bands, runs_of
 
 from diffstride.errors import UsageError
-from diffstride.experiments import history
-from diffstride.experiments.figures import plots
+from diffstride.experiments.figures.style import save
+from diffstride.experiments.figures.training import Line, lines_of, strides_over_bands
+from diffstride.experiments.history import read_rows
 from diffstride.experiments.studies.results import groups, statistic
 
 
@@ -21,15 +22,15 @@ def main() -> None:
     with parser.mistakes():
         rows = runs_of(options.study, "strides")
         _, limits = planted_bands(options.study / rows[0].name)
-        histories = {}
+        lines: dict[str, dict[str, Line]] = {f"along the {axis}": {} for axis in limits}
         for group in groups(rows).values():
             ((height, width),) = group[0].axes["strides"]
             accuracy = statistic(group, lambda result: result["accuracy"])
-            if rows := history.read_rows(options.study / group[0].name / "strides.csv"):
-                histories[f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"] = rows
-        if not histories:
+            for (_, axis), line in lines_of(read_rows(options.study / group[0].name / "strides.csv")).items():
+                lines[f"along the {axis}"][f"from ({height}, {width}): accuracy {accuracy.mean:.2f}"] = line
+        if not all(lines.values()):
             raise UsageError(f"{options.study} must have runs with a strides.csv, got none")
-        plots.trajectories_to_bands(histories, limits, options.out)
+        save(strides_over_bands(lines, dict(zip(lines, limits.values(), strict=True))), options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of a study show what its runs have left, and say what cannot be drawn."""
+"""Pictures of a study show what its runs have left, and name what cannot be drawn."""
 
 import json
 import math
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from diffstride.errors import UsageError
-from diffstride.experiments.figures import plots
 from diffstride.experiments.history import StrideRow, append_rows
 from diffstride.experiments.studies import pictures
-from diffstride.experiments.studies.pictures import FIGURES, draw, draw_layer, draw_run, layer_steps
+from diffstride.experiments.studies.pictures import FIGURES, draw, draw_layer, run_resolutions, run_windows
 from diffstride.experiments.studies.probes import input_windows, resolutions, sample_inputs
+from diffstride.experiments.studies.results import read_study
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import DiffStride2d, learnable_layers
@@ -27,12 +26,8 @@ OF_SOUNDS = {"accuracies", "cutoffs", "spectrogram"}
 STARTS = {"2-2": ([2, 2], 2.0), "3-1": ([3, 1], 3.0)}
 
 
-@pytest.fixture
-def sketches(monkeypatch):
-    """Figures by name; they are not written, which takes the longest."""
-    kept = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.update({path.name: figure}))
-    return kept
+def figure(folder, name):
+    return FIGURES[name](folder, [row for row in read_study(folder)[1] if row.result is not None])
 
 
 def learned(start, seed):
@@ -70,42 +65,39 @@ def labels(figure):
     return [text.get_text() for text in legend.get_texts()]
 
 
-def test_trajectories(study, sketches):
-    assert draw(study, ["trajectories"]) == {}
-    figure = sketches["trajectories"]
-    assert labels(figure) == ["2-2", "3-1"]
-    drawn = {panel.get_title(): [round(line.get_ydata()[-1], 6) for line in panel.get_lines()] for panel in figure.axes}
+def test_trajectories(study):
+    made = figure(study, "trajectories")
+    assert labels(made) == ["2-2", "3-1"]
+    drawn = {panel.get_title(): [round(line.get_ydata()[-1], 6) for line in panel.get_lines()] for panel in made.axes}
     assert drawn == {
         "a, height": [2.0, 1.9, 3.0, 2.9], "a, width": [2.5, 2.5, 3.5, 3.5],
         "b, height": [1.0, 2.0, 1.0, 2.0], "b, width": [1.25] * 4,
     }  # fmt: skip
 
 
-def test_strides(study, sketches):
-    assert draw(study, ["strides"]) == {}
-    height, width = sketches["strides"].axes
+def test_strides(study):
+    made = figure(study, "strides")
+    height, width = made.axes
     moves = [sorted(tuple(line.get_ydata()) for line in panel.get_lines() if line.get_alpha() == 0.6) for panel in
              (height, width)]  # fmt: skip
     assert moves[0] == [(1.0, 1.0)] * 2 + [(1.0, 2.0)] * 2 + [(2.0, 1.9), (2.0, 2.0), (3.0, 2.9), (3.0, 3.0)]
     assert moves[1] == [(1.0, 1.25)] * 4 + [(2.0, 2.5)] * 2 + [(3.0, 3.5)] * 2
-    assert labels(sketches["strides"]) == ["2-2", "3-1"]
+    assert labels(made) == ["2-2", "3-1"]
 
 
-def test_factor(study, sketches):
-    assert draw(study, ["factor"]) == {}
-    (axes,) = sketches["factor"].axes
+def test_factor(study):
+    (axes,) = figure(study, "factor").axes
     drawn = [line.get_xdata().tolist() for line in axes.get_lines() if line.get_linestyle() == "None"]
     expected = []
     for _, start in STARTS.values():
         products = [math.prod(s for layer in learned(start, seed).values() for s in layer) for seed in (0, 1)]
         expected += [[start**2], products]
-    assert [pytest.approx(points) for points in expected] == drawn
+    assert [pytest.approx(points) for points in expected] == drawn[:-1]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2", "3-1", "all learned"]
 
 
-def test_pareto(study, sketches):
-    assert draw(study, ["pareto"]) == {}
-    (axes,) = sketches["pareto"].axes
+def test_pareto(study):
+    (axes,) = figure(study, "pareto").axes
     conv, diffstride = axes.containers
     assert (conv.get_label(), diffstride.get_label()) == ("strided convolution", "DiffStride")
     # Runs 0 and 1, then 2 alone, for the fourth one failed; resampling counts.
@@ -124,7 +116,7 @@ def rewrite(folder, **changes):
     (folder / "result.json").write_text(json.dumps(result | changes))
 
 
-def test_pareto_where_the_mean_of_equal_costs_is_rounded(study, sketches):
+def test_pareto_where_the_mean_of_equal_costs_is_rounded(study):
     """The mean of three floats that are all 417.319433 is smaller than they are."""
     runs = yaml.safe_load((study / "study.yaml").read_text())
     runs["runs"] = {f"seed{seed}": {"seed": seed} for seed in range(3)}
@@ -133,22 +125,20 @@ def test_pareto_where_the_mean_of_equal_costs_is_rounded(study, sketches):
         shutil.copytree(study / "conv-2-2-seed0", study / f"seed{seed}")
         rewrite(study / f"seed{seed}", macs=417319433, resampling_macs=0)
     assert statistics.fmean([417.319433] * 3) < 417.319433
-    assert draw(study, ["pareto"]) == {}
-    (series,) = sketches["pareto"].axes[0].containers
+    (series,) = figure(study, "pareto").axes[0].containers
     assert series.lines[0].get_xdata().tolist() == [417.319433]
 
 
-def test_strides_along_different_numbers_of_axes_are_not_drawn_together(study, sketches):
+def test_strides_along_different_numbers_of_axes_are_not_drawn_together(study):
     rewrite(study / "diffstride-2-2-seed0", strides={"a": [2.0]}, strides_initial={"a": [2.0]})
     reason = "the runs have strides along different numbers of axes"
-    assert draw(study, ["strides", "factor"]) == {"strides": reason}
+    assert figure(study, "strides") == reason
 
 
-def test_pareto_has_latency_where_it_was_measured(study, sketches):
+def test_pareto_has_latency_where_it_was_measured(study):
     times = {"conv 2-2": {"ms": 3.0, "low": 2.0, "high": 5.0}, "diffstride 2-2": {"ms": 4.0, "low": 4.0, "high": 4.0}}
     (study / "latency.json").write_text(json.dumps({"batch": 64, "hardware": "an abacus", "latency": times}))
-    assert draw(study, ["pareto"]) == {}
-    _, axes = sketches["pareto"].axes
+    _, axes = figure(study, "pareto").axes
     conv, diffstride = axes.containers
     assert conv.lines[0].get_xydata().tolist() == [pytest.approx((3.0, 50.5))]
     assert conv.lines[2][0].get_segments()[0][:, 0].tolist() == [2, 5]
@@ -156,7 +146,7 @@ def test_pareto_has_latency_where_it_was_measured(study, sketches):
     assert "batch of 64 on an abacus" in axes.get_xlabel()
 
 
-def test_points_are_labelled_by_what_varies_in_their_series(study, sketches):
+def test_points_are_labelled_by_what_varies_in_their_series(study):
     content = yaml.safe_load((study / "study.yaml").read_text())
     for i, (name, axes) in enumerate(content["runs"].items()):
         del axes["strides"]
@@ -164,24 +154,24 @@ def test_points_are_labelled_by_what_varies_in_their_series(study, sketches):
         if name.startswith("diff"):
             axes[["budget", "cost_weight"][i // 2 % 2]] = 1.5
     (study / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    assert draw(study, ["pareto", "trajectories"]) == {}
-    (axes,) = sketches["pareto"].axes
+    (axes,) = figure(study, "pareto").axes
     assert [text.get_text() for text in axes.texts] == ["width 0.25", "width 0.5", "budget 1.5", "cost weight 1.5"]
-    assert labels(sketches["trajectories"]) == ["budget 1.5", "cost weight 1.5"]
-    assert sketches["trajectories"].legends[0].get_title().get_text() == "budget, cost weight"
+    made = figure(study, "trajectories")
+    assert labels(made) == ["budget 1.5", "cost weight 1.5"]
+    assert made.legends[0].get_title().get_text() == "budget, cost weight"
 
 
-def test_what_cannot_be_drawn_is_said_and_the_rest_drawn(study, sketches):
+def test_what_cannot_be_drawn_is_named_and_the_rest_drawn(study):
     for history in study.glob("*/strides.csv"):
         history.unlink()
     missing = draw(study, list(FIGURES))
     assert missing.keys() == {"trajectories", "windows", "resolution", *OF_SOUNDS}
     assert missing["trajectories"] == "no run has its strides.csv any more"
     assert "there is no checkpoint" in missing["windows"]
-    assert sketches.keys() == {"strides", "factor", "pareto"}
+    assert {file.stem for file in study.glob("*.png")} == {"strides", "factor", "pareto"}
 
 
-def test_a_study_without_learned_strides_has_the_pareto_curve_alone(study, sketches):
+def test_a_study_without_learned_strides_has_the_pareto_curve_alone(study):
     for run in study.glob("diffstride*"):
         (run / "result.json").unlink()
     missing = draw(study, list(FIGURES))
@@ -211,35 +201,36 @@ def run(tmp_path_factory):
     ]).run_folder  # fmt: skip
 
 
-def test_a_run_shows_the_windows_and_sizes_of_its_network(run, sketches):
-    assert draw_run(run) == {}
+def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
     network, config = load_run(run)
     inputs = sample_inputs(build_data(config["data"]))
     assert any(layer.strides != layer.initial_strides for _, layer in learnable_layers(network))
-    panels = sketches["windows"].axes[:2]
-    for panel, expected in zip(panels, input_windows(network, inputs), strict=True):
+    windows = run_windows(run)
+    assert "mine" in windows.get_suptitle()
+    for panel, expected in zip(windows.axes[:2], input_windows(network, inputs), strict=True):
         initial, present = (np.asarray(line.get_ydata()) for line in panel.get_lines())
         assert initial == pytest.approx(expected.initial)
         assert present == pytest.approx(expected.learned)
         assert initial.tolist() != present.tolist()
-    (axes,) = sketches["resolution"].axes
+    (axes,) = run_resolutions({"": run}, "mine").axes
     _, layer = resolutions(network, inputs[:1])
     stairs = {patch.get_label(): patch.get_data().values.tolist() for patch in axes.patches}
     assert stairs["learned height"] == [32, layer.learned[0]]
     assert stairs["learned width"] == [32, layer.learned[1]]
-    assert all("mine" in figure.get_suptitle() for figure in sketches.values())
 
 
-def test_a_run_whose_data_cannot_be_read_says_so(run, monkeypatch, sketches):
+def test_a_run_whose_data_cannot_be_read_names_the_reason(run, monkeypatch):
     def gone(_):
         raise ConnectionError("the hub\nis away")
 
     monkeypatch.setattr(pictures, "build_data", gone)
-    assert set(draw_run(run).values()) == {"the data cannot be loaded (the hub is away)"}
-    assert sketches == {}
+    pictures._data.cache_clear()
+    with pytest.raises(UsageError, match=r"^the data cannot be loaded \(the hub is away\)$"):
+        run_windows(run)
+    pictures._data.cache_clear()
 
 
-def test_a_run_without_learned_strides_says_so(run, tmp_path, sketches):
+def test_a_run_without_learned_strides_has_no_windows(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["network"]["init_args"]["downsample"] = "spectral"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -247,18 +238,16 @@ def test_a_run_without_learned_strides_says_so(run, tmp_path, sketches):
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "stride" not in k}
     torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
-    assert draw_run(tmp_path) == dict.fromkeys(["windows", "resolution"], "the network has no learned strides")
-    assert sketches == {}
+    assert run_windows(tmp_path) == run_resolutions({"": tmp_path}, "") == "the network has no learned strides"
 
 
-def test_a_study_shows_a_run_of_each_start(run, tmp_path, sketches):
+def test_a_study_shows_a_run_of_each_start(run, tmp_path):
     runs = {f"{start}-{seed}": {"strides": [[start, start]], "seed": seed} for start in (2, 3) for seed in (0, 1)}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "s", "runs": runs}, sort_keys=False))
     for name in runs:
         (tmp_path / name).symlink_to(run)
-    assert draw(tmp_path, ["windows", "resolution"]) == {}
-    assert [axes.get_title() for axes in sketches["resolution"].axes] == ["2x2", "3x3"]
-    assert "2-0" in sketches["windows"].get_suptitle()
+    assert [axes.get_title() for axes in figure(tmp_path, "resolution").axes] == ["2x2", "3x3"]
+    assert "2-0" in figure(tmp_path, "windows").get_suptitle()
 
 
 # The layer
@@ -272,28 +261,26 @@ def centred(x):
 def test_the_steps_of_the_layer_follow_from_each_other(size):
     layer = DiffStride2d((2.6, 1.7), 2.0)
     image = torch.rand(3, *size)
-    steps = layer_steps(layer, image)
-    spectrum, kept = centred(image), centred(steps.output)
-    assert steps.spectrum.numpy() == pytest.approx(np.abs(spectrum).mean(0), abs=1e-6)
+    drawn_image, drawn_spectrum, drawn_window, _, drawn_kept, drawn_output = (
+        np.asarray(panel.images[0].get_array()) for panel in draw_layer(layer, image).axes[:6]
+    )
+    with torch.no_grad():
+        output = layer(image)
+    assert drawn_image == pytest.approx(image.movedim(0, -1).numpy())
+    assert drawn_output == pytest.approx(output.clamp(0, 1).movedim(0, -1).numpy())
+    spectrum, kept = centred(image), centred(output)
+    assert drawn_spectrum == pytest.approx(np.abs(spectrum).mean(0), abs=1e-4)
     masks = []
     for n, stride in zip(size, (2.6, 1.7), strict=True):
         cycles = np.abs(np.arange(n) - n // 2)
         masks.append(np.clip((2.0 + n / (2 * stride) - cycles) / 2.0, 0, 1))
-    assert steps.window.numpy() == pytest.approx(np.outer(*masks), abs=1e-6)
-    # Below the highest frequency of an even size, which stands for +N'/2 and -N'/2, the output has the masked spectrum.
-    inner = [(new - 1) // 2 for new in steps.output.shape[1:]]
-    (top, left), (above, beside) = ([n // 2 - f for n, f in zip(sizes, inner, strict=True)]
-                                    for sizes in (size, steps.output.shape[1:]))  # fmt: skip
+    assert drawn_window == pytest.approx(np.outer(*masks), abs=1e-6)
+    # Below the highest frequency of an even size, which is +N'/2 and -N'/2, the output has the masked spectrum.
+    inner = [(new - 1) // 2 for new in output.shape[1:]]
+    (top, left), (above, beside) = (
+        [n // 2 - f for n, f in zip(sizes, inner, strict=True)] for sizes in (size, output.shape[1:])
+    )
     height, width = (2 * f + 1 for f in inner)
     masked = (spectrum * np.outer(*masks))[:, top : top + height, left : left + width]
     assert kept[:, above : above + height, beside : beside + width] == pytest.approx(masked, abs=1e-6)
-    assert steps.kept.numpy() == pytest.approx(np.abs(kept).mean(0), abs=1e-6)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_layer_is_drawn_as_png_and_svg(tmp_path, channels):
-    draw_layer(DiffStride2d((2.0, 3.0)), torch.rand(channels, 16, 24), tmp_path / "layer")
-    with Image.open(tmp_path / "layer.png") as picture:
-        assert picture.width > 1000
-        assert np.unique(np.asarray(picture)).size > 100
-    assert "<svg" in (tmp_path / "layer.svg").read_text()
+    assert drawn_kept == pytest.approx(np.abs(kept).mean(0), abs=1e-4)

@@ -7,16 +7,19 @@ import pytest
 import torch
 import yaml
 
-from diffstride.experiments.figures import plots
-from diffstride.experiments.studies.pictures import draw
-from diffstride.experiments.studies.results import Row
+from diffstride.experiments.studies.pictures import FIGURES
+from diffstride.experiments.studies.results import Row, read_study
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import learnable_layers
 from tests.helpers.studies import AXES, TASKS, accuracy, result_of, stride, task_rows
 
 
-def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path, monkeypatch):
+def figure(folder, name):
+    return FIGURES[name](folder, [row for row in read_study(folder)[1] if row.result is not None])
+
+
+def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path):
     found = []
     for cost in (0, 1):
         result = result_of("single", TASKS[cost], "diffstride", 0)
@@ -24,10 +27,8 @@ def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path, monkeypatch)
         (tmp_path / f"c{cost}").mkdir()
         (tmp_path / f"c{cost}" / "result.json").write_text(json.dumps(result))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"runs": {row.name: row.axes for row in found}}))
-    drawn = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.update({path.name: figure}))
-    assert draw(tmp_path, ["cutoffs"]) == {}
-    time, _ = drawn["cutoffs"].axes
+    made = figure(tmp_path, "cutoffs")
+    time, _ = made.axes
     assert [label.get_text() for label in time.get_yticklabels()] == ["cost0", "cost1"]
     assert len(time.containers[0].lines[0].get_xdata()) == 2
 
@@ -49,11 +50,9 @@ def study(tmp_path):
     return tmp_path
 
 
-def test_bars_of_accuracy_are_by_setting_method_and_task(study, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.update({path.name: figure}))
-    assert draw(study, ["accuracies"]) == {}
-    single, multi = drawn["accuracies"].axes
+def test_bars_of_accuracy_are_by_setting_method_and_task(study):
+    made = figure(study, "accuracies")
+    single, multi = made.axes
     assert (single.get_title(), multi.get_title()) == ("single-task", "multi-task")
     bars = {c.get_label(): [bar.get_height() for bar in c] for c in multi.containers if hasattr(c, "patches")}
     for name, method in (("strided convolution", "conv"), ("DiffStride", "diffstride")):
@@ -64,14 +63,12 @@ def test_bars_of_accuracy_are_by_setting_method_and_task(study, monkeypatch):
     # Whatever is drawn, the scale begins below it and is told.
     bottom = single.get_ylim()[0]
     assert bottom < min(min(heights) for heights in bars.values())
-    assert f"begins at {bottom:.0f} %" in drawn["accuracies"].get_suptitle()
+    assert f"begins at {bottom:.0f} %" in made.get_suptitle()
 
 
-def test_cutoffs_are_drawn_exact_and_in_whole_bins(study, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.update({path.name: figure}))
-    assert draw(study, ["cutoffs"]) == {}
-    time, frequency = drawn["cutoffs"].axes
+def test_cutoffs_are_drawn_exact_and_in_whole_bins(study):
+    made = figure(study, "cutoffs")
+    time, frequency = made.axes
     assert time.get_xlabel() == "cut-off along time (Hz)"
     assert frequency.get_xlabel() == "cut-off along frequency (cycles per mel band)"
     exact, whole = (container.lines[0].get_xdata().tolist() for container in time.containers)
@@ -84,15 +81,14 @@ def test_cutoffs_are_drawn_exact_and_in_whole_bins(study, monkeypatch):
 def test_what_these_figures_need_is_said_where_it_is_missing(study):
     for run in study.glob("*-*"):
         (run / "result.json").unlink(missing_ok=True)
-    missing = draw(study, ["accuracies", "cutoffs", "spectrogram"])
-    assert missing == {
+    assert {name: figure(study, name) for name in ("accuracies", "cutoffs", "spectrogram")} == {
         "accuracies": "no run with a task is done",
         "cutoffs": "no run with cut-off frequencies is done",
         "spectrogram": "no run with learned strides on spectrograms is done",
     }
 
 
-def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path, monkeypatch):
+def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path):
     data = {"class_path": "SyntheticSounds", "init_args": {
         "train_samples": 64, "test_samples": 8, "batch_size": 16, "features": {"bands": 16}}}  # fmt: skip
     network = {"class_path": "AudioCNN", "init_args": {"num_classes": 5, "width": 1 / 32}}
@@ -103,10 +99,8 @@ def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path, monkeypatch):
     ]).run_folder  # fmt: skip
     kept = {"runs": {"run": {"seed": 0}}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(kept))
-    drawn = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.update({path.name: figure}))
-    assert draw(tmp_path, ["spectrogram"]) == {}
-    panels = drawn["spectrogram"].axes
+    made = figure(tmp_path, "spectrogram")
+    panels = made.axes
     images = [torch.as_tensor(panel.get_images()[0].get_array().data).T for panel in panels]
     net, config = load_run(run)
     built = build_data(config["data"])

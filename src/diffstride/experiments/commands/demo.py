@@ -19,7 +19,15 @@ from diffstride.errors import InterruptedRunError, UsageError
 from diffstride.experiments import history
 from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.data import PlantedBands
-from diffstride.experiments.figures import plots
+from diffstride.experiments.figures.layer import before_and_after
+from diffstride.experiments.figures.style import save
+from diffstride.experiments.figures.training import (
+    Line,
+    WindowPanel,
+    lines_of,
+    strides_over_bands,
+    windows_over_spectrum,
+)
 from diffstride.experiments.models import TinyCNN
 from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.training.documents import read_json
@@ -138,29 +146,34 @@ def _print(runs: Sequence[Run], console: PlainConsole) -> None:
 def _draw(runs: Sequence[Run], folder: Path) -> None:
     data = _data(runs[0])
     learned = {f"DiffStride from {run.start}": run for run in runs if run.method == "diffstride"}
-    plots.trajectories_to_bands(
-        {name: run.history for name, run in learned.items()}, _stride_limits(runs), folder / "strides"
-    )
+    lines: dict[str, dict[str, Line]] = {f"along the {axis}": {} for axis in AXES}
+    for name, run in learned.items():
+        for (_, axis), line in lines_of(run.history).items():
+            lines[f"along the {axis}"][name] = line
+    limits = {f"along the {axis}": both for axis, both in _stride_limits(runs).items()}
+    save(strides_over_bands(lines, limits), folder / "strides")
     images, _ = data.test_set if isinstance(data.test_set, tuple) else (torch.empty(0), None)
-    plots.windows_over_spectrum(
-        {axis: _mean_amplitude(images, dim) for axis, dim in zip(AXES, (-2, -1), strict=True)},
-        {axis: {name: _window(run, i) for name, run in learned.items()} for i, axis in enumerate(AXES)},
-        dict(zip(AXES, data.band, strict=True)),
-        folder / "windows",
-    )
+    panels = [
+        WindowPanel(
+            title=f"along the {axis}",
+            spectrum=_mean_amplitude(images, i - 2).tolist(),
+            windows={name: _window(run, i).tolist() for name, run in learned.items()},
+            band=data.band[i],
+        )
+        for i, axis in enumerate(AXES)
+    ]
+    save(windows_over_spectrum(panels, len(AXES)), folder / "windows")
     poor = learned[f"DiffStride from {STARTS['poor']}"]
     image = images[0]
     sh, sw = poor.start
     with torch.no_grad():
-        plots.before_and_after(
-            {
-                "image": image[0],
-                f"one of every {sh} x {sw} pixels": image[0, ::sh, ::sw],
-                f"spectral pooling {poor.start}": functional.spectral_pool(image, poor.start)[0],
-                "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
-            },
-            folder / "example",
-        )
+        pictures = {
+            "image": image[0],
+            f"one of every {sh} x {sw} pixels": image[0, ::sh, ::sw],
+            f"spectral pooling {poor.start}": functional.spectral_pool(image, poor.start)[0],
+            "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
+        }
+    save(before_and_after(pictures), folder / "example")
 
 
 def _data(run: Run) -> PlantedBands:

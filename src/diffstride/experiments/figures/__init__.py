@@ -1,1 +1,1 @@
-"""Every picture of the project, drawn once."""
+"""Every picture of the project, drawn once, from plain numbers."""

@@ -22,7 +22,8 @@ from diffstride.errors import UsageError
 from diffstride.experiments import history
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.data.base import seed_of
-from diffstride.experiments.figures import plots
+from diffstride.experiments.figures.style import save
+from diffstride.experiments.figures.training import stride_trajectories
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.classifier import Classifier, axes_of, network_of
 from diffstride.experiments.training.schema import check_kind
@@ -210,7 +211,7 @@ class WriteResult(Callback):
         if trainer.is_global_zero:
             atomic_write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
             if rows := history.read_rows(self.folder / "strides.csv"):
-                plots.stride_trajectories(rows, self.folder / "strides")
+                save(stride_trajectories(rows), self.folder / "strides")
 
     def _result(self, trainer: Trainer, module: Classifier) -> dict[str, Any]:
         network = module.network

@@ -1,0 +1,169 @@
+"""Colours, panels and files that all pictures share.
+
+The functions of this package take plain numbers and return a `matplotlib.figure.Figure`; `save` and `inline_svg` write
+it. Colours are Okabe and Ito's, which colour-blind eyes tell apart. Lines also differ in style, points in shape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from torch import Tensor
+
+from diffstride._files import atomic_path
+from diffstride._text import printable
+
+INK, FAINT, PAPER = "#000000", "#666666", "#ffffff"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+STYLES = {"height": "-", "width": "--", "depth": ":", "length": "-", "time": "-", "frequency": "--"}
+# Their numbers have no common divisor with that of the colours: more runs than colours still differ.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+# Colours that a page of HTML replaces by its own, so that they can be read on a dark page too.
+PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--page)", COLOURS[0]: "var(--blue)"}
+
+
+def panels(
+    count: int, columns: int = 1, *, width: float = 4.2, height: float = 2.6, title: str = "", **options: Any
+) -> tuple[Figure, list[Any]]:
+    """Return a figure and its panels in rows, with an inch more for the title and the legend.
+
+    Args:
+        count: number of panels; places that are left over in the last row stay empty.
+        columns: panels in a row.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
+        title: above all panels.
+        options: of `Figure.subplots`.
+    """
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")
+    made = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
+    for panel in made:
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in made[count:]:
+        panel.set_axis_off()
+    figure.suptitle(title)
+    return figure, made[:count]
+
+
+def look(i: int) -> dict[str, Any]:
+    """Return colour and marker of the `i`-th series of points."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 6}
+
+
+def spread(i: int, n: int) -> float:
+    """Return the place of the `i`-th of `n` things between -1 and 1."""
+    return 2 * i / (n - 1) - 1 if n > 1 else 0.0
+
+
+def log_scale(panel: Any, axis: str, base: float = 10) -> None:
+    """Give an axis a logarithmic scale with plain numbers in place of powers."""
+    getattr(panel, f"set_{axis}scale")("log", base=base)
+    scale = getattr(panel, f"{axis}axis")
+    scale.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 else (1,), numticks=20))
+    scale.set_minor_locator(NullLocator())
+    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def legend(figure: Figure, handles: Iterable[Any], *, title: str | None = None) -> None:
+    """Put a legend of labelled lines, bars and bands below all panels; equal labels appear once."""
+    by_label = {str(handle.get_label()): handle for handle in handles}
+    if not by_label:
+        return
+    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, by_label)))))
+    rows = math.ceil(len(by_label) / columns)
+    figure.legend(
+        by_label.values(), by_label, loc="outside lower center", ncols=math.ceil(len(by_label) / rows), title=title,
+        frameon=False, fontsize="small", title_fontsize="small",
+    )  # fmt: skip
+
+
+def handles_of(made: Sequence[Any]) -> list[Any]:
+    """Return what has a label in some panels."""
+    return [handle for panel in made for handle in panel.get_legend_handles_labels()[0]]
+
+
+def marker_handles(names: Iterable[str]) -> list[Line2D]:
+    """Return handles of a legend with the markers of `look`."""
+    return [Line2D([], [], ls="", label=name, **look(i)) for i, name in enumerate(names)]
+
+
+def array(values: Tensor) -> Any:
+    """Return a tensor of any device and precision as matplotlib takes it."""
+    return values.detach().float().cpu().numpy()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a picture as `path` with the suffixes `.png` and `.svg`."""
+    show_plain_text(figure)
+    for suffix in (".png", ".svg"):
+        with atomic_path(Path(path).with_suffix(suffix)) as unfinished:
+            figure.savefig(unfinished, format=suffix[1:], dpi=150)
+
+
+def inline_svg(figure: Figure, title: str, prefix: str) -> str:
+    """Return a picture as an `svg` element for a page of HTML.
+
+    Colours of text, axes and paper are those of the page. Coordinates are rounded to hundredths of a point.
+
+    Args:
+        figure: the picture.
+        title: read to those who do not see the picture.
+        prefix: unlike that of any other picture on the page: ids differ between prefixes.
+    """
+    show_plain_text(figure)
+    file = BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": printable(prefix)}):
+        figure.savefig(file, format="svg", transparent=True)
+    (svg,) = _tidy(ElementTree.fromstring(file.getvalue()))
+    svg.attrib = {"viewBox": svg.attrib["viewBox"], "width": svg.attrib["width"], "role": "img"}
+    svg.insert(0, ElementTree.Element("title"))
+    svg[0].text = title
+    return ElementTree.tostring(svg, encoding="unicode")
+
+
+def _tidy(element: ElementTree.Element) -> list[ElementTree.Element]:
+    """Return what stands for an element on a page: nothing for metadata, its content for a group without attributes."""
+    element.tag, element.tail = _local(element.tag), None
+    if element.tag in ("metadata", "style"):
+        return []
+    if element.tag != "text":
+        element.text = None
+    element.attrib = {
+        _local(name): _tidy_value(value)
+        for name, value in element.attrib.items()
+        if not (element.tag == "g" and name == "id")  # other pictures have the same
+    }
+    element[:] = [part for child in element for part in _tidy(child)]
+    return list(element) if element.tag == "g" and not element.attrib else [element]
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _tidy_value(value: str) -> str:
+    if value.startswith("data:"):
+        return value
+    value = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
+    value = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", value)
+    return re.sub("#[0-9a-f]{6}(?=;|$)", lambda colour: PAGE_COLOURS.get(colour[0], colour[0]), value.replace("\n", ""))
+
+
+def show_plain_text(figure: Figure) -> None:
+    """Show names as they are: dollar signs make no formulas, and characters that are not printable are escaped."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))

@@ -1,0 +1,90 @@
+"""Pictures of single runs show the rows that they are given."""
+
+import math
+
+import pytest
+
+from diffstride.experiments.figures import training
+
+
+def lines(panel):
+    return {line.get_label(): [list(values) for values in line.get_data()] for line in panel.get_lines()}
+
+
+def test_training_curves(inside):
+    loss = {"training": ([1, 2, 3], [3.0, 2.0, 1.0]), "test": ([3], [1.5])}
+    figure = training.training_curves({"loss": loss, "accuracy (%)": {"test": ([3], [50.0])}}, title="T")
+    panels = {panel.get_ylabel(): lines(panel) for panel in figure.axes}
+    assert panels == {
+        "loss": {split: list(line) for split, line in loss.items()}, "accuracy (%)": {"test": [[3], [50.0]]}
+    }  # fmt: skip
+    (test,) = figure.axes[1].get_lines()
+    assert test.get_color() == figure.axes[0].get_lines()[1].get_color()
+    assert inside(figure)
+
+
+def test_stride_trajectories(rows, inside):
+    figure = training.stride_trajectories(rows)
+    strides, sizes = map(lines, figure.axes)
+    assert set(strides) == {"a, height", "a, width", "b, height", "b, width"}
+    assert strides["b, width"] == [[0, 10, 20], pytest.approx([3.0, 3.1, 3.2])]
+    assert [values for _, values in sizes.values()] == [[9, 9, 9]] * 4
+    assert inside(figure)
+
+
+def test_strides_over_bands(rows, inside):
+    lines_ = training.lines_of(row for row in rows if row.layer == "a")
+    panels = {"h": {"run": lines_["a", "height"]}, "w": {"run": lines_["a", "width"]}}
+    figure = training.strides_over_bands(panels, {"h": (4.0, math.inf), "w": (2.0, 4.0)})
+    height, width = figure.axes
+    assert lines(height)["run"][1] == pytest.approx([2.0, 2.1, 2.2])
+    assert width.get_title() == "w"
+    bottom, top = sorted(patch.get_y() + patch.get_height() for patch in width.patches)
+    assert (bottom, top) == pytest.approx((2.0, min(4.0, width.get_ylim()[1])))
+    assert inside(figure)
+
+
+def test_windows_over_spectrum(inside):
+    panels = [
+        training.WindowPanel(f"{layer}, {axis}", [4.0, 2.0, n], {"initial": [1.0, 0.5, 0.0], "learned": [1, 1, n]}, 1)
+        for layer, n in (("first", 0.0), ("second", 0.25)) for axis in ("height", "width")
+    ]  # fmt: skip
+    figure = training.windows_over_spectrum(panels, 2, title="T")
+    drawn, behind = figure.axes[:4], figure.axes[4:]
+    for panel, spectra, given in zip(drawn, behind, panels, strict=True):
+        assert panel.get_title() == given.title
+        assert lines(panel) == {
+            "the class is here": [[1, 1], [0, 1]], **{name: [[0, 1, 2], w] for name, w in given.windows.items()}
+        }  # fmt: skip
+        assert [bar.get_height() for bar in spectra.patches] == given.spectrum
+        assert spectra.get_ylim()[0] > 0  # the scale is logarithmic, and an amplitude of 0 has no place on it
+    assert inside(figure)
+
+
+def test_a_long_axis_has_room_for_its_title_and_few_markers(inside):
+    title = "Windows over the mean spectrum that reaches them, diffstride-budget-1.5-seed-0"
+    panel = training.WindowPanel("a", [0.5] * 500, {"learned": [0.5] * 500})
+    figure = training.windows_over_spectrum([panel], 1, title=title)
+    line = figure.axes[0].get_lines()[0]
+    assert len(line.get_xydata()[:: line.get_markevery()]) <= 40
+    assert inside(figure)
+
+
+def test_resolution_staircases(inside):
+    runs = {
+        "one": [("input", (32, 32), (32, 32)), ("a", (18, 18), (20, 12))],
+        "two": [("input", (32, 32), (32, 32)), ("a", (16, 10), (18, 18))],
+        "other": [("input", (32, 32), (32, 32)), ("b", (18, 18), (9, 9))],
+    }
+    figure = training.resolution_staircases(runs, ("height", "width"), title="T")
+    one, two, other, empty = figure.axes
+    stairs = [{p.get_label(): p.get_data().values.tolist() for p in panel.patches} for panel in (one, two, other)]
+    assert stairs[0] == {
+        "initial height": [32, 18], "learned height": [32, 20], "initial width": [32, 18], "learned width": [32, 12],
+    }  # fmt: skip
+    assert stairs[1]["initial width"] == [32, 10]
+    assert [text.get_text() for text in one.texts] == ["32", "20", "12"]
+    assert [text.get_text() for text in other.texts] == ["32", "9"]  # equal sizes have one number
+    assert [label.get_text() for label in other.get_xticklabels()] == ["input", "b"]
+    assert not empty.axison
+    assert inside(figure)

@@ -1,0 +1,217 @@
+"""The page of a run or a study has what its folder holds, read by Python's parser of HTML."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from diffstride.experiments.commands.main import main
+from diffstride.experiments.studies.page import render
+
+NAMES = ["conv-3x3-seed0", "conv-3x3-seed1", "diffstride-3x3-seed0", "diffstride-3x3-seed1"]
+VOID = {"meta"}
+EVIL = "</pre></svg><script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """A page taken apart. Every element is closed, ids are unique, and nothing is loaded or executed."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.open, self.ids, self.links, self.tables, self.pictures, self.texts, self.config = (
+            [],
+            [],
+            [],
+            {},
+            [],
+            [],
+            [],
+        )
+        self.feed(render(folder, lambda name: None))
+        self.close()
+        assert not self.open
+        assert len(set(self.ids)) == len(self.ids)
+        assert {link[1:] for link in self.links} <= set(self.ids)
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        assert tag not in ("script", "link", "iframe", "img")
+        assert not {"src", "onload", "onerror"} & set(attributes)
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if "href" in attributes else []
+        if tag == "tr":
+            self.table.append([])
+        if tag in ("td", "th"):
+            self.table[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-2:] == ["svg", "title"]:
+            self.pictures.append(data)
+        elif "caption" in self.open:
+            self.table = self.tables.setdefault(data, [])
+        elif "pre" in self.open:
+            self.config.append(data)
+        elif "style" not in self.open:
+            self.texts.append(data)
+            if "tr" in self.open and self.open[-1] != "tr":
+                self.table[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A tiny study that is done, kept as it is: tests change copies."""
+    from tests.experiments.studies.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("page")
+    content = {**TINY, "question": "Is 1 < 2 & 3?", "notes": "Too small.", "latency": 2}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["study", str(folder / "tiny.yaml"), "--runs", str(folder)]) == 0
+    return folder / "tiny"
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    return shutil.copytree(study, tmp_path / "tiny")
+
+
+def read_csv(file):
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_runs_page_has_what_its_folder_holds(copy):
+    folder = copy / NAMES[2]
+    page = Page(folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert "with DiffStride, trained on PlantedBands for 6 steps (2 epochs)." in page.text
+    assert page.config == [(folder / "config.yaml").read_text()]
+    assert dict(page.tables["Result"])["accuracy on the test split"] == f"{100 * result['accuracy']:.2f} %"
+    assert dict(page.tables["Provenance"])["torch"] == result["versions"]["torch"]
+    assert [picture.split(",")[0] for picture in page.pictures] == [
+        "Training", "Strides while training", "Windows", "Resolution",
+    ]  # fmt: skip
+
+    history = read_csv(folder / "strides.csv")
+    lines = page.tables["Strides"]
+    assert lines[0][-1] == "cut-off (cycles per sample of the input)"
+    (strides,) = result["strides"].values()
+    for line, axis, stride in zip(lines[1:], ("height", "width"), strides, strict=True):
+        sizes = [row["size"] for row in history if row["axis"] == axis]
+        # The layer sees maps sampled as the input is: what it keeps ends at 1 / (2 S).
+        assert line[1:] == [axis, "3", f"{stride:.4g}", sizes[0], sizes[-1], f"{1 / (2 * stride):.3g}"]
+    cost = {line[0]: line[1:] for line in page.tables["Cost"]}
+    assert cost["cost of strides, Eq. 6"] == [f"{1 / 9:.4g}", f"{1 / math.prod(strides):.4g}"]
+    total = (result["macs"] + result["resampling_macs"]) / 1e6
+    assert cost["MACs an image, resampling included"][1] == f"{total:.4g} M"
+
+
+def test_a_studys_page_has_its_tables_pictures_and_runs(copy):
+    page = Page(copy)
+    for text in "Is 1 < 2 & 3?", "4 runs: 4 done.", "Too small.":
+        assert text in page.text
+    in_markdown = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in (copy / "table.md").read_text().splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
+    titles = [title for title in page.tables if "Accuracy" in title or title == "All runs"]
+    assert [line for title in titles for line in page.tables[title]] == in_markdown
+    of_study = [picture.split(",")[0] for picture in page.pictures if picture.endswith(", tiny")]
+    assert of_study == ["Trajectories", "Strides", "Factor", "Pareto", "Windows", "Resolution"]
+    runs = {line[0]: dict(zip(page.tables["Runs"][0], line, strict=True)) for line in page.tables["Runs"][1:]}
+    assert list(runs) == NAMES
+    for name, line in runs.items():
+        result = json.loads((copy / name / "result.json").read_text())
+        strides = ["×".join(f"{s:.2f}" for s in layer) for layer in result["strides"].values()]
+        assert line["accuracy in %"] == f"{100 * result['accuracy']:.2f}"
+        assert (line["learned strides"], line["seed"]) == (strides[0] if strides else "–", name[-1])
+    assert len(page.links) >= 4  # to the report of each run
+    assert "This run has no learned strides: its downsampling is fixed." in page.text
+
+
+def test_a_study_that_is_not_done_is_shown_as_far_as_it_has_come(copy):
+    (copy / NAMES[0] / "result.json").unlink()
+    (copy / NAMES[0] / "failed.json").write_text(json.dumps({"error": "step 3: the loss is lost"}))
+    (copy / NAMES[2] / "result.json").unlink()
+    shutil.rmtree(copy / NAMES[3])
+    page = Page(copy)
+    assert "4 runs: 1 done, 1 failed, 1 unfinished, 1 open." in page.text
+    assert "This run failed: step 3: the loss is lost. The page shows what it left." in page.text
+    assert "This run has not ended: it has logged up to step 6." in page.text
+    states = {line[0]: (line[4], line[5]) for line in page.tables["Runs"][1:]}
+    assert states[NAMES[3]] == ("open", "–")
+    going = Page(copy / NAMES[2])
+    assert [line[2] for line in going.tables["Strides"][1:]] == ["3", "3"]
+    assert len(going.pictures) == 4
+
+
+def test_a_run_without_its_checkpoint_has_the_pictures_that_need_none(copy):
+    (copy / NAMES[2] / "checkpoints" / "last.ckpt").unlink()
+    page = Page(copy / NAMES[2])
+    assert re.search(r"Not drawn: Windows, Resolution \(there is no checkpoint .*last\.ckpt", page.text)
+    assert len(page.pictures) == 2
+    assert [line[-1] for line in page.tables["Strides"][1:]] == ["–", "–"]
+
+
+def test_numbers_that_are_not_finite_are_dashes(copy):
+    file = copy / NAMES[2] / "result.json"
+    lost = {"accuracy": None, "loss": math.nan, "step_time_ms": math.nan}
+    file.write_text(json.dumps(json.loads(file.read_text()) | lost))
+    metrics = read_csv(copy / NAMES[2] / "metrics.csv")
+    with (copy / NAMES[2] / "metrics.csv").open("w", newline="") as metrics_file:
+        writer = csv.DictWriter(metrics_file, list(metrics[0]))
+        writer.writeheader()
+        writer.writerows(row | {"val/loss": "nan"} for row in metrics)
+    for page in Page(copy / NAMES[2]), Page(copy):
+        assert not re.search(r"\b(nan|inf|None|null)\b", page.text, re.IGNORECASE)
+    assert dict(Page(copy / NAMES[2]).tables["Result"])["accuracy on the test split"] == "–"
+
+
+def test_text_from_outside_stays_text_without_control_characters(copy):
+    """Names of runs, layers and studies, texts of a study and of a configuration may be anything."""
+    run = (copy / NAMES[2]).rename(copy / "<b>$x$")
+    definition = yaml.safe_load((copy / "study.yaml").read_text())
+    definition["runs"] = {"<b>$x$" if name == NAMES[2] else name: axes for name, axes in definition["runs"].items()}
+    (copy / "study.yaml").write_text(yaml.safe_dump({**definition, "question": EVIL, "notes": "a\x1b[2J\nb"}))
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"# {EVIL}\n")
+    history = (run / "strides.csv").read_text()
+    (run / "strides.csv").write_text(re.sub(r"^(\d+),\w+", rf"\1,{EVIL}", history, flags=re.MULTILINE))
+    page = Page(copy)
+    assert page.text.count(EVIL) >= 3
+    assert f"# {EVIL}\n" in "".join(page.config)
+    assert "<b>$x$" in page.text
+    assert "a\\x1b[2J b" in page.text
+
+
+TORN = {
+    "between the rows of a step": lambda lines: lines[:-1],
+    "within a row": lambda lines: [*lines[:-1], lines[-1][:-3]],
+    "in the first step": lambda lines: lines[:2],
+    "in the header": lambda lines: [lines[0][:4]],
+}
+
+
+@pytest.mark.parametrize("cut", TORN.values(), ids=TORN)
+def test_strides_that_are_being_written_are_shown_as_far_as_they_are(cut, copy):
+    folder = copy / NAMES[2]
+    file = folder / "strides.csv"
+    file.write_bytes("".join(cut(file.read_bytes().decode().splitlines(keepends=True))).encode())
+    (folder / "result.json").unlink()
+    axes = [line[1] for line in Page(folder).tables.get("Strides", [])[1:]]
+    assert axes == list(dict.fromkeys(row["axis"] for row in read_csv(file) if row.get("size")))
+    Page(copy)
