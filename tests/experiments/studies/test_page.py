@@ -176,9 +176,9 @@ def test_numbers_that_are_not_finite_are_dashes(copy):
         writer = csv.DictWriter(metrics_file, list(metrics[0]))
         writer.writeheader()
         writer.writerows(row | {"val/loss": "nan"} for row in metrics)
-    for page in Page(copy / NAMES[2]), Page(copy):
-        assert not re.search(r"\b(nan|inf|None|null)\b", page.text, re.IGNORECASE)
-    assert dict(Page(copy / NAMES[2]).tables["Result"])["accuracy on the test split"] == "–"
+    page = Page(copy / NAMES[2])
+    assert not re.search(r"\b(nan|inf|None|null)\b", page.text, re.IGNORECASE)
+    assert dict(page.tables["Result"])["accuracy on the test split"] == "–"
 
 
 def test_text_from_outside_stays_text_without_control_characters(copy):
@@ -214,4 +214,3 @@ def test_strides_that_are_being_written_are_shown_as_far_as_they_are(cut, copy):
     (folder / "result.json").unlink()
     axes = [line[1] for line in Page(folder).tables.get("Strides", [])[1:]]
     assert axes == list(dict.fromkeys(row["axis"] for row in read_csv(file) if row.get("size")))
-    Page(copy)
