@@ -12,6 +12,7 @@ import yaml
 
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.studies.page import render
+from tests.experiments.conftest import TINY
 
 NAMES = ["conv-3x3-seed0", "conv-3x3-seed1", "diffstride-3x3-seed0", "diffstride-3x3-seed1"]
 VOID = {"meta"}
@@ -74,8 +75,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A tiny study that is done, kept as it is: tests change copies."""
-    from tests.experiments.studies.conftest import TINY
-
     folder = tmp_path_factory.mktemp("page")
     content = {**TINY, "question": "Is 1 < 2 & 3?", "notes": "Too small.", "latency": 2}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
