@@ -1,14 +1,16 @@
-"""A model of any origin made to learn its strides: plan (find, tie, print), then apply."""
+"""Make the strides of a model learnable, whoever wrote it: plan (find, group, level), print, apply."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from diffstride.backends import Backend
+from diffstride.convert import apply, candidates, lengths
+from diffstride.convert.candidates import Patterns
 from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.tracing import ExampleInputs
@@ -20,8 +22,8 @@ def plan(
     model: nn.Module,
     example_inputs: Any,
     *,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
     upsample: bool = False,
     smoothness: float = 4.0,
     shared: bool = False,
@@ -32,30 +34,30 @@ def plan(
     size_multiple: int = 1,
     backend: Backend = "auto",
 ) -> Plan:
-    """What `convert` would do to a model, which is left as found.
+    """Return the plan by which `convert` would change a model. The model is left as found.
 
     Every strided convolution and every max or average pooling becomes its stride-1 self followed by a learnable stride
-    that starts at the old one. A plain convolution becomes a `DiffStrideConv`; a class with a forward of its own, one
-    whose `stride` the model's code reads, and a pooling stay what they are, at stride 1, with a `DiffStride` layer
-    behind (`module.diffstride`). Downsamplings whose outputs meet share one stride and one output size. Which these
-    are is found by running the model's own code with symbols for sizes (`diffstride.tracing`), on fake tensors:
-    no compute, no memory, whatever the model's size.
+    that starts at the old one. A plain convolution becomes a `DiffStrideConv`. A pooling, a class with a forward of its
+    own, and a convolution whose `stride` the model's code reads stay what they are, at stride 1, with a `DiffStride`
+    layer behind (`module.diffstride`). Poolings of whole maps get no stride. Those with a fixed kernel become adaptive.
 
-    Poolings of whole maps get no stride. Those with a fixed kernel follow the map's size from now on.
+    Downsamplings whose outputs meet share one stride and one output size. They are found by running the model's own
+    code with symbols for sizes (`diffstride.tracing`), on tensors without values. This takes little compute and memory,
+    whatever the model's size. `convert.candidates`, `convert.grouping` and `convert.levelling` explain the steps.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of positional arguments, a mapping of keyword arguments, or
             `diffstride.ExampleInputs(*args, **kwargs)` for both.
-        include: patterns (`fnmatch`) on module names: only these; None: all.
-        exclude: patterns on module names to leave alone.
-        upsample: whether upsampling by a fixed factor whose output meets a skip connection (U-Net) becomes
-            `spectral_resize` to the skip's size (`nn.Upsample`) or is followed by one (transposed convolutions).
-        smoothness: as in `DiffStride2d`, likewise all that follow. On long axes choose it in proportion to them.
+        include: patterns (`fnmatch`) on the names of the modules to convert; None: all.
+        exclude: patterns on the names of modules to leave alone.
+        upsample: whether to change upsampling by a fixed factor whose output meets a skip connection (U-Net).
+            `nn.Upsample` becomes `spectral_resize` to the skip's size, which follows a transposed convolution.
+        smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer.
         bounds: `(lower, upper)` of the strides.
-        window: `"inner"`: the converted model starts with the sizes that the model had; `"outer"` is the paper's, with
-            maps larger by `2 smoothness` samples.
+        window: `"inner"`: the converted model starts with the sizes that the model had. `"outer"`: the paper's window,
+            with maps larger by `2 smoothness` samples.
         basis: `"dft"` or `"dct"`.
         norm: `"forward"`, `"ortho"` or `"backward"`.
         size_multiple: round output sizes up to a multiple of this.
@@ -65,12 +67,12 @@ def plan(
         A `Plan`: `print` it, `apply` it, `save` it.
 
     Raises:
-        UsageError: a ValueError. Nothing to convert; a model that raises, looks at the values of tensors, or needs maps
-            of a fixed size everywhere; a pattern that matches nothing. The message names the module.
+        UsageError: a ValueError that names the module. There is nothing to convert, a pattern matches nothing, or the
+            model raises, decides by the values of tensors, or works at its own sizes only.
         TypeError: an argument of the wrong type.
         ValueError: an option that no layer takes.
     """
-    from diffstride.convert.find import Finder
+    from diffstride.convert import grouping, levelling  # these import sympy
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -78,14 +80,22 @@ def plan(
         "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
         "size_multiple": size_multiple, "backend": backend,
     }  # fmt: skip
-    return Finder(model, ExampleInputs.of(example_inputs), include, exclude, upsample, options).find()
+    found = candidates.find(model, include, exclude)
+    search = grouping.Search(model, ExampleInputs.of(example_inputs), found, follow_upsampling=upsample)
+    session = search.start()
+    drafted = None
+    while drafted is None:
+        drafted = levelling.try_out(search, session, search.groups(), options)
+    drafted = replace(drafted, lengths=lengths.find(model, session, found.sites))
+    apply.check(model, drafted)
+    return drafted
 
 
 def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
-    """Make a model's strides learnable, in place, all or nothing: `plan`, applied.
+    """Make a model's strides learnable, in place, all or nothing. This makes a `plan` and applies it.
 
-    Weights stay the parameters that they are, under their names: an old checkpoint loads with `strict=False`, missing
-    strides alone. Before a converted model's checkpoint is loaded, a fresh model needs the same conversion:
+    The parameters stay the same tensors under the same names. So an old checkpoint loads with `strict=False`, and only
+    strides are missing. Before a converted model's checkpoint is loaded, a fresh model needs the same conversion:
     `report.save(path)` here, `diffstride.Plan.load(path).apply(model)` there.
 
     Args:
@@ -94,10 +104,10 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
         options: as in `plan`.
 
     Returns:
-        The report, which is the plan that was carried out.
+        The plan that was carried out.
 
     Raises:
-        UsageError: as `plan`, likewise TypeError and ValueError; the model is as before.
+        UsageError: as in `plan`, like TypeError and ValueError; the model is as before.
     """
     report = plan(model, example_inputs, **options)
     report.apply(model)

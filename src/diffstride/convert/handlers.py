@@ -1,10 +1,18 @@
-"""What can be converted, by type of module, and how: the one place to extend for a new type of layer."""
+"""The module types that can be converted, and how. This is the one place to extend for a new type of layer.
+
+A handler takes a module and returns its `Downsampling`, or None if the module does not downsample:
+
+    @handles(MyPooling)
+    def _my_pooling(module):
+        return Downsampling(stride=(module.step,) * 2, extent=(module.width,) * 2, is_pooling=True)
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -17,37 +25,49 @@ from diffstride.nn.learnable import LearnableStrides
 LAYERS: dict[int, type[DiffStrideNd]] = {1: DiffStride1d, 2: DiffStride2d, 3: DiffStride3d}
 CONVOLUTIONS: dict[int, type[DiffStrideConvNd]] = {1: DiffStrideConv1d, 2: DiffStrideConv2d, 3: DiffStrideConv3d}
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+STRIDED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+)  # fmt: skip
+"""The types that can be converted."""
 
 
-class Look(NamedTuple):
-    """What a module is to the converter."""
+@dataclass(frozen=True, kw_only=True)
+class Downsampling:
+    """The downsampling that a module does."""
 
-    ndim: int
     stride: tuple[int, ...]
-    pooling: bool = False
-    size_offset: tuple[int, ...] | None = None
-    """By how many samples the map at stride 1 falls short of one whose every stride-th sample is the module's map."""
-    reason: str | None = None
-    """Why it must be left alone."""
     extent: tuple[int, ...] = ()
-    """Samples from the first tap to the last."""
+    """Number of samples from the first tap of the kernel to the last."""
+    is_pooling: bool = False
+    size_offset: tuple[int, ...] = ()
+    """Number of samples that the map at stride 1 lacks, if every stride-th of its samples is to make the module's map.
+
+    Empty if it lacks none."""
+    reason: str = ""
+    """Reason why the module must be left alone; empty if it can be converted."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.stride)
 
 
-_handlers: list[tuple[tuple[type[nn.Module], ...], Callable[[Any], Look | None]]] = []
+Handler = Callable[[Any], Downsampling | None]
+_handlers: list[tuple[tuple[type[nn.Module], ...], Handler]] = []
 
 
-def handles(*types: type[nn.Module]) -> Callable[[Callable[[Any], Look | None]], Callable[[Any], Look | None]]:
-    """Register how modules of these types, and those derived from them, are looked at; None: does not downsample."""
+def handles(*types: type[nn.Module]) -> Callable[[Handler], Handler]:
+    """Register a handler for modules of these types and of types derived from them."""
 
-    def register(handler: Callable[[Any], Look | None]) -> Callable[[Any], Look | None]:
+    def register(handler: Handler) -> Handler:
         _handlers.append((types, handler))
         return handler
 
     return register
 
 
-def look(module: nn.Module) -> Look | None:
-    """The downsampling that a module does; None if none is known."""
+def downsampling(module: nn.Module) -> Downsampling | None:
+    """Return the downsampling that a module does; None if it does none that is known."""
     for types, handler in _handlers:
         if isinstance(module, types):
             return handler(module)
@@ -55,50 +75,55 @@ def look(module: nn.Module) -> Look | None:
 
 
 @handles(LearnableStrides)
-def _learnable(module: LearnableStrides) -> Look:
-    return Look(module.ndim, (1,) * module.ndim, reason="its strides are learned already")
+def _learnable(module: LearnableStrides) -> Downsampling:
+    return Downsampling(stride=(1,) * module.ndim, reason="its strides are learned already")
 
 
 @handles(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Look | None:
+def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Downsampling | None:
     stride = tuple(module.stride)
-    return Look(len(stride), stride, extent=_extent(module, len(stride))) if max(stride) > 1 else None
+    return Downsampling(stride=stride, extent=_extent(module, len(stride))) if max(stride) > 1 else None
 
 
 @handles(*TRANSPOSED)
-def _transposed(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Look | None:
+def _transposed(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Downsampling | None:
     stride = tuple(module.stride)
-    return Look(len(stride), stride, reason="it is transposed: it upsamples") if max(stride) > 1 else None
+    return Downsampling(stride=stride, reason="it is transposed: it upsamples") if max(stride) > 1 else None
 
 
 @handles(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-def _pooling(module: Any) -> Look | None:
+def _pooling(module: Any) -> Downsampling:
     ndim = ndim_of(module)
-    stride = _tuple(module.stride, ndim)
-    if getattr(module, "return_indices", False):
-        return Look(ndim, stride, True, reason="it returns indices, which belong to its own grid")
-    kernel = _tuple(module.kernel_size, ndim)
-    # With ceil_mode a last window may start inside the map and end outside.
-    size_offset = tuple(min(s, k) - 1 if module.ceil_mode else 0 for s, k in zip(stride, kernel, strict=True))
-    return Look(ndim, stride, True, size_offset, extent=_extent(module, ndim))
+    stride, kernel = _tuple(module.stride, ndim), _tuple(module.kernel_size, ndim)
+    indices = getattr(module, "return_indices", False)
+    return Downsampling(
+        stride=stride,
+        extent=_extent(module, ndim),
+        is_pooling=True,
+        # With ceil_mode the last window may start inside the map and end outside.
+        size_offset=tuple(min(s, k) - 1 for s, k in zip(stride, kernel, strict=True)) if module.ceil_mode else (),
+        reason="it returns indices, which belong to its own grid" if indices else "",
+    )
 
 
-@handles(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-@handles(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-def _adaptive(module: Any) -> Look | None:
+@handles(
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+def _adaptive(module: Any) -> Downsampling | None:
     sizes = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,)
     if all(size == 1 for size in sizes):
         return None
-    return Look(len(sizes), (1,) * len(sizes), reason=f"its output has the fixed size {module.output_size}")
+    return Downsampling(stride=(1,) * len(sizes), reason=f"its output has the fixed size {module.output_size}")
 
 
 @handles(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.PixelUnshuffle)
-def _others(module: nn.Module) -> Look:
-    return Look(0, (), reason="its type is not supported: convolutions, max and average pooling are")
+def _others(module: nn.Module) -> Downsampling:
+    return Downsampling(stride=(), reason="its type is not supported: convolutions, max and average pooling are")
 
 
 def type_of_pooling(module: nn.Module) -> type[nn.Module]:
-    """PyTorch's own class among those that the module's class is derived from."""
+    """Return the class of PyTorch from which the module's class is derived."""
     return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn"))
 
 
@@ -122,7 +147,7 @@ def is_upsampling(module: nn.Module) -> bool:
 
 
 def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
-    """A plain strided convolution as one of stride 1 with `layer`, with the same parameters."""
+    """Return a plain strided convolution and `layer` as one module, with the same parameters."""
     unstrided: Any = copy.copy(conv)
     unstrided.stride = (1,) * layer.ndim
     fused = CONVOLUTIONS[layer.ndim].fuse(unstrided, layer)
@@ -130,13 +155,12 @@ def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
 
 
 def unstride(module: nn.Module, layer: DiffStrideNd) -> None:
-    """Take the stride of a module that stays what it is, and put `layer` behind it."""
+    """Set the stride of a module to 1, and put `layer` behind it."""
     attach(module, layer.train(module.training))
     module.stride = (1,) * layer.ndim  # type: ignore[assignment]
 
 
 def global_pooling(module: Any) -> nn.Module:
-    """What pools whole maps as this module does, whatever their size."""
-    base = type_of_pooling(module)
-    adaptive: type[nn.Module] = getattr(nn, f"Adaptive{base.__name__}")
+    """Return a pooling of the same kind for whole maps of any size."""
+    adaptive: type[nn.Module] = getattr(nn, f"Adaptive{type_of_pooling(module).__name__}")
     return adaptive(1).train(module.training)

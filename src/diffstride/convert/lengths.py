@@ -1,71 +1,63 @@
-"""Finds the methods by which a model's code computes output lengths from fixed strides, and the layers on the way."""
+"""Find the methods by which a model computes output lengths from fixed strides, and the layers on the way.
+
+Networks for speech compute which frames of a padded batch are real from the strides of their configuration
+(`_get_feat_extract_output_lengths` of transformers). A method belongs to a chain of layers if it returns, for the
+size that the example has before the chain, the size that the trace has behind one of its layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from diffstride.convert import handlers
+from diffstride.convert.records import LengthMethod
 from diffstride.tracing import Session
 
-_COUNTED = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class LengthMethod:
-    """A method that computes output lengths, as `diffstride.nn.lengths.OutputLengths` takes its place."""
-
-    module: str
-    """The module that has it."""
-    method: str
-    layers: tuple[str, ...]
-    """The layers on the way, in the order of their calls; none where the way is not known."""
-    axis: int = 0
-    """Of their maps."""
-    size: int = 0
-    """Of the example along it."""
-    frames: tuple[int, ...] = ()
-    """What each layer made of it before the conversion."""
-
-
-def find(model: nn.Module, session: Session, converted: Iterable[str]) -> list[LengthMethod]:
-    """Return the methods of the model that give a number of frames which converted layers decide.
+def find(model: nn.Module, session: Session, converted: Iterable[str]) -> tuple[LengthMethod, ...]:
+    """Return the methods of the model that compute a number of frames which converted layers decide.
 
     Args:
-        model: before its conversion.
-        session: a trace of it.
+        model: the model before its conversion.
+        session: a trace of the model.
         converted: the names of the modules to be converted.
     """
     modules, names = dict(model.named_modules()), set(converted)
     candidates = [(name, method) for name, module in modules.items() for method in methods(module)]
-    ways = list(_ways(modules, session, names)) if candidates else []
+    chains = list(_chains(modules, session, names)) if candidates else []
     found = []
     for name, method in candidates:
-        fitting = (way for way in ways if _result(modules[name], method, way.size) in way.frames)
-        if (way := next(fitting, None)) is not None:
-            layers, frames = tuple(step.module for step in way.steps), way.frames
-            found.append(LengthMethod(name, method, layers, way.axis, way.size, frames))
+        fitting = (chain for chain in chains if _result(modules[name], method, chain.size) in chain.frames)
+        if (chain := next(fitting, None)) is not None:
+            found.append(
+                LengthMethod(
+                    module=name,
+                    method=method,
+                    layers=tuple(step.module for step in chain.steps),
+                    axis=chain.axis,
+                    size=chain.size,
+                    frames=chain.frames,
+                )
+            )
         elif any(other.startswith(name) for other in names):
-            found.append(LengthMethod(name, method, ()))
-    return found
+            found.append(LengthMethod(module=name, method=method))
+    return tuple(found)
 
 
 def methods(module: nn.Module) -> Iterator[str]:
-    """Yield the names of the methods of a module that give output lengths."""
+    """Yield the names of the methods of a module that compute output lengths."""
     kinds = type(module).__mro__
     for kind in kinds[: kinds.index(nn.Module)]:
         yield from (name for name, value in vars(kind).items() if "output_length" in name and callable(value))
 
 
 def _result(module: nn.Module, method: str, size: int) -> int | None:
-    """Return what a method gives for a size; None where it wants something else."""
+    """Return the result of a method for a size; None if it needs other arguments."""
     with suppress(Exception):
         return int(getattr(module, method)(torch.tensor([size])))
     return None
@@ -77,7 +69,9 @@ class _Step(NamedTuple):
     after: int
 
 
-class _Way(NamedTuple):
+class _Chain(NamedTuple):
+    """Layers of which each takes the size that the one before it has made, along one axis."""
+
     axis: int
     steps: list[_Step]
 
@@ -90,22 +84,22 @@ class _Way(NamedTuple):
         return tuple(step.after for step in self.steps)
 
 
-def _ways(modules: Mapping[str, nn.Module], session: Session, converted: set[str]) -> Iterator[_Way]:
-    """Yield the ways to converted layers, the last one first: each layer takes what the one before it has made."""
+def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[str]) -> Iterator[_Chain]:
+    """Yield the chains that end at a converted layer, the last one first."""
     for axis in range(3):
         steps = []
         for call in session.calls:
             layer = modules[call.module]
-            if isinstance(layer, _COUNTED) and call.input and call.output and axis < handlers.ndim_of(layer):
-                before, after = (
-                    session.value(shape[-handlers.ndim_of(layer) :][axis]) for shape in (call.input, call.output)
-                )
-                if before != after or call.module in converted:
-                    steps.append(_Step(call.module, before, after))
+            if isinstance(layer, handlers.STRIDED) and call.input and call.output:
+                ndim = handlers.ndim_of(layer)
+                if axis < ndim:
+                    before, after = (session.value(shape[-ndim:][axis]) for shape in (call.input, call.output))
+                    if before != after or call.module in converted:
+                        steps.append(_Step(call.module, before, after))
         for end in range(len(steps))[::-1]:
             if steps[end].module in converted:
-                way = [steps[end]]
+                chain = [steps[end]]
                 for step in steps[:end][::-1]:
-                    if step.after == way[0].before:
-                        way.insert(0, step)
-                yield _Way(axis, way)
+                    if step.after == chain[0].before:
+                        chain.insert(0, step)
+                yield _Chain(axis, chain)

@@ -6,25 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffstride.convert.lengths import LengthMethod
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
-    """A downsampling that becomes learnable. Sizes are those at the example's, with the initial strides."""
+    """A downsampling that becomes learnable. Sizes are those on the example inputs, with the initial strides."""
 
     name: str
     kind: str
     """The module's class."""
     fused: bool
-    """Whether a `DiffStrideConv` takes its place; else the module stays, at stride 1, with a layer behind it."""
+    """Whether a `DiffStrideConv` replaces the module. If not, the module stays, at stride 1, with a layer behind it."""
     stride: tuple[int, ...]
     group: int
-    """Sites of a group share one stride and one output size."""
+    """Number of the group. Sites of a group share one stride and one output size."""
     shared: bool = False
-    """One stride for all axes, since the model needs square maps."""
+    """Whether all axes have one stride, because the model needs square maps."""
     size_offset: tuple[int, ...] = ()
-    """By how many samples the map at stride 1 falls short of the largest in the group."""
+    """Number of samples by which the map at stride 1 is smaller than the largest in the group."""
     input_size: tuple[int, ...] = ()
     size_before: tuple[int, ...] = ()
     size_after: tuple[int, ...] = ()
@@ -32,14 +30,31 @@ class Site:
     macs_after: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resize:
-    """An upsampling whose output meets a skip connection: it takes the size of what `source` returns."""
+    """An upsampling whose output meets a skip connection. It takes the size of the output of `source`."""
 
     name: str
     kind: str
     source: str
     ndim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthMethod:
+    """A method that computes output lengths. `diffstride.nn.lengths.OutputLengths` replaces it."""
+
+    module: str
+    """The module that has the method."""
+    method: str
+    layers: tuple[str, ...] = ()
+    """The layers on the way, in the order of their calls; empty where the way is not known."""
+    axis: int = 0
+    """The axis of the layers' maps that is counted."""
+    size: int = 0
+    """The size of the example along this axis."""
+    frames: tuple[int, ...] = ()
+    """The sizes behind each layer before the conversion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +68,6 @@ class Edits:
     global_poolings: tuple[str, ...]
     """Poolings of whole maps by a kernel of fixed size. They become adaptive, so that they follow the map's size."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the layers."""
+    """The options of the layers."""
     lengths: tuple[LengthMethod, ...] = ()
     """Methods of the model that compute output lengths."""

@@ -1,13 +1,16 @@
-"""Turning the tensors that a trace has left in caches outside of the model into true ones, or removing them."""
+"""Tensors and sizes that a trace leaves in caches outside of the model: they get values, or are removed.
+
+A model's code may keep a table in a global dictionary, behind `functools.lru_cache`, in an object or in a closure. In a
+trace it keeps a tensor without values there, with which no later run could compute.
+"""
 
 from __future__ import annotations
 
 import gc
-import sys
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
-from types import CellType, FrameType, GeneratorType, ModuleType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import FrameType, GeneratorType
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -17,20 +20,19 @@ from torch import Tensor, nn
 from diffstride.tracing import _torch
 from diffstride.tracing._replay import Replay, tensors_in
 
-_DEPTH = 4  # of containers between a tensor and the cache that keeps it
-_NO_CACHES = {*sys.stdlib_module_names, "torch", "numpy", "sympy"} - {"__main__"}
+_DEPTH = 4  # of containers between an object and the cache that keeps it
+_LruCache = type(lru_cache(len))
+_GONE = object()
 
 
 class TraceTensors:
-    """The tensors of a trace, of which none may outlive it.
+    """The tensors and sizes of a trace. What is alive after the trace is kept by some cache.
 
-    Code of a model keeps tensors in global dictionaries, behind `functools.lru_cache`, in objects and in closures. A
-    tensor that is still alive after the trace is kept like that.
-
-    - A tensor made of numbers and sizes alone, such as a window, becomes a true one where it is: the one that a run
-      with values would have made at the sizes of the trace. Sizes that are kept become numbers.
-    - Any other is removed from its container, and a name or an attribute for it is what it was before, or None. An
-      entry whose key is a size goes as a whole, and so does what `lru_cache` keeps. The model then makes it anew.
+    - A tensor made of numbers and sizes alone, such as a window, gets the values that a run with values would have
+      given it at the sizes of the trace. This works wherever it is kept.
+    - Any other tensor is removed from the dictionary or list that has it; an attribute or a global name becomes None.
+    - A size in a dictionary, a list, a tuple or an attribute becomes a number.
+    - Cache entries whose keys are sizes are removed, and so is everything in an `lru_cache` that has such a tensor.
 
     Args:
         number: returns a size of the trace as a number, and anything else as it is.
@@ -38,17 +40,12 @@ class TraceTensors:
 
     def __init__(self, number: Callable[[Any], Any]) -> None:
         self._number, self._replay = number, Replay(number)
-        self._made: list[ReferenceType[Tensor]] = []
+        self._tensors: list[ReferenceType[Tensor]] = []
         self._sizes: list[ReferenceType[torch.SymInt]] = []
-        self._globals = {
-            id(vars(module)): dict(vars(module))
-            for name, module in list(sys.modules.items())
-            if isinstance(module, ModuleType) and name.split(".")[0] not in _NO_CACHES
-        }
 
     def note(self, tensors: Iterable[Tensor]) -> None:
         """Remember tensors that the trace has made."""
-        self._made += map(ref, tensors)
+        self._tensors += map(ref, tensors)
 
     def note_size(self, size: torch.SymInt) -> None:
         """Remember a size that the trace has made."""
@@ -60,147 +57,90 @@ class TraceTensors:
         self._replay.record(operation, args, kwargs, output)
 
     def forget(self) -> None:
-        """Make those that are still alive true, or take them out of what keeps them."""
+        """Give values to what is still alive, or remove it from what keeps it."""
         if self._alive():
-            gc.collect()  # cycles keep nothing
-            _drop_entries(self._alive())
+            gc.collect()  # what cycles keep is in no cache
+            _drop_entries_by_size(self._alive())
             true = self._replay.values(self._alive())
             for fake, value in true:
-                _become(fake, value)
+                _torch.swap(fake, nn.Parameter(value) if isinstance(fake, nn.Parameter) else value)
             kept = {id(fake) for fake, _ in true}
-            self._take_out([tensor for tensor in self._alive() if id(tensor) not in kept], set())
+            left = [tensor for tensor in self._alive() if id(tensor) not in kept]
+            _substitute(left, [_GONE] * len(left))
         sizes = [s for made in self._sizes if (s := made()) is not None and self._number(s) is not s]
         _substitute(sizes, list(map(self._number, sizes)))
-        self._made.clear()
+        self._tensors.clear()
         self._sizes.clear()
-        self._replay = Replay(self._number)
+        self._replay.clear()
 
     def _alive(self) -> list[Tensor]:
-        return [tensor for made in self._made if (tensor := made()) is not None]
-
-    def _take_out(self, values: Sequence[Any], seen: set[int], depth: int = _DEPTH) -> None:
-        wanted, others = set(map(id, values)), []
-        for owner in _owners(values, seen):
-            if isinstance(owner, dict):
-                self._take_out_of_dict(owner, wanted)
-            elif isinstance(owner, list | deque):
-                for i in [i for i, entry in enumerate(owner) if id(entry) in wanted][::-1]:
-                    del owner[i]
-            elif isinstance(owner, set):
-                owner -= {entry for entry in owner if id(entry) in wanted}
-            elif isinstance(owner, CellType):
-                owner.cell_contents = None
-            elif not _clear_attributes(owner, wanted):
-                others.append(owner)  # a tuple, say: what holds it loses it
-        if others and depth:
-            self._take_out(others, seen, depth - 1)
-
-    def _take_out_of_dict(self, owner: dict[Any, Any], wanted: set[int]) -> None:
-        before = self._globals.get(id(owner))
-        if before is None:
-            for holder in gc.get_referrers(owner):
-                if isinstance(holder, type) or getattr(holder, "__dict__", None) is owner:
-                    _clear_attributes(holder, wanted)
-        for name in _names(owner, wanted):
-            if before is not None and name in before:
-                owner[name] = before[name]
-            else:
-                del owner[name]
+        return [tensor for made in self._tensors if (tensor := made()) is not None]
 
 
-def _become(fake: Tensor, value: Tensor) -> None:
-    """Turn a fake tensor into a true one, wherever it is kept: in a set, a tuple, a context variable."""
-    if isinstance(fake, nn.Parameter):
-        value = nn.Parameter(value, fake.requires_grad)
-    _torch.swap(fake, value)
+def _holders(objects: Sequence[Any]) -> list[Any]:
+    """Return what holds the objects, except frames and the sequence itself."""
+    found = gc.get_referrers(*objects) if objects else []
+    return [o for o in found if o is not objects and not isinstance(o, FrameType | GeneratorType)]
 
 
-def _substitute(old: Sequence[Any], new: Sequence[Any], depth: int = _DEPTH) -> None:
-    """Put new values where dictionaries, lists, attributes and tuples keep the old ones."""
-    by_id, tuples = dict(zip(map(id, old), new, strict=True)), []
-    for owner in _owners(old, set()):
-        if isinstance(owner, dict):
-            owner.update({name: by_id[id(entry)] for name, entry in owner.items() if id(entry) in by_id})
-        elif isinstance(owner, list | deque):
-            for i in [i for i, entry in enumerate(owner) if id(entry) in by_id]:
-                owner[i] = by_id[id(owner[i])]
-        elif isinstance(owner, CellType):
-            owner.cell_contents = by_id[id(owner.cell_contents)]
-        elif isinstance(owner, tuple):
-            tuples.append(owner)
-        else:
-            for name, entry in _attributes(owner, by_id):
-                _set_attribute(owner, name, by_id[id(entry)])
-    if tuples and depth:
-        _substitute(
-            tuples, [_like(each, (by_id.get(id(entry), entry) for entry in each)) for each in tuples], depth - 1
-        )
-
-
-def _like(old: tuple[Any, ...], entries: Iterable[Any]) -> tuple[Any, ...]:
-    return torch.Size(entries) if isinstance(old, torch.Size) else tuple.__new__(type(old), entries)
-
-
-def _drop_entries(tensors: Sequence[Any]) -> None:
-    """Remove the entries of caches that have one of the tensors somewhere in them."""
-    values, seen = tensors, set[int]()
+def _drop_entries_by_size(tensors: Sequence[Tensor]) -> None:
+    """Remove the cache entries whose keys are sizes and that have one of the tensors somewhere in them."""
+    objects: Sequence[Any] = tensors
     for _ in range(_DEPTH):
-        wanted, others = set(map(id, values)), []
-        for owner in _owners(values, seen):
-            if hasattr(owner, "cache_clear"):
-                owner.cache_clear()
-            elif isinstance(owner, dict) and (names := [n for n in _names(owner, wanted) if _has_size(n)]):
-                for name in names:
-                    del owner[name]
-            elif not isinstance(owner, type | ModuleType):
-                others.append(owner)
-        if not others:
-            return
-        values = others
-
-
-def _owners(values: Sequence[Any], seen: set[int]) -> list[Any]:
-    """Return what holds the values, but for frames and what was seen before."""
-    # Objects are compared by `id` everywhere, so that no variable of a closure here is among those that hold them.
-    seen |= {id(values), *map(id, values)}
-    found = gc.get_referrers(*values) if values else []
-    return [o for o in found if not (id(o) in seen or isinstance(o, FrameType | GeneratorType))]
-
-
-def _names(owner: dict[Any, Any], wanted: set[int]) -> list[Any]:
-    return [name for name, entry in owner.items() if id(entry) in wanted or id(name) in wanted]
+        ids, outer = set(map(id, objects)), []
+        for holder in _holders(objects):
+            if isinstance(holder, _LruCache):
+                holder.cache_clear()
+            elif isinstance(holder, dict):
+                for key in [key for key, value in holder.items() if id(value) in ids and _has_size(key)]:
+                    del holder[key]
+            elif isinstance(holder, tuple | list):
+                outer.append(holder)
+        objects = outer
 
 
 def _has_size(key: Any) -> bool:
     return isinstance(key, torch.SymInt) or (isinstance(key, tuple) and any(map(_has_size, key)))
 
 
-def _clear_attributes(owner: Any, wanted: set[int]) -> bool:
-    """Set attributes of an object or a class with the wanted `id` to None, or remove what hides a class's own."""
-    found = _attributes(owner, wanted)
-    classes, slots = _classes_and_slots(owner)
-    for name, _ in found:
-        if name not in slots and any(name in vars(kind) for kind in classes):
-            delattr(owner, name)
+def _substitute(old: Sequence[Any], new: Sequence[Any], depth: int = _DEPTH) -> None:
+    """Replace objects in dictionaries, lists, attributes and the tuples in these; remove what becomes `_GONE`."""
+    by_id, outer = dict(zip(map(id, old), new, strict=True)), []  # by `id`, so that no variable here is a holder
+    for holder in _holders(old):
+        if isinstance(holder, list | deque):
+            entries = [by_id.get(id(entry), entry) for entry in holder]
+            holder.clear()
+            holder.extend(entry for entry in entries if entry is not _GONE)
+        elif isinstance(holder, dict):
+            _substitute_values(holder, by_id)
+        elif not isinstance(holder, tuple) and isinstance(attributes := getattr(holder, "__dict__", None), dict):
+            _substitute_values(attributes, by_id)
         else:
-            _set_attribute(owner, name, None)
-    return bool(found)
+            outer.append(holder)
+    if outer and depth:
+        _substitute(outer, [_rebuilt(holder, by_id) for holder in outer], depth - 1)
 
 
-def _attributes(owner: Any, wanted: Container[int]) -> list[tuple[str, Any]]:
-    """Return the names and values of the attributes with the wanted `id`."""
-    names = (*getattr(owner, "__dict__", ()), *_classes_and_slots(owner)[1])
-    return [(name, value) for name in names if id(value := getattr(owner, name, None)) in wanted]
+def _substitute_values(values: dict[Any, Any], by_id: Mapping[int, Any]) -> None:
+    """Substitute in a dictionary, which may be the namespace of an object, a class or a module."""
+    owners = [o for o in gc.get_referrers(values) if isinstance(o, type) or getattr(o, "__dict__", None) is values]
+    for name in [name for name, value in values.items() if id(value) in by_id]:
+        new = by_id[id(values[name])]
+        if owners and isinstance(owners[0], type):
+            setattr(owners[0], name, None if new is _GONE else new)
+        elif new is not _GONE:
+            values[name] = new
+        elif owners:
+            values[name] = None
+        else:
+            del values[name]
 
 
-def _classes_and_slots(owner: Any) -> tuple[Sequence[type], list[str]]:
-    classes = owner.__mro__[1:] if isinstance(owner, type) else type(owner).__mro__
-    return classes, [name for kind in classes for name in getattr(kind, "__slots__", ())]
-
-
-def _set_attribute(owner: Any, name: str, value: Any) -> None:
-    if isinstance(owner, type):
-        setattr(owner, name, value)
-    else:
-        with suppress(AttributeError, TypeError):  # of an object that cannot change
-            object.__setattr__(owner, name, value)  # which a frozen dataclass allows
+def _rebuilt(holder: Any, by_id: Mapping[int, Any]) -> Any:
+    """Return a tuple with new entries. Return what else holds an object as it is, or `_GONE` with its object."""
+    entries = [by_id.get(id(entry), entry) for entry in holder] if isinstance(holder, tuple) else [*by_id.values()]
+    if any(entry is _GONE for entry in entries):
+        return _GONE
+    if not isinstance(holder, tuple):
+        return holder
+    return torch.Size(entries) if isinstance(holder, torch.Size) else tuple.__new__(type(holder), entries)

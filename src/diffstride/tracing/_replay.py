@@ -1,10 +1,10 @@
-"""What a trace has made of numbers and sizes alone, such as a window or a mask, made again with values."""
+"""Replay what a trace has made of numbers and sizes alone, such as a window or a mask, with values."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +22,9 @@ _LIKE = {  # of their first argument, these use shape, dtype and device alone
 
 
 class _Made(NamedTuple):
-    """The place of a tensor among those that the steps have made."""
+    """The number of a tensor among those that the steps have made."""
 
-    place: int
-
-
-class _Kept(NamedTuple):
-    """A tensor that has values, which are to be those that it had."""
-
-    tensor: Tensor
-    version: int
+    number: int
 
 
 class _Like(NamedTuple):
@@ -42,15 +35,19 @@ class _Like(NamedTuple):
     device: torch.device
 
 
-class _Step(NamedTuple):
-    """An operation, with numbers in place of sizes, and the storages that it reads and makes."""
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """An operation, with numbers in place of sizes."""
 
     operation: Callable[..., Any]
     args: Any
     kwargs: Any
-    places: list[int]
+    made: list[int]
+    """The numbers of the tensors that it makes."""
     reads: set[int]
-    makes: set[int]
+    """The storages that it reads."""
+    writes: set[int]
+    """The storages that it makes or changes."""
 
 
 class Replay:
@@ -62,80 +59,76 @@ class Replay:
 
     def __init__(self, number: Callable[[Any], Any]) -> None:
         self._number = number
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all operations."""
         self._steps: list[_Step] = []
-        self._places = WeakIdKeyDictionary()
+        self._numbers = WeakIdKeyDictionary()
         self._count = itertools.count()
         self._storages: dict[int, Any] = {}  # by address; kept, so that no other one gets it
 
     def record(self, operation: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Add an operation of the trace, unless it uses the values of other tensors."""
         given, made, written = tensors_in((args, kwargs)), tensors_in(output), written_by(operation, args, kwargs)
-        is_like = operation._overloadpacket in _LIKE
-        if is_like:
+        if operation._overloadpacket in _LIKE:
             given = given[1:]
             args = (_Like(tuple(map(self._number, args[0].shape)), args[0].dtype, args[0].device), *args[1:])
-        if any(t.layout != torch.strided for t in made) or not all(map(self._has_values, given)):
+        if any(t.layout != torch.strided for t in made) or not all(map(self._is_known, given)):
             for tensor in written:
                 self._storages.pop(storage_of(tensor), None)
             return
-        args, kwargs = pytree.tree_map(self._without_fakes, (args, kwargs), is_leaf=lambda x: isinstance(x, _Like))
+        args, kwargs = pytree.tree_map(self._recorded, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, _Like))
         self._storages |= {storage_of(tensor): tensor.untyped_storage() for tensor in made}
         for tensor in made:
-            if tensor not in self._places:
-                self._places[tensor] = next(self._count)
-        places = [self._places[tensor] for tensor in made]
-        makes = set(map(storage_of, [*made, *written]))
-        self._steps.append(_Step(operation, args, kwargs, places, set(map(storage_of, given)), makes))
+            if tensor not in self._numbers:
+                self._numbers[tensor] = next(self._count)
+        self._steps.append(
+            _Step(
+                operation=operation,
+                args=args,
+                kwargs=kwargs,
+                made=[self._numbers[tensor] for tensor in made],
+                reads=set(map(storage_of, given)),
+                writes=set(map(storage_of, [*made, *written])),
+            )
+        )
 
     def values(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return those of the tensors that were made of numbers and sizes alone, each with a true one."""
-        wanted = [tensor for tensor in tensors if isinstance(tensor, FakeTensor) and self._has_values(tensor)]
+        """Return those of the tensors that were made of numbers and sizes alone, each with its true twin."""
+        wanted = [tensor for tensor in tensors if isinstance(tensor, FakeTensor) and self._is_known(tensor)]
         storages, steps = set(map(storage_of, wanted)), []
         for step in reversed(self._steps):
-            if step.makes & storages:
+            if step.writes & storages:
                 storages |= step.reads
                 steps.append(step)
         made: dict[int, Tensor] = {}
-        true = partial(_true, made=made)
+
+        def true(leaf: Any) -> Any:
+            if isinstance(leaf, _Made):
+                return made[leaf.number]
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device) if isinstance(leaf, _Like) else leaf
+
         gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
         with torch.no_grad(), torch.random.fork_rng(gpus):
             for step in reversed(steps):
                 try:
-                    args, kwargs = pytree.tree_map(true, (step.args, step.kwargs), is_leaf=_is_recorded)
+                    args, kwargs = pytree.tree_map(
+                        true, (step.args, step.kwargs), is_leaf=lambda leaf: isinstance(leaf, _Made | _Like)
+                    )
                     output = step.operation(*args, **kwargs)
-                except (LookupError, RuntimeError):  # a tensor has changed or was not made, or the values do not fit
+                except (LookupError, RuntimeError):  # a tensor was not made, or the values do not fit
                     continue
-                made |= zip(step.places, tensors_in(output), strict=True)
-        found = [(tensor, made.get(self._places[tensor])) for tensor in wanted]
+                made |= zip(step.made, tensors_in(output), strict=True)
+        found = [(tensor, made.get(self._numbers[tensor])) for tensor in wanted]
         return [(tensor, value) for tensor, value in found if value is not None]
 
-    def _has_values(self, tensor: Tensor) -> bool:
-        return not isinstance(tensor, FakeTensor) or (tensor in self._places and storage_of(tensor) in self._storages)
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has values, or is made of numbers and sizes alone."""
+        return not isinstance(tensor, FakeTensor) or (tensor in self._numbers and storage_of(tensor) in self._storages)
 
-    def _without_fakes(self, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return _Made(self._places[leaf]) if isinstance(leaf, FakeTensor) else _Kept(leaf, _version(leaf))
-        return self._number(leaf)
-
-
-def _true(leaf: Any, made: dict[int, Tensor]) -> Any:
-    if isinstance(leaf, _Made):
-        return made[leaf.place]
-    if isinstance(leaf, _Like):
-        return torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
-    if isinstance(leaf, _Kept):
-        if _version(leaf.tensor) != leaf.version:
-            raise LookupError
-        return leaf.tensor
-    return leaf
-
-
-def _is_recorded(leaf: Any) -> bool:
-    return isinstance(leaf, _Made | _Kept | _Like)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    def _recorded(self, leaf: Any) -> Any:
+        return _Made(self._numbers[leaf]) if isinstance(leaf, FakeTensor) else self._number(leaf)
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""The only file with private parts of PyTorch. Each entry says why it is needed and since when it works.
+"""The only file that uses private parts of PyTorch. Each entry says why it is needed and since which version it exists.
 
-Everything here was tried from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler
-happen on use, since each takes longer than the rest of the library.
+Everything here is tested from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler happen on
+use, because each takes longer than importing the rest of the library.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-# Tensors without values. `import torch` loads this module too. Since 2.0.
+# Tensors that have shapes and no values. No public name exists. `import torch` loads this module anyway. Since 2.0.
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -36,9 +35,9 @@ __all__ = [
     "UnsupportedOperatorException",
     "apply",
     "in_backward",
+    "new_environment",
     "new_size",
     "python_dispatcher",
-    "shape_environment",
     "short_quotients",
     "storage_of",
     "swap",
@@ -49,7 +48,7 @@ __all__ = [
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's storage, which views share. `data_ptr` is 0 for fake tensors. Since 2.0."""
+    """Return an address that a tensor's storage shares with its views. `data_ptr` is 0 for fake tensors. Since 2.0."""
     address: int = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
     return address
 
@@ -57,7 +56,7 @@ def storage_of(tensor: Tensor) -> int:
 def swap(a: Tensor, b: Tensor) -> None:
     """Swap two tensors in place, wherever they are referenced.
 
-    `torch.utils.swap_tensors` does this too, but refuses tensors that have weak references or views. Since 2.3.
+    `torch.utils.swap_tensors` does the same, but refuses tensors that have weak references or views. Since 2.3.
     """
     a.__class__, b.__class__ = b.__class__, a.__class__
     a.__dict__, b.__dict__ = b.__dict__, a.__dict__
@@ -65,15 +64,37 @@ def swap(a: Tensor, b: Tensor) -> None:
 
 
 def in_backward() -> bool:
-    """Return whether autograd is computing gradients. No public function says so. Since 2.1."""
+    """Return whether autograd is computing gradients. No public function returns this. Since 2.1."""
     return torch._C._current_graph_task_id() != -1
 
 
 def python_dispatcher() -> AbstractContextManager[Any]:
-    """Use decompositions in Python, which take symbols where kernels in C++ need numbers. Since 2.0."""
+    """Use decompositions in Python. They take symbols where kernels in C++ need numbers. Since 2.0."""
     from torch._dispatch.python import enable_python_dispatcher
 
     return enable_python_dispatcher()
+
+
+def new_environment(session: Session) -> Any:
+    """Return a `ShapeEnv` for the sizes of a session, which answers each question about them. Since 2.1.
+
+    `ShapeEnv` itself draws conclusions: two sizes that compare equal become one symbol. Then nobody could find out
+    which comparisons the model needs. All questions pass through `evaluate_expr`.
+    """
+    import sympy
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    class Environment(ShapeEnv):
+        def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+            has_symbols = getattr(orig_expr, "free_symbols", None)
+            return session.answer(orig_expr) if has_symbols else sympy.sympify(orig_expr)
+
+    return Environment(
+        duck_shape=False,
+        specialize_zero_one=False,
+        allow_scalar_outputs=False,
+        allow_dynamic_output_shape_ops=False,
+    )
 
 
 def new_size(environment: Any, number: int, hint: int, positive: bool | None) -> tuple[Any, torch.SymInt]:
@@ -93,32 +114,11 @@ def new_size(environment: Any, number: int, hint: int, positive: bool | None) ->
     return symbol, environment.create_symintnode(symbol, hint=hint, source=source)
 
 
-@lru_cache(maxsize=1)
-def shape_environment() -> type:
-    """Return torch's `ShapeEnv`, made to note each question about sizes and to answer with the symbols' values.
-
-    `ShapeEnv` itself draws conclusions (two sizes that compare equal become one symbol), so that one could not tell
-    which conclusions the model needs. `evaluate_expr` has been the one place of questions since 2.1.
-    """
-    import sympy
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    class Environment(ShapeEnv):
-        session: Session
-
-        def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
-            if not getattr(orig_expr, "free_symbols", None):
-                return sympy.sympify(orig_expr)
-            return self.session.answer(orig_expr)
-
-    return Environment
-
-
 @contextmanager
 def watched_sizes(session: Session) -> Iterator[None]:
-    """Note sizes that are made, and let those of the session be keys of dictionaries: their hash is their value's.
+    """Note sizes that are made, and let those of the session be keys of caches: their hash is that of their value.
 
-    Whether two of them are the same key is a comparison like any other, which is noted.
+    `SymInt.__hash__` raises otherwise, since 2.1. Two keys are then compared, which the session notes as usual.
     """
     original, make = torch.SymInt.__hash__, torch.SymInt.__init__
 
@@ -141,7 +141,7 @@ def watched_sizes(session: Session) -> Iterator[None]:
 
 @contextmanager
 def short_quotients(session: Session) -> Iterator[None]:
-    """Have the session shorten quotients and remainders of its sizes, by patches of `SymNode`. Since 2.1."""
+    """Replace quotients and remainders of sizes by symbols (`Session.short`) with patches of `SymNode`. Since 2.1."""
     from torch.fx.experimental.sym_node import SymNode
 
     def shortened(original: Any) -> Any:
@@ -167,20 +167,20 @@ _LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node", "
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """Silence torch's logs, which repeat the exceptions."""
+    """Silence the loggers with which torch repeats the exceptions of a trace. Since 2.1."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    were = [logger.disabled for logger in loggers]
+    before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:
             logger.disabled = True
         yield
     finally:
-        for logger, disabled in zip(loggers, were, strict=True):
+        for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
 
 
 def apply(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call an operator. Padding by symbols goes through its decomposition: the kernel of 2.13 makes numbers of them."""
+    """Call an operator. Padding by symbols is decomposed, since the kernel of 2.13 makes numbers of them."""
     pad = torch.ops.aten.constant_pad_nd.default
     if func is pad and any(isinstance(n, torch.SymInt) for n in (*args[0].shape, *args[1])):
         from torch import _refs  # noqa: F401  registers the decomposition

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import sympy
-
-    Expr: TypeAlias = sympy.Expr
+    from sympy import Expr, Symbol
 
 
 def evaluator(
-    expressions: Sequence[Any], symbols: Sequence[Any], derived: Mapping[Any, Any]
+    expressions: Sequence[Expr], symbols: Sequence[Symbol], derived: Mapping[Symbol, Expr]
 ) -> Callable[..., list[Any]]:
-    """A function from values of the symbols, ints or tensors, to those of the expressions.
+    """Return a function from values of the symbols, ints or tensors, to values of the expressions.
 
-    `derived` are symbols that the expressions may also have, with what they stand for.
+    For ints all is exact. For tensors, a quotient that is rounded down becomes linear between whole numbers.
 
-    Of ints all is exact. Of tensors, quotients that are rounded down become piecewise linear between whole numbers, so
-    that a value lies between those at the sizes rounded down and up.
+    Args:
+        expressions: the results.
+        symbols: the arguments of the function.
+        derived: symbols that the expressions may also have, with the expressions that they stand for.
     """
     import sympy
 
@@ -43,15 +43,16 @@ def evaluator(
         "FloatTrueDiv": lambda a, b: a / b,
     }
 
-    def shared(exprs: list[Any]) -> tuple[list[Any], list[Any]]:
-        needed: list[Any] = []
+    def shared(exprs: list[Expr]) -> tuple[list[tuple[Symbol, Expr]], list[Expr]]:
+        """Return common parts and derived symbols in the order of use, and the expressions in terms of these."""
+        needed: list[tuple[Symbol, Expr]] = []
         wanted = set().union(*(e.free_symbols for e in exprs))
         for symbol, expr in reversed(list(derived.items())):
             if symbol in wanted:
                 needed.insert(0, (symbol, expr))
                 wanted |= expr.free_symbols
         common, reduced = sympy.cse([*(e for _, e in needed), *exprs])
-        # In the order of use: what `cse` found in common may need a derived symbol, and the other way round.
+        # A common part may need a derived symbol, and the other way round.
         pending = [*common, *zip((s for s, _ in needed), reduced, strict=False)]
         known, ordered = set(symbols), []
         while pending:
@@ -66,7 +67,7 @@ def evaluator(
 
 
 def _between(function: Callable[[Any], Any], x: Any) -> Any:
-    """A function of whole numbers, linear in between."""
+    """Return the value of a function of whole numbers, interpolated linearly."""
     if not isinstance(x, Tensor):
         return function(x)
     low = int(x.detach().floor())
@@ -75,7 +76,7 @@ def _between(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 def _floor_div(a: Any, b: Any) -> Any:
-    if isinstance(b, Tensor):  # by a size: as a whole quotient it has no use for whole numbers in between
+    if isinstance(b, Tensor):  # a quotient of two sizes, not a size divided by a constant
         return a / b
     return _between(lambda n: n // b, a)
 
@@ -94,10 +95,12 @@ def _ceil(x: Any) -> Any:
 
 
 def _largest(*values: Any) -> Any:
-    tensors = [torch.as_tensor(v, dtype=torch.float64) for v in values]
-    return torch.stack(tensors).max() if any(isinstance(v, Tensor) for v in values) else max(values)
+    return _stacked(values).max() if any(isinstance(v, Tensor) for v in values) else max(values)
 
 
 def _smallest(*values: Any) -> Any:
-    tensors = [torch.as_tensor(v, dtype=torch.float64) for v in values]
-    return torch.stack(tensors).min() if any(isinstance(v, Tensor) for v in values) else min(values)
+    return _stacked(values).min() if any(isinstance(v, Tensor) for v in values) else min(values)
+
+
+def _stacked(values: Sequence[Any]) -> Tensor:
+    return torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values])

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
 from diffstride._text import one_line
 from diffstride.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    import sympy
-
-    Expr: TypeAlias = sympy.Expr
 
 
 class ExampleInputs:
@@ -25,7 +20,7 @@ class ExampleInputs:
 
     @classmethod
     def of(cls, example_inputs: Any) -> ExampleInputs:
-        """A tensor or other value is the one argument, a tuple or list positional ones, a mapping keyword ones."""
+        """Return the arguments given as a tuple or list (positional), a mapping (keywords) or one other value."""
         if isinstance(example_inputs, ExampleInputs):
             return example_inputs
         if isinstance(example_inputs, Mapping):
@@ -35,13 +30,13 @@ class ExampleInputs:
         return cls(example_inputs)
 
     def call(self, model: nn.Module) -> Any:
-        """What the model makes of them."""
+        """Call the model with the arguments."""
         return model(*self.args, **self.kwargs)
 
 
 @contextmanager
 def on_examples(model: nn.Module) -> Iterator[None]:
-    """What the model raises inside, in one line of the one who gave the inputs."""
+    """Turn an error of the model into one line that blames the example inputs."""
     try:
         yield
     except (UsageError, RunError):

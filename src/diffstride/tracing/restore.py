@@ -6,32 +6,27 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    import sympy
-
-    Expr: TypeAlias = sympy.Expr
-
 
 @contextmanager
 def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator[None]:
-    """Put the random state and the model back afterwards: modules, parameters, buffers, hooks, mode.
+    """Restore the random states and the model at the end: modules, parameters, buffers, hooks, mode.
 
-    Attributes are put back as they were, and containers among them with what they held; tensors are not copied.
+    Attributes become what they were, and containers among them hold what they held. Tensors are not copied.
 
     Args:
         model: any module.
-        unless_it_succeeds: put the model back only where something is raised inside.
+        unless_it_succeeds: restore the model only if an exception is raised inside.
     """
-    saved = [(m, dict(vars(m)), {k: _contents(v) for k, v in vars(m).items()}) for m in model.modules()]
+    saved = [(m, dict(vars(m)), [_contents(value) for value in vars(m).values()]) for m in model.modules()]
     python, cpu = random.getstate(), torch.get_rng_state()
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy else None
+    numpy_state = numpy.random.get_state() if numpy else None
     succeeded = False
     try:
         yield
@@ -40,28 +35,24 @@ def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator
         for module, attributes, contents in saved if not (succeeded and unless_it_succeeds) else ():
             vars(module).clear()
             vars(module).update(attributes)
-            for held in contents.values():
-                if held:
-                    _put_back(held)
+            _restore(contents)
         random.setstate(python)
         torch.set_rng_state(cpu)
-        if gpu:
-            torch.cuda.set_rng_state_all(gpu)
+        torch.cuda.set_rng_state_all(gpu)
         if numpy:
-            numpy.random.set_state(of_numpy)
+            numpy.random.set_state(numpy_state)
 
 
 def _contents(value: Any, depth: int = 3) -> Any:
-    """A container's contents, with those of the containers in it: `(container, copy, [contents ...])`."""
+    """Return a container, a copy of it, and the same for the containers in it; None for anything else."""
     if depth == 0 or not isinstance(value, (dict, list, set)):
         return None
     inner = value.values() if isinstance(value, dict) else value
-    return value, value.copy(), [held for held in (_contents(v, depth - 1) for v in inner) if held]
+    return value, value.copy(), [_contents(v, depth - 1) for v in inner]
 
 
-def _put_back(held: Any) -> None:
-    container, copied, inner = held
-    container.clear()
-    (container.extend if isinstance(container, list) else container.update)(copied)
-    for contents in inner:
-        _put_back(contents)
+def _restore(contents: list[Any]) -> None:
+    for container, copied, inner in filter(None, contents):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(copied)
+        _restore(inner)

@@ -1,8 +1,8 @@
 """Run a model once with symbols in place of sizes.
 
-The model runs on fake tensors (shapes without values, in torch's `FakeTensorMode`), so a pass costs no compute and no
-memory. Sizes that something else decides (a learnable stride, say) are symbols; every other size is an expression in
-them. Where the code compares sizes, the symbols' present values decide and the comparison is noted.
+The model runs on fake tensors (shapes without values, in torch's `FakeTensorMode`), so a run takes little compute and
+memory. A size that something else decides (a learnable stride, say) is a symbol; every other size is an expression in
+symbols. Where the code compares sizes, the symbols' present values decide, and the comparison is noted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,48 +21,42 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffstride.errors import UsageError
+from diffstride.tracing import _torch
 from diffstride.tracing._replay import tensors_in, written_by
 from diffstride.tracing._torch import storage_of
-
-if TYPE_CHECKING:
-    import sympy
-
-    Expr: TypeAlias = sympy.Expr
-from diffstride.tracing import _torch
 from diffstride.tracing.inputs import ExampleInputs
 from diffstride.tracing.restore import preserved
 from diffstride.tracing.session import Call, Session, TraceError, Work, described, expression, shape
 
 Forward = Callable[..., Any]
+Forwards = Callable[[Session, str, nn.Module], Forward | None]
 
-
-# What is patched and hooked in torch is for all threads.
-_ONE_AT_A_TIME = threading.RLock()
+_ONE_AT_A_TIME = threading.RLock()  # patches and hooks of torch concern all threads
 
 
 def run(
     model: nn.Module,
     example: ExampleInputs,
-    forwards: Callable[[Session, str, nn.Module], Forward | None],
+    forwards: Forwards,
     *,
     training: bool = False,
     symbolic_inputs: bool = False,
 ) -> Session:
-    """Run the model once with symbols for sizes; it is left as found.
+    """Run the model once with symbols for sizes. The model is left as found.
 
     Args:
         model: any module.
-        example: the arguments.
-        forwards: for a module a forward to take in place of its own, which may ask the session for sizes; or None.
-        training: in training mode, with the storages saved for backward noted; else evaluation without gradients.
-        symbolic_inputs: give the inputs symbols for sizes, too (those after the channels).
+        example: the arguments of its call.
+        forwards: returns the forward that replaces a module's own, which may ask the session for sizes; or None.
+        training: run in training mode and note the storages saved for backward; False: evaluation without gradients.
+        symbolic_inputs: use symbols for the sizes of the inputs, too, except batch and channels.
 
     Raises:
-        TraceError: the model raises, looks at values (which fake tensors do not have), or uses what has no fake.
+        TraceError: the model raises, decides by values (fake tensors have none), or uses an operator without a fake.
     """
-    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise UsageError(f"model must be Python code, got a scripted module: {scripted[0] or 'the model itself'}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"model must be Python code, got a scripted module: {name or 'the model itself'}")
     session = Session({module: name for name, module in model.named_modules()})
     with _ONE_AT_A_TIME, _torch.watched_sizes(session):
         try:
@@ -76,7 +70,7 @@ def _run(
     session: Session,
     model: nn.Module,
     example: ExampleInputs,
-    forwards: Callable[[Session, str, nn.Module], Forward | None],
+    forwards: Forwards,
     training: bool,
     symbolic_inputs: bool,
 ) -> None:
@@ -85,7 +79,7 @@ def _run(
     with preserved(model), ExitStack() as stack:
         stack.enter_context(_torch.without_logs())
         stack.enter_context(_torch.short_quotients(session))
-        stack.enter_context(_torch.python_dispatcher())  # decompositions take symbols where kernels do not
+        stack.enter_context(_torch.python_dispatcher())  # decompositions take symbols, kernels do not
         session.tensors.note(_make_fake(model, fake))
         stack.enter_context(fake)
         for module, name in session.names.items():
@@ -109,7 +103,7 @@ def _run(
 
 
 def _without_frames(error: Exception) -> Exception:
-    """Turn the traceback of an error into text: frames, and the closures of their functions, keep tensors."""
+    """Turn the traceback of an error into text, because its frames keep tensors."""
     error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     cause: BaseException | None = error
     while cause is not None:
@@ -118,7 +112,7 @@ def _without_frames(error: Exception) -> Exception:
 
 
 def _make_fake(model: nn.Module, fake: Any) -> Iterable[Tensor]:
-    """Replace parameters, buffers, and tensors that are plain attributes; return the new ones."""
+    """Replace parameters, buffers, and tensors that are plain attributes by fake ones; return these."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers, vars(module)):
@@ -147,12 +141,9 @@ def _fake_inputs(example: ExampleInputs, fake: Any, session: Session | None) -> 
         if session is None or not value.is_floating_point() or value.ndim < 2:
             return fake.from_tensor(value.detach(), static_shapes=True)
         fixed = min(2, value.ndim - 1)
-        shape = [
-            *value.shape[:fixed],
-            *(session.size(("input", count, i), n) for i, n in enumerate(value.shape[fixed:])),
-        ]
+        sizes = [session.size(("input", count, i), n) for i, n in enumerate(value.shape[fixed:])]
         count += 1
-        return torch.empty(shape, dtype=value.dtype, device=value.device)
+        return torch.empty([*value.shape[:fixed], *sizes], dtype=value.dtype, device=value.device)
 
     return ExampleInputs(*pytree.tree_map(convert, example.args), **pytree.tree_map(convert, example.kwargs))
 
@@ -180,11 +171,11 @@ def _watched(session: Session) -> Iterator[None]:
 
 @contextmanager
 def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
-    """Note the bytes of every storage that is saved for backward, once, parameters excluded."""
+    """Note the bytes of every storage that is saved for backward, once, except those of parameters."""
     seen = set(map(storage_of, model.parameters()))
-    alive = []  # an address is taken again once its owner is gone
+    alive = []  # else an address could be reused
 
-    def pack(tensor: Tensor) -> None:  # there is no backward pass, and a graph that holds its own output is never freed
+    def pack(tensor: Tensor) -> None:  # nothing is kept: there is no backward pass
         if storage_of(tensor) not in seen:
             seen.add(storage_of(tensor))
             alive.append(tensor)
@@ -196,17 +187,17 @@ def _saved_storages(session: Session, model: nn.Module) -> Iterator[None]:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what multiplies, with the formulas of torch's `FlopCounterMode`, and carries out what is constant.
+    """Counts multiplications, with the formulas of torch's `FlopCounterMode`, and computes constants.
 
-    An operation on numbers alone, or on tensors that the code has made of numbers, is carried out, so that a cache of
-    its result has true values after the trace. Tensors from outside of the trace are read, but not written to.
+    An operation on numbers alone, or on tensors that the code has made of numbers, is carried out with values, so that
+    the code can decide by them and keep them. Tensors from outside of the trace are read, but not written to.
     """
 
     def __init__(self, session: Session, fake: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.session, self.fake = session, fake
         self._constants: dict[int, list[Tensor]] = {}
-        """By the address of their storage."""
+        """Tensors by the address of their storage."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from torch.utils.flop_counter import flop_registry
@@ -237,7 +228,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             output = func(*args, **kwargs)
         outside = {storage_of(t) for t in tensors_in((args, kwargs))} - self._constants.keys()
         for tensor in tensors_in(output):
-            if storage_of(tensor) not in outside:  # which a view has
+            if storage_of(tensor) not in outside:  # it is no view of one from outside
                 self._constants.setdefault(storage_of(tensor), []).append(tensor)
         return output
 
@@ -246,7 +237,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_strided(func: Any, args: Any) -> bool:
-    """Whether an operation leaves out samples."""
+    """Return whether an operation leaves out samples."""
     aten = torch.ops.aten
     if func is aten.convolution.default:
         return not args[6] and any(s > 1 for s in args[3])
@@ -258,7 +249,7 @@ def _is_strided(func: Any, args: Any) -> bool:
 
 
 class _Functions(TorchFunctionMode):
-    """Knows the function of torch that is running."""
+    """Notes the function of torch that is running, and changes two functions that a trace could not follow."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -272,15 +263,14 @@ class _Functions(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.session.function = name
         output = func(*args, **(kwargs or {}))
-        self.session.function = None  # not after a failure: it happened in there
+        self.session.function = None  # not after a failure, which happened inside of it
         if func is torch.rand and output.ndim == 0:
-            # A random number alone decides whether a layer is dropped; the value with which none is.
-            return torch.tensor(1.0)
+            return torch.tensor(1.0)  # a single random number decides whether a layer is dropped: it is not
         return output
 
 
 def _max_pool1d(x: Tensor, kernel_size: Any, stride: Any = (), *options: Any, **named: Any) -> Tensor:
-    """`torch.max_pool1d`, which makes numbers of symbols, by its twin for images."""
+    """Pool by `torch.max_pool2d`, because `torch.max_pool1d` makes numbers of symbols."""
     padding, dilation, ceil_mode = [
         named.get(name, options[i] if i < len(options) else default)
         for i, (name, default) in enumerate((("padding", 0), ("dilation", 1), ("ceil_mode", False)))
@@ -293,7 +283,7 @@ def _max_pool1d(x: Tensor, kernel_size: Any, stride: Any = (), *options: Any, **
 
 
 def _explanation(error: Exception, session: Session, model: nn.Module) -> str:
-    """One line: where, and what."""
+    """Return one line that names the module and the error."""
     where = described(model, session.module)
     if isinstance(error, (_torch.DataDependentOutputException, _torch.DynamicOutputShapeException)):
         return (

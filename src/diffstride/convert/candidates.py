@@ -1,0 +1,136 @@
+"""First phase of a plan: the modules that could become learnable, and the reasons why others are left alone.
+
+A module's type and options decide first (`handlers`), then the patterns `include` and `exclude`, then one run of the
+model at its own sizes (`Candidates.keep_those_that_run`). In a block with two branches,
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, stride=2, padding=1)  # candidate
+            self.pool = nn.AvgPool1d(2)                          # candidate
+            self.mix = nn.Conv1d(4, 4, 1)                        # stride 1: does not downsample
+            self.down = nn.Conv1d(4, 8, 3, stride=2, padding=1)  # candidate
+            self.spare = nn.MaxPool1d(2)                         # never called: left alone
+
+        def forward(self, x):
+            y = self.mix(self.conv(x) + self.pool(x))
+            return self.down(y).mean(-1)
+
+`conv`, `pool` and `down` remain. Which of them must agree is the question of `grouping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from diffstride.convert import handlers
+from diffstride.convert.handlers import Downsampling
+from diffstride.errors import UsageError
+from diffstride.tracing import Session
+
+Patterns = str | Sequence[str] | None
+
+
+@dataclass(kw_only=True)
+class Candidates:
+    """The modules that could become learnable. The later phases leave alone what turns out to be impossible."""
+
+    modules: dict[str, nn.Module]
+    """All modules of the model by name."""
+    sites: dict[str, Downsampling] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    """Reasons by name."""
+    global_poolings: list[str] = field(default_factory=list)
+    """Poolings of whole maps by a kernel of fixed size."""
+    upsamplings: set[str] = field(default_factory=set)
+    """Modules that upsample by a fixed factor."""
+
+    def leave(self, name: str, reason: str) -> None:
+        """Leave a site alone."""
+        del self.sites[name]
+        self.left_alone[name] = reason
+
+    def ndim(self, name: str) -> int:
+        """Return the number of spatial axes of a module; 0 where it is not known."""
+        found = self.sites.get(name) or handlers.downsampling(self.modules[name])
+        return found.ndim if found else 0
+
+    def keep_those_that_run(self, session: Session) -> None:
+        """Leave alone what did not run, or pools whole maps. Note downsampling that no module does.
+
+        Args:
+            session: a run of the model at its own sizes.
+        """
+        shapes = {call.module: call.output for call in reversed(session.calls) if call.output is not None}
+        for name, site in list(self.sites.items()):
+            if name not in shapes:
+                self.leave(name, "it does not run on the example inputs, or returns no tensor")
+                continue
+            single = all(session.value(n) == 1 for n in shapes[name][-site.ndim :])
+            if single and site.is_pooling:
+                del self.sites[name]
+                self.global_poolings.append(name)
+            elif max(site.stride) == 1:
+                del self.sites[name]
+            elif single:
+                self.leave(name, "its output is a single sample")
+        known = {*self.sites, *self.left_alone, *self.global_poolings}
+        for name, operation in session.strided:
+            if name not in known:
+                self.left_alone[name or "(the model)"] = (
+                    f"{type(self.modules[name]).__name__} downsamples in its own code ({operation}), not by a module "
+                    "such as nn.MaxPool2d or nn.Conv2d"
+                )
+
+    def check_not_empty(self) -> None:
+        """Raise an error that lists the reasons if no site remains."""
+        if not self.sites:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_alone.items())
+            raise UsageError(
+                "model must have a downsampling that can be converted (a strided convolution, a max or average "
+                f"pooling), got none{': ' + reasons if reasons else ''}"
+            )
+
+
+def find(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
+    """Return the candidates by type and name.
+
+    Raises:
+        TypeError: something else than patterns.
+        UsageError: a pattern matches nothing.
+    """
+    found = Candidates(modules=dict(model.named_modules()))
+    for name, module in found.modules.items():
+        site = handlers.downsampling(module)
+        if site is not None and site.reason:
+            found.left_alone[name] = site.reason
+        elif site is not None:
+            found.sites[name] = site
+        if handlers.is_upsampling(module):
+            found.upsamplings.add(name)
+    included, excluded = _matches("include", include, found.sites), _matches("exclude", exclude, found.sites)
+    for name in list(found.sites):
+        if include is not None and name not in included:
+            found.leave(name, "not among those to include")
+        elif name in excluded:
+            found.leave(name, "excluded")
+    return found
+
+
+def _matches(argument: str, given: Patterns, names: Sequence[str] | dict[str, Downsampling]) -> set[str]:
+    """Return the names that match a pattern."""
+    patterns = [given] if isinstance(given, str) else given or []
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"{argument} must be a pattern or a list of patterns on module names, got {given!r}")
+    matches: set[str] = set()
+    for pattern in patterns:
+        new = {name for name in names if fnmatchcase(name, pattern)}
+        if not new:
+            known = ", ".join(names) or "none"
+            raise UsageError(f"{argument} must match a downsampling (there are: {known}), got {pattern!r}")
+        matches |= new
+    return matches

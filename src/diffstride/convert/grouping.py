@@ -1,0 +1,321 @@
+"""Second phase of a plan: the downsamplings that must have one stride, because their outputs meet.
+
+Nothing is known about the model's code, but it can be run with symbols for sizes (`diffstride.tracing`). Each
+candidate's output gets symbols of its own. For the block with two branches of `candidates`, on 32 samples:
+
+    y = mix(conv(x) + pool(x))    # conv: size c, pool: size p
+    return down(y).mean(-1)       # down: size d
+
+The search runs the model again and again, and learns from the first comparison of sizes that fails:
+
+    run 1: c = 16, p = 16, d = 8     the model's own sizes; `+` asks c == p, which is true
+    run 2: c = 35, p = 37, d = 23    `+` asks c == p, which is false and was true: conv and pool are tied
+    run 3: c = 37, p = 37, d = 23    nothing fails
+    groups: [conv, pool], [down]     one stride and one size each
+
+The sizes of later runs are `2 n + prime`, where `n` is the size in run 1, with another prime for each tie. So equal
+sizes are no coincidence. If a comparison fails that is no equality of two such sizes (`linear` asks `8 c == 128`),
+the sizes involved cannot change, and their sites are left alone. The run that succeeds in the end shows that the model
+works at other sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import sympy
+from sympy import Expr, Symbol
+from torch import Tensor, nn
+
+from diffstride import tracing
+from diffstride.convert.candidates import Candidates
+from diffstride.convert.records import Resize
+from diffstride.cost import program
+from diffstride.errors import UsageError
+from diffstride.nn._tracers import Traceable
+from diffstride.nn.conv import is_plain_convolution
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.tracing import ExampleInputs, Forward, Session, TraceError, described
+
+Key = tuple[str, int, int]
+"""A size of an output: module, number of the call, axis. Calls on inputs of one size have one number."""
+
+
+class Group(NamedTuple):
+    """Sites that share a stride."""
+
+    names: list[str]
+    square: bool
+    """Whether sizes of different axes must agree, so that all axes share a stride too."""
+
+
+class Ties:
+    """Sets of things that belong together."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Any, Any] = {}
+
+    def of(self, item: Any) -> Any:
+        """Return the item that represents the set of `item`."""
+        while item in self._parents:
+            item = self._parents[item]
+        return item
+
+    def join(self, a: Any, b: Any) -> bool:
+        """Join two sets. Return whether they were apart."""
+        a, b = self.of(a), self.of(b)
+        if a == b:
+            return False
+        self._parents[b] = a
+        return True
+
+
+class Search:
+    """The search for groups, and what it has learned so far.
+
+    Args:
+        model: the model to convert.
+        example: the arguments of its call.
+        candidates: what could be converted. The search leaves alone what cannot.
+        follow_upsampling: whether upsampling may be replaced by resizing to the size that its output meets.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: ExampleInputs, candidates: Candidates, *, follow_upsampling: bool
+    ) -> None:
+        self.model, self.example, self.candidates = model, example, candidates
+        self.follow_upsampling = follow_upsampling
+        self.ties = Ties()
+        """The sizes that must agree."""
+        self.sizes: dict[Key, int] = {}
+        """The sizes that the model has on the example inputs."""
+        self.links: dict[Key, Expr] = {}
+        """The sizes that upsamplings must have, in symbols named by keys."""
+        self.resizes: list[Resize] = []
+        self.strides_read: set[str] = set()
+        """Convolutions whose `stride` the model's code reads. They must stay what they are."""
+        self._learned = {m: program.in_use(m) for m in model.modules() if isinstance(m, LearnableStrides)}
+
+    def start(self) -> Session:
+        """Run the model at its own sizes. Keep the candidates that run."""
+        session = self._run({})
+        self.candidates.keep_those_that_run(session)
+        names = {*self.candidates.sites, *self.candidates.upsamplings}
+        self.sizes = {key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in names}
+        return session
+
+    def groups(self) -> list[Group]:
+        """Return the sites that must share a stride.
+
+        Raises:
+            UsageError: nothing can be converted, or the model works at its own sizes only.
+        """
+        while True:
+            self._run_at_other_sizes()
+            groups = self._tied_sites()
+            unequal = [group for group in groups if not self._has_one_stride(group)]
+            if not unequal:
+                return groups
+            names = unequal[0].names
+            shown = ", ".join(f"{name} {self.candidates.sites[name].stride}" for name in names)
+            for name in names:
+                self.candidates.leave(name, f"outputs of different strides meet: {shown}")
+
+    def _run_at_other_sizes(self) -> None:
+        """Run until that succeeds, and learn from every failure."""
+        while True:
+            self.candidates.check_not_empty()
+            names = {*self.candidates.sites, *self.candidates.upsamplings}
+            keys = [key for key in self.sizes if key[0] in names]
+            number = {self.ties.of(key): i for i, key in enumerate(keys)}
+            try:
+                session = self._run({k: 2 * self.sizes[k] + sympy.prime(number[self.ties.of(k)] + 2) for k in keys})
+            except TraceError as error:
+                self._learn(error)
+            else:
+                if self._find_sources(session):
+                    return
+
+    def _run(self, values: dict[Key, int]) -> Session:
+        """Run the model with symbols for the sites' sizes, of these values. Other sizes are those of the model."""
+        with program.pinned(self._learned):
+            return tracing.run(
+                self.model,
+                self.example,
+                lambda session, name, module: self._forward(session, name, module, values),
+                symbolic_inputs=True,
+            )
+
+    def _forward(self, session: Session, name: str, module: nn.Module, values: dict[Key, int]) -> Forward | None:
+        """Return what runs in place of a module's forward; None for its own."""
+        if isinstance(module, LearnableStrides):
+            return program.unchanged(session, module)
+        if (stand_in := program.fixed(module)) is not None:
+            return stand_in
+        if name in self.candidates.global_poolings:
+            ndim = self.candidates.ndim(name)
+            return lambda x: x.new_empty([*x.shape[:-ndim], *[1] * ndim])
+        follows = self.follow_upsampling and name in self.candidates.upsamplings
+        if name not in self.candidates.sites and not follows:
+            return None
+        if is_plain_convolution(module):
+            module.stride = _WatchedStride(module.stride, name, self.strides_read)  # type: ignore[assignment, arg-type]
+        original = module.forward
+        calls: dict[Any, int] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+            ndim = self.candidates.ndim(name) or output.ndim - 2
+            if not isinstance(output, Tensor) or not inputs or output.ndim < ndim:
+                return output
+            call = calls.setdefault(tracing.shape(inputs[0])[-ndim:], len(calls))  # type: ignore[index]
+            sizes = []
+            for axis, size in enumerate(output.shape[-ndim:]):
+                key = (name, call, axis)
+                if key in self.links:
+                    symbols = {_named(k): symbol for symbol, k in session.keys.items()}
+                    sizes.append(session.sized(self.links[key].xreplace(symbols)))
+                else:
+                    sizes.append(session.size(key, values.get(key, session.value(tracing.expression(size)))))
+            return output.new_empty([*output.shape[:-ndim], *sizes])
+
+        return forward
+
+    def _learn(self, error: TraceError) -> None:
+        """Learn from a run that failed: tie two sizes, link one to others, or leave sites alone.
+
+        Raises:
+            UsageError: no site is the cause.
+        """
+        session, candidates = error.session, self.candidates
+        original = {s: sympy.Integer(self.sizes.get(key, session.hints[s])) for s, key in session.keys.items()}
+        for relation in reversed(session.relations):
+            expression = session.expanded(relation.expression)
+            if sympy.sympify(expression.xreplace(original)) != relation.truth:
+                break
+        else:
+            raise UsageError(
+                f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
+                "keep its size"
+            ) from error
+        left, right = (*expression.args, None, None)[:2]
+        if (pair := self._equal_sizes(left, right, session)) is not None:
+            self._tie(*pair)
+            return
+        for side, other in ((left, right), (right, left)):
+            key = session.keys.get(side)
+            if self.follow_upsampling and key is not None and key[0] in candidates.upsamplings:
+                self.links[key] = other.xreplace({s: _named(k) for s, k in session.keys.items()})
+                return
+        names = {session.keys[s][0] for s in expression.free_symbols}
+        bound = [name for name in candidates.sites if name in names]
+        where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
+        if not bound:
+            raise UsageError(f"model must work at other sizes than those of the example: {error}") from error
+        advise = candidates.upsamplings and not self.follow_upsampling
+        advice = " (upsample=True lets the upsampling follow)" if advise else ""
+        needed = f", which needs {right} features" if relation.function == "linear" and right.is_Integer else ""
+        for name in bound:
+            candidates.leave(name, f"its map must keep its size for {where}{needed}{advice}")
+
+    def _equal_sizes(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
+        """Return the sizes of two sites that must agree, if an equation requires just that."""
+        symbols = [list(getattr(side, "free_symbols", ())) for side in (left, right)]
+        if [len(found) for found in symbols] != [1, 1]:
+            return None
+        (a,), (b,) = symbols
+        keys = session.keys[a], session.keys[b]
+        if all(key[0] in self.candidates.sites for key in keys) and left.xreplace({a: b}) == right:
+            return keys
+        return None
+
+    def _tie(self, one: Key, other: Key) -> None:
+        """Tie two sizes, and those of the other axes where they were equal, because the sites share their strides."""
+        self.ties.join(one, other)
+        if one[2] == other[2]:
+            for axis in range(self.candidates.sites[one[0]].ndim):
+                a, b = (*one[:2], axis), (*other[:2], axis)
+                if self.sizes.get(a) == self.sizes.get(b):
+                    self.ties.join(a, b)
+
+    def _find_sources(self, session: Session) -> bool:
+        """Find modules whose outputs have the sizes that upsamplings must take. Return False if one has none."""
+        self.resizes = []
+        called = [call.module for call in session.calls]
+        for name in {key[0]: None for key in self.links}:
+            at = called.index(name)
+            output = session.calls[at].output
+            assert output is not None
+            ndim = len(output) - 2
+            sizes = list(map(session.expanded, output[-ndim:]))
+            sources = [
+                call.module
+                for call in reversed(session.calls[:at])
+                if call.output is not None
+                and len(call.output) == len(output)
+                and list(map(session.expanded, call.output[-ndim:])) == sizes
+                and called.count(call.module) == 1
+            ]
+            if not sources:  # it stays as it is, and so do the sites that it binds
+                self.candidates.upsamplings.remove(name)
+                self.links = {key: size for key, size in self.links.items() if key[0] != name}
+                reason = "it must take a size that no module's output has (one that is called once)"
+                self.candidates.left_alone[name] = reason
+                return False
+            # `torch.fx` writes out other modules than leaves, without their hooks.
+            leaves = (source for source in sources if _is_leaf(self.candidates.modules[source]))
+            kind = type(self.candidates.modules[name]).__name__
+            self.resizes.append(Resize(name=name, kind=kind, source=next(leaves, sources[0]), ndim=ndim))
+        return True
+
+    def _tied_sites(self) -> list[Group]:
+        """Return the sites in groups by the ties of their sizes."""
+        joined, square = Ties(), set()
+        first: dict[Key, Key] = {}
+        for key in self.sizes:
+            if key[0] in self.candidates.sites:
+                other = first.setdefault(self.ties.of(key), key)
+                joined.join(other[0], key[0])
+                if other[2] != key[2]:
+                    square.add(key[0])
+        groups: dict[str, list[str]] = {}
+        for name in self.candidates.sites:
+            groups.setdefault(joined.of(name), []).append(name)
+        return [Group(names, not square.isdisjoint(names)) for names in groups.values()]
+
+    def _has_one_stride(self, group: Group) -> bool:
+        strides = {self.candidates.sites[name].stride for name in group.names}
+        return len(strides) == 1 and not (group.square and len(set(*strides)) > 1)
+
+
+class _WatchedStride(tuple):  # type: ignore[type-arg]
+    """A convolution's stride that notes whether Python code reads it. Torch itself reads past these methods."""
+
+    def __new__(cls, stride: tuple[int, ...], name: str, read: set[str]) -> _WatchedStride:
+        made = super().__new__(cls, stride)
+        made.note = lambda: read.add(name)  # type: ignore[attr-defined]
+        return made
+
+    def __iter__(self) -> Any:
+        self.note()  # type: ignore[attr-defined]
+        return super().__iter__()
+
+    def __getitem__(self, index: Any) -> Any:
+        self.note()  # type: ignore[attr-defined]
+        return super().__getitem__(index)
+
+    def __eq__(self, other: object) -> bool:
+        self.note()  # type: ignore[attr-defined]
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not module._modules and (type(module).__module__.startswith("torch.nn") or isinstance(module, Traceable))
+
+
+def _named(key: Key) -> Symbol:
+    """Return a symbol that stands for a size in every session."""
+    return sympy.Symbol(repr(key), integer=True, positive=True)
