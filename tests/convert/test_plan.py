@@ -1,6 +1,4 @@
-"""Plans: patterns, options, what is left alone and why, files, and single modules of every kind."""
-
-import json
+"""Plans: patterns, options, reasons to leave modules alone, files, and single modules of every kind."""
 
 import pytest
 import torch
@@ -43,8 +41,6 @@ def test_patterns_choose_sites():
 def test_patterns_that_match_nothing_name_what_there_is(what):
     with pytest.raises(UsageError, match=rf"{what} must match a downsampling \(there are: 2, 5, 8\), got 'stem\*'"):
         ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: ["2", "stem*"]})
-    with pytest.raises(TypeError, match=f"{what} must be a pattern or a list of patterns on module names, got 3"):
-        ds.plan(zoo.vgg(), torch.randn(IMAGE), **{what: 3})
 
 
 def test_one_branch_alone_keeps_its_size_for_the_other():
@@ -93,7 +89,7 @@ class PaddedToItsStride(nn.Module):
 
 
 def test_maps_that_no_fixed_number_of_samples_makes_alike_are_left_alone():
-    """The search for such a number once went on for ever."""
+    """The search for such a number once never ended."""
     model = PaddedToItsStride()
     plan = ds.convert(model, torch.randn(1, 3, 31, 37))
     assert plan.groups == [["stem"]]
@@ -135,28 +131,20 @@ def test_options_reach_the_layers_and_groups_agree_under_any(name, window):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ({"kernel": 3}, TypeError, "unexpected keyword argument 'kernel'"),
-        ({"window": "round"}, ValueError, "window must be one of 'outer', 'inner', got 'round'"),
-        ({"smoothness": 0.0}, ValueError, "smoothness must be > 0"),
-        ({"bounds": (1.0, 1.5)}, ValueError, r"stride must lie within bounds \(1.0, 1.5\), got \(2.0, 2.0\)"),
-        ({"backend": "gpu"}, ValueError, "backend must be one of 'fft', 'matmul', 'auto'|backend must be one of"),
+        ({"window": "round"}, "window must be one of 'outer', 'inner', got 'round'"),
+        ({"bounds": (1.0, 1.5)}, r"stride must lie within bounds \(1.0, 1.5\), got \(2.0, 2.0\)"),
     ],
 )
-def test_options_that_no_layer_takes(options, error, message):
+def test_options_that_no_layer_takes(options, message):
     model = zoo.vgg()
     before = dict(model.named_modules())
     for call in (ds.plan, ds.convert):
-        with pytest.raises(error, match=message) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             call(model, torch.randn(IMAGE), **options)
         assert "\n" not in str(caught.value)
     assert dict(model.named_modules()) == before
-
-
-def test_only_modules_have_plans():
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
-        ds.plan(lambda x: x, torch.randn(IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +183,7 @@ def attached_input(module, x):
     ],
 )
 def test_poolings_start_with_the_sizes_that_they_had(pool, size):
-    """Of every remainder; a map where the last window lies in the padding alone is the exception that torch makes."""
+    """The sizes have every remainder. Torch makes one exception: a last window that lies in the padding alone."""
     model, x = nn.Sequential(pool()), torch.randn(1, 1, size, size)
     expected = model(x).shape
     ds.convert(model, torch.randn(1, 1, 32, 32))
@@ -288,19 +276,17 @@ NORMS = {
     "weight_norm": nn.utils.parametrizations.weight_norm,
     "spectral_norm": nn.utils.parametrizations.spectral_norm,
     "old weight_norm": nn.utils.weight_norm,
-    "old spectral_norm": nn.utils.spectral_norm,
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:.*spectral_norm.* is deprecated")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 @pytest.mark.parametrize("name", NORMS)
 def test_normed_weights_stay_so(name):
     conv = NORMS[name](nn.Conv2d(3, 8, 3, 2, 1))
     model = nn.Sequential(conv, *head(8))
     keys, x = set(model.state_dict()), torch.randn(IMAGE)
     with torch.no_grad():
-        plain = F.conv2d(x, model.eval()[0].weight if name != "old spectral_norm" else weight_of(conv, x), conv.bias,
-                         padding=1)  # fmt: skip
+        plain = F.conv2d(x, model.eval()[0].weight, conv.bias, padding=1)
     plan = ds.convert(model, x)
     assert not plan.sites[0].fused
     assert model[0] is conv
@@ -310,11 +296,6 @@ def test_normed_weights_stay_so(name):
     model.train()(x).square().sum().backward()
     assert attached(conv).stride.grad.any()
     assert all(p.grad is not None for p in model.parameters())
-
-
-def weight_of(conv, x):
-    conv.eval()(x)
-    return conv.weight
 
 
 def test_hooks_see_the_downsampled_output():
@@ -376,66 +357,14 @@ def test_an_upsampling_that_meets_nothing_stays(upsample):
     assert model(x).shape[2:] == (22, 22)
 
 
-def test_a_plan_changes_nothing_and_is_carried_out_by_apply():
-    model, x = zoo.resnet_d(), torch.randn(IMAGE)
-    modules, state = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
-    plan = ds.plan(model, x)
-    assert dict(model.named_modules()) == modules
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    plan.apply(model)
-    assert [layer_of(model, site).initial_strides for site in plan.sites] == [(2.0, 2.0)] * 5
-
-
-def test_what_a_plan_prints():
+def test_a_plan_prints_a_table():
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
-    lines = str(plan).splitlines()
-    assert lines[0].split() == [
-        "site",
-        "was",
-        "becomes",
-        "stride",
-        "group",
-        "input",
-        "before",
-        "after",
-        "MACs",
-        "before",
-        "after",
-    ]
-    rows = {line.split()[0]: line.split() for line in lines[1:6]}
-    assert rows["1.shortcut.0"] == [
-        "1.shortcut.0",
-        "AvgPool2d",
-        "stride",
-        "1,",
-        "DiffStride2d",
-        "2x2",
-        "1",
-        "16x16",
-        "8x8",
-        "8x8",
-        "0.00",
-        "M",
-        "0.00",
-        "M",
-    ]
-    assert rows["3.main.0.0"] == [
-        "3.main.0.0",
-        "Conv2d",
-        "DiffStrideConv",
-        "2x2",
-        "2",
-        "8x8",
-        "4x4",
-        "4x4",
-        "0.11",
-        "M",
-        "0.44",
-        "M",
-    ]
-    total = f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after"
-    assert total in lines[6]
-    assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in lines[6]
+    head, *sites, total = (" ".join(line.split()) for line in str(plan).splitlines())
+    assert head == "site was becomes stride group input before after MACs before after"
+    assert "1.shortcut.0 AvgPool2d stride 1, DiffStride2d 2x2 1 16x16 8x8 8x8 0.00 M 0.00 M" in sites
+    assert "3.main.0.0 Conv2d DiffStrideConv 2x2 2 8x8 4x4 4x4 0.11 M 0.44 M" in sites
+    assert f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after" in total
+    assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in total
 
 
 def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):
@@ -456,31 +385,6 @@ def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):
     plan.apply(converted)
     with pytest.raises(UsageError, match="model must"):
         plan.apply(converted)
-
-
-def broken_files():
-    good = json.dumps({"model": "M", "sites": [], "resizes": [], "global_poolings": [], "left_alone": {},
-                       "macs_before": 1, "macs_after": 1, "resampling_macs": 0, "options": {}})  # fmt: skip
-    yield "not json", "{"
-    yield "a list", "[]"
-    yield "a number", "3"
-    yield "no sites", good.replace('"sites": [], ', "")
-    yield "sites of another kind", good.replace('"sites": []', '"sites": [{"nom": 1}]')
-    yield "more than a plan", good.replace('"model"', '"extra": 1, "model"')
-    yield "options of another kind", good.replace('"options": {}', '"options": 3')
-
-
-@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in broken_files()])
-def test_files_that_are_no_plans(tmp_path, text):
-    path = tmp_path / "plan.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=r"path must be a plan that Plan\.save wrote, got .*plan\.json"):
-        ds.Plan.load(path)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="path must be a plan"):
-        ds.Plan.load(tmp_path / "none.json")
 
 
 def test_a_plan_through_a_file_keeps_everything(tmp_path):

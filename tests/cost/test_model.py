@@ -17,7 +17,7 @@ from diffstride.nn.learnable import LearnableStrides
 from tests.helpers import zoo
 
 # Those of which another case has all the parts, and those whose code is slow to follow.
-SLOW = {"swin", "mobilenet-v1", "mobilenet-v2", "convnextv2", "resnet-bottleneck", "regnet"}
+SLOW = {"swin", "mobilenet-v1", "mobilenet-v2", "resnet-bottleneck", "regnet"}
 ALL = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in zoo.CASES]
 )

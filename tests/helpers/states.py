@@ -1,4 +1,4 @@
-"""The state of models and of random generators, to show that nothing has changed."""
+"""The state of models and of random generators, for tests that nothing has changed."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 def record(model):
-    """Everything of a model that a trace could leave changed."""
+    """Return everything of a model that a trace could change."""
     return [
         (
             name,

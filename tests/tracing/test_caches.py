@@ -1,9 +1,8 @@
-"""Caches that a model's code keeps outside of its modules: tracing leaves nothing in them that is no value."""
+"""Caches that a model's code keeps outside of its modules: tracing leaves true values in them, or nothing."""
 
 import functools
-from collections import deque, namedtuple
+from collections import namedtuple
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -21,23 +20,15 @@ def table(n):
 
 
 class Holder:
-    """Ways to keep a tensor in objects and classes."""
+    """An object and a class that keep a tensor."""
 
-    default = None
     of_class = None
 
     def __init__(self):
         self.mine = None
 
 
-class Slotted:
-    __slots__ = ("kept",)
-
-    def __init__(self):
-        self.kept = None
-
-
-DICTIONARY, NESTED, LIST, QUEUE, GLOBAL, SLOTTED = {}, {}, [], deque(), Holder(), Slotted()
+DICTIONARY, NESTED, LIST, HOLDER = {}, {}, [], Holder()
 
 
 def in_dictionary(n):
@@ -56,12 +47,6 @@ def in_list(n):
     return LIST[0]
 
 
-def in_deque(n):
-    if not QUEUE:
-        QUEUE.append(table(n))
-    return QUEUE[0]
-
-
 def in_global_name(n):
     global TABLE
     if TABLE is None:
@@ -69,16 +54,10 @@ def in_global_name(n):
     return TABLE
 
 
-def in_default_attribute(n):
-    if GLOBAL.default is None:
-        GLOBAL.default = table(n)
-    return GLOBAL.default
-
-
 def in_attribute(n):
-    if GLOBAL.mine is None:
-        GLOBAL.mine = table(n)
-    return GLOBAL.mine
+    if HOLDER.mine is None:
+        HOLDER.mine = table(n)
+    return HOLDER.mine
 
 
 def in_class(n):
@@ -87,41 +66,11 @@ def in_class(n):
     return Holder.of_class
 
 
-def in_slot(n):
-    if SLOTTED.kept is None:
-        SLOTTED.kept = table(n)
-    return SLOTTED.kept
-
-
-def in_function(n):
-    if getattr(in_function, "kept", None) is None:
-        in_function.kept = table(n)
-    return in_function.kept
-
-
-def in_default_argument(n, kept={}):  # noqa: B006
-    return kept.setdefault(n, table(n))
-
-
-def closure():
-    kept = None
-
-    def look_up(n):
-        nonlocal kept
-        if kept is None:
-            kept = table(n)
-        return kept
-
-    return look_up
-
-
 CACHES = {
-    "dictionary": in_dictionary, "nested": nested, "list": in_list, "deque": in_deque, "global name": in_global_name,
-    "attribute": in_attribute, "default attribute": in_default_attribute, "class": in_class, "slot": in_slot,
-    "function": in_function, "default argument": in_default_argument, "closure": closure(),
-    "lru_cache": functools.lru_cache(table), "cache": functools.cache(table),
+    "dictionary": in_dictionary, "nested": nested, "list": in_list, "global name": in_global_name,
+    "attribute": in_attribute, "class": in_class, "lru_cache": functools.lru_cache(table),
 }  # fmt: skip
-BY_SIZE = ("dictionary", "nested", "default argument", "lru_cache", "cache")
+BY_SIZE = ("dictionary", "nested", "lru_cache")
 
 
 class Net(nn.Module):
@@ -141,12 +90,10 @@ class Net(nn.Module):
 
 def forget():
     global TABLE
-    TABLE, GLOBAL.mine, GLOBAL.default, Holder.of_class, SLOTTED.kept, in_function.kept = [None] * 6
-    for container in (DICTIONARY, NESTED, LIST, QUEUE, in_default_argument.__defaults__[0]):
+    TABLE = HOLDER.mine = Holder.of_class = None
+    for container in (DICTIONARY, NESTED, LIST):
         container.clear()
-    CACHES["closure"] = closure()
-    for name in ("lru_cache", "cache"):
-        CACHES[name].cache_clear()
+    CACHES["lru_cache"].cache_clear()
 
 
 CASES = [(name, False) for name in CACHES] + [(name, True) for name in BY_SIZE]
@@ -176,11 +123,6 @@ def test_models_compute_after_tracing_what_they_computed_before(name, by_size, f
     torch.testing.assert_close(model(x), expected)
 
 
-@dataclass(frozen=True)
-class Frozen:
-    kept: torch.Tensor
-
-
 Pair = namedtuple("Pair", "length kept")
 
 
@@ -200,12 +142,9 @@ def module(value):
     return made
 
 
-KEPT = {  # what a table is put in, and how it is found there
-    "frozen dataclass": (Frozen, lambda kept: kept.kept),
+KEPT = {  # containers of a table, and how to get it out of them
     "named tuple": (lambda value: Pair(len(value), value), lambda kept: kept.kept[: kept.length]),
     "context variable": (variable, ContextVar.get),
-    "deep": (lambda value: [[[[[[[value]]]]]]], lambda kept: kept[0][0][0][0][0][0][0]),
-    "key": (lambda value: {value: 1}, lambda kept: next(iter(kept))),
     "partial": (lambda value: functools.partial(torch.mul, value), lambda kept: kept(1.0)),
     "buffer": (module, lambda kept: kept.kept),
     "view": (lambda value: value.view(-1, 1), lambda kept: kept[:, 0]),
@@ -282,28 +221,41 @@ def test_sizes_that_are_kept_alone_become_numbers():
     assert abs(n - 30) <= 1
 
 
-def test_a_table_of_the_inputs_is_made_anew():
-    """What depends on the inputs has no value in a trace."""
-    kept = {}
+class OfInputs:
+    """A table of the inputs that is made once."""
 
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv1d(1, 4, 5, 2)
+    def __init__(self, get, put):
+        self.get, self.put, self.mine, self.list, self.dictionary = get, put, None, [], {}
 
-        def forward(self, x):
-            y = self.conv(x)
-            if "scale" not in kept:
-                table = torch.zeros(y.shape[-1])
-                table[:2] = y.detach()[0, 0, :2]
-                kept["scale"] = table
-            return (y * kept["scale"]).mean(-1)
+    def __call__(self, y):
+        if self.get(self) is None:
+            table = torch.zeros(y.shape[-1])
+            table[:2] = y.detach()[0, 0, :2]
+            self.put(self, table)
+        return self.get(self)
 
-    model, x = Scaled(), torch.randn(2, 1, 64)
-    y = model.conv(x)
+
+PLACES = {
+    "attribute": (lambda holder: holder.mine, lambda holder, table: setattr(holder, "mine", table)),
+    "list": (lambda holder: next(iter(holder.list), None), lambda holder, table: holder.list.append(table)),
+    "tuple": (
+        lambda holder: holder.dictionary.get("pair", (None,))[0],
+        lambda holder, table: holder.dictionary.update(pair=(table, 1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_table_of_the_inputs_is_removed(place):
+    """It has no value in a trace; the model makes it anew."""
+    table = OfInputs(*PLACES[place])
+    model, x = Two(table), torch.randn(2, 1, 64)
+    y = model.one(x)
     ds.plan(model, x)
-    assert not kept
-    torch.testing.assert_close(model(x), (y[..., :2] * y[0, 0, :2]).sum(-1) / 30)
+    assert (table.mine, table.list, table.dictionary) == (None, [], {})
+    scale = torch.zeros(30)
+    scale[:2] = y.detach()[0, 0, :2]
+    torch.testing.assert_close(model(x), model.two(y * scale).mean(-1))
 
 
 def test_a_table_that_cannot_be_made_is_removed():

@@ -69,13 +69,10 @@ def plan(
     Raises:
         UsageError: a ValueError that names the module. There is nothing to convert, a pattern matches nothing, or the
             model raises, decides by the values of tensors, or works at its own sizes only.
-        TypeError: an argument of the wrong type.
         ValueError: an option that no layer takes.
     """
     from diffstride.convert import grouping, levelling  # these import sympy
 
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     options = {
         "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
         "size_multiple": size_multiple, "backend": backend,
@@ -107,7 +104,7 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
         The plan that was carried out.
 
     Raises:
-        UsageError: as in `plan`, like TypeError and ValueError; the model is as before.
+        UsageError: as in `plan`, and so is ValueError; the model is as before.
     """
     report = plan(model, example_inputs, **options)
     report.apply(model)

@@ -21,7 +21,7 @@ model at its own sizes (`Candidates.keep_those_that_run`). In a block with two b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -100,7 +100,6 @@ def find(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
     """Return the candidates by type and name.
 
     Raises:
-        TypeError: something else than patterns.
         UsageError: a pattern matches nothing.
     """
     found = Candidates(modules=dict(model.named_modules()))
@@ -121,13 +120,10 @@ def find(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
     return found
 
 
-def _matches(argument: str, given: Patterns, names: Sequence[str] | dict[str, Downsampling]) -> set[str]:
+def _matches(argument: str, given: Patterns, names: Collection[str]) -> set[str]:
     """Return the names that match a pattern."""
-    patterns = [given] if isinstance(given, str) else given or []
-    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"{argument} must be a pattern or a list of patterns on module names, got {given!r}")
     matches: set[str] = set()
-    for pattern in patterns:
+    for pattern in [given] if isinstance(given, str) else given or ():
         new = {name for name in names if fnmatchcase(name, pattern)}
         if not new:
             known = ", ".join(names) or "none"

@@ -1,4 +1,4 @@
-"""Callbacks for Lightning: strides kept in their bounds, and exploration."""
+"""Callbacks for Lightning: keep strides within their bounds, and explore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffstride.nn.strides import all_layers, clamp_strides_
 
 
 class ClampStrides(Callback):
-    """Project strides to their bounds after each optimizer step, so that raw values cannot run away."""
+    """A callback that projects strides to their bounds after each optimizer step, so that raw values cannot run away."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Clamp the strides of the whole module."""
@@ -23,40 +23,40 @@ class ClampStrides(Callback):
 
 
 class ExploreStrides(Callback):
-    """Set the strides' factors before each training step, for any LightningModule with learnable strides.
+    """A callback that scales the strides of a LightningModule before each training step.
 
-    A step is one of the optimizer, so that accumulated batches share their factors. How many samples a step should
-    take is left to the module: `inputs[: explorer.samples(len(inputs))]`, as `Classifier` does it. These are the first
-    ones, so let the loader shuffle.
+    A step is a step of the optimizer, so accumulated batches share their scale. The module decides whether to use
+    fewer samples where a step costs more: `inputs[: explorer.samples(len(inputs))]`, as `Classifier` does. These are
+    the first samples, so let the loader shuffle.
 
     Args:
         exploration: a `Jitter`, a `Sweep`, or one of your own.
-        seed: of its noise; None: that of `seed_everything` in the first process.
+        seed: seed of its noise; None: that of `seed_everything` in the first process.
 
     Raises:
-        UsageError: when a training starts whose length is not known, or that optimizes by hand.
+        UsageError: at the start of a training of unknown length, or with manual optimization.
     """
 
     def __init__(self, exploration: Exploration, seed: int | None = None) -> None:
         self.exploration, self.seed = exploration, seed
         self._sizes: dict[str, tuple[int, ...]] = {}
-        self._share = 1.0
+        self._batch_fraction = 1.0
         self._inputs: InputSizes | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training goes on from."""
+        """Return what a resumed training continues from."""
         return {"seed": self.seed, "sizes": self._sizes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The noise and the sizes of the training that is resumed."""
+        """Restore the seed and the sizes of the training that is resumed."""
         self.seed, self._sizes = state_dict["seed"], state_dict["sizes"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the sizes that reach the layers."""
         if not pl_module.automatic_optimization:
             raise UsageError(
-                "ExploreStrides needs automatic optimization, which says what a step is: call the exploration's "
-                "set_strides in training_step instead"
+                "ExploreStrides needs automatic optimization: call the exploration's set_strides in training_step "
+                "instead"
             )
         if self.seed is None:
             self.seed = trainer.strategy.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
@@ -64,37 +64,37 @@ class ExploreStrides(Callback):
             self._inputs = InputSizes(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn how long the training is; asked sooner, Lightning sets up the data before a checkpoint is restored."""
+        """Get the number of steps. Asked sooner, Lightning sets up the data before a checkpoint is restored."""
         steps = trainer.estimated_stepping_batches
         if steps == math.inf:
             raise UsageError("exploration needs to know how many steps there are: set max_epochs or max_steps")
         self._steps = max(1, int(steps))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the factors."""
+        """Scale the strides."""
         assert self.seed is not None
         if self._inputs is not None:
-            # Those of the start serve throughout, so that the share does not depend on when a training was resumed.
+            # The sizes of the first step serve throughout, so that resuming does not change the fraction.
             self._sizes = dict(self._inputs.sizes)
         self.exploration.set_strides(pl_module, trainer.global_step, self._steps, seed=self.seed)
-        self._share = self.exploration.batch_fraction(pl_module, self._sizes)
+        self._batch_fraction = self.exploration.batch_fraction(pl_module, self._sizes)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Watch no longer."""
+        """Stop watching sizes after the first step."""
         if self._inputs is not None:
             self._sizes = dict(self._inputs.sizes)
         self._close()
 
     def samples(self, batch_size: int) -> int:
-        """How many of a batch's samples the present step should take."""
-        return min(max(2, round(self._share * batch_size)), batch_size)
+        """Return how many samples of a batch the present step should use."""
+        return min(max(2, round(self._batch_fraction * batch_size)), batch_size)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no factors behind where the training was interrupted or failed."""
+        """Remove the scale where the training was interrupted or failed."""
         self._end(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave no factors behind."""
+        """Remove the scale."""
         self._end(pl_module)
 
     def _end(self, pl_module: LightningModule) -> None:

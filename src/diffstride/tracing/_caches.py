@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.tracing import _torch
-from diffstride.tracing._replay import Replay, tensors_in
+from diffstride.tracing._twins import Twins, tensors_in
 
 _DEPTH = 4  # of containers between an object and the cache that keeps it
 _LruCache = type(lru_cache(len))
@@ -39,7 +39,7 @@ class TraceTensors:
     """
 
     def __init__(self, number: Callable[[Any], Any]) -> None:
-        self._number, self._replay = number, Replay(number)
+        self._number, self._twins = number, Twins(number)
         self._tensors: list[ReferenceType[Tensor]] = []
         self._sizes: list[ReferenceType[torch.SymInt]] = []
 
@@ -52,26 +52,30 @@ class TraceTensors:
         self._sizes.append(ref(size))
 
     def record(self, operation: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Remember the tensors that an operation has made, and how."""
+        """Remember the tensors that an operation has made, and their values where these follow from sizes."""
         self.note(tensors_in(output))
-        self._replay.record(operation, args, kwargs, output)
+        self._twins.follow(operation, args, kwargs, output)
 
     def forget(self) -> None:
         """Give values to what is still alive, or remove it from what keeps it."""
         if self._alive():
             gc.collect()  # what cycles keep is in no cache
             _drop_entries_by_size(self._alive())
-            true = self._replay.values(self._alive())
-            for fake, value in true:
-                _torch.swap(fake, nn.Parameter(value) if isinstance(fake, nn.Parameter) else value)
-            kept = {id(fake) for fake, _ in true}
-            left = [tensor for tensor in self._alive() if id(tensor) not in kept]
+            left = [tensor for tensor in self._alive() if not self._give_values(tensor)]
             _substitute(left, [_GONE] * len(left))
         sizes = [s for made in self._sizes if (s := made()) is not None and self._number(s) is not s]
         _substitute(sizes, list(map(self._number, sizes)))
         self._tensors.clear()
         self._sizes.clear()
-        self._replay.clear()
+        self._twins = Twins(self._number)
+
+    def _give_values(self, tensor: Tensor) -> bool:
+        """Turn a tensor into its twin, wherever it is kept. Return whether it has one."""
+        twin = self._twins.of(tensor)
+        if twin is not None:
+            as_parameter = isinstance(tensor, nn.Parameter)
+            _torch.swap(tensor, nn.Parameter(twin, tensor.requires_grad) if as_parameter else twin)
+        return twin is not None
 
     def _alive(self) -> list[Tensor]:
         return [tensor for made in self._tensors if (tensor := made()) is not None]

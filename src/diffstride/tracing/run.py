@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffstride.errors import UsageError
 from diffstride.tracing import _torch
-from diffstride.tracing._replay import tensors_in, written_by
 from diffstride.tracing._torch import storage_of
+from diffstride.tracing._twins import tensors_in, written_by
 from diffstride.tracing.inputs import ExampleInputs
 from diffstride.tracing.restore import preserved
 from diffstride.tracing.session import Call, Session, TraceError, Work, described, expression, shape
