@@ -15,7 +15,7 @@ from diffstride.nn.strides import all_layers, clamp_strides_
 
 
 class ClampStrides(Callback):
-    """A callback that projects strides to their bounds after each optimizer step, so that raw values cannot run away."""
+    """A callback that clamps strides to their bounds after each optimizer step, so that raw values cannot run away."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Clamp the strides of the whole module."""

@@ -10,7 +10,7 @@ from diffstride.nn.strides import clamp_strides_
 
 
 class ClampStrides(TrainerCallback):
-    """A callback that projects strides to their bounds after each optimizer step, so that raw values cannot run away.
+    """A callback that clamps strides to their bounds after each optimizer step, so that raw values cannot run away.
 
     `Trainer(model, arguments, callbacks=[ClampStrides()], optimizers=(optimizer, None), ...)`, where the optimizer is
     made from `diffstride.param_groups(model, ...)`. The Trainer's own optimizer decays strides like weights.

@@ -28,23 +28,10 @@ if TYPE_CHECKING:
     from diffstride.tracing.session import Session
 
 __all__ = [
-    "DataDependentOutputException",
-    "DynamicOutputShapeException",
-    "FakeTensor",
-    "FakeTensorMode",
-    "UnsupportedOperatorException",
-    "apply",
-    "in_backward",
-    "new_environment",
-    "new_size",
-    "python_dispatcher",
-    "short_quotients",
-    "storage_of",
-    "swap",
-    "unset_fake_temporarily",
-    "watched_sizes",
-    "without_logs",
-]
+    "DataDependentOutputException", "DynamicOutputShapeException", "FakeTensor", "FakeTensorMode",
+    "UnsupportedOperatorException", "apply", "in_backward", "new_environment", "new_size", "python_dispatcher",
+    "short_quotients", "storage_of", "swap", "unset_fake_temporarily", "watched_sizes", "without_logs",
+]  # fmt: skip
 
 
 def storage_of(tensor: Tensor) -> int:

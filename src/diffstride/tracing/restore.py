@@ -23,13 +23,13 @@ def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator
         unless_it_succeeds: restore the model only if an exception is raised inside.
     """
     saved = [(m, dict(vars(m)), [_contents(value) for value in vars(m).values()]) for m in model.modules()]
-    python, cpu = random.getstate(), torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    numpy = sys.modules.get("numpy")
+    python, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     succeeded = False
     try:
-        yield
+        with torch.random.fork_rng(gpus):
+            yield
         succeeded = True
     finally:
         for module, attributes, contents in saved if not (succeeded and unless_it_succeeds) else ():
@@ -37,8 +37,6 @@ def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator
             vars(module).update(attributes)
             _restore(contents)
         random.setstate(python)
-        torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state_all(gpu)
         if numpy:
             numpy.random.set_state(numpy_state)
 
