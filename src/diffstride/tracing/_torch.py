@@ -1,7 +1,7 @@
 """The only file that uses private parts of PyTorch. Each entry says why it is needed and since which version it exists.
 
-Everything here is tested from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler happen on
-use, because each takes longer than importing the rest of the library.
+Everything here is tested from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler
+happen on use, because each takes longer than importing the rest of the library.
 """
 
 from __future__ import annotations
