@@ -1,4 +1,4 @@
-"""What an installed package does with torch alone. Run by tools/smoke.sh, in an environment that has nothing else."""
+"""Check an installed package with torch alone. tools/smoke.sh runs it in an environment that has nothing else."""
 
 import sys
 
@@ -7,18 +7,7 @@ from torch import nn
 
 import diffstride as ds
 
-OTHERS = {
-    "numpy",
-    "lightning",
-    "rich",
-    "jsonargparse",
-    "kornia",
-    "datasets",
-    "matplotlib",
-    "PIL",
-    "onnx",
-    "safetensors",
-}
+OTHERS = {"numpy", "lightning", "rich", "jsonargparse", "kornia", "datasets", "matplotlib", "onnx", "safetensors"}
 
 
 def waves(size, cycles):
@@ -29,7 +18,7 @@ def main() -> None:
     assert "site-packages" in ds.__file__, f"imported from {ds.__file__}, not from what was installed"
     torch.manual_seed(0)
 
-    # A wave inside the window keeps its cycles at the new size and its level; one beyond is gone; so is no constant.
+    # A wave inside the window, also a constant, keeps its cycles and its level at the new size; one beyond is removed.
     pool = ds.DiffStride1d(2.0, 4.0)
     (size,) = pool.output_size(64)
     assert size == 40
@@ -37,7 +26,7 @@ def main() -> None:
         expected = gain * waves(size, cycles)
         torch.testing.assert_close(pool(waves(64, cycles)[None, None])[0, 0], expected, rtol=0, atol=1e-5)
 
-    # The gradient of a stride is that of finite differences.
+    # The gradient of a stride agrees with finite differences.
     x = torch.randn(2, 3, 16, 12, dtype=torch.float64)
     strides = torch.tensor([1.7, 2.2], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: ds.functional.diffstride(x, s, 2.0, output_size=(11, 9)), strides)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The wheel and the source archive in empty environments: with torch alone, then the wheel with its extras.
+# Try the wheel and the source archive in empty environments: with torch alone, then the wheel with its extras.
 #   tools/smoke.sh [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,14 +11,14 @@ export PIP_CONSTRAINT=$root/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_
 for file in "$root"/dist/*.whl "$root"/dist/*.tar.gz; do
     echo "$(basename "$file"), with torch alone"
     "$python" -m venv --clear "$place/env"
-    "$place/env/bin/pip" install --quiet torch  # of the version that the constraints name
+    "$place/env/bin/pip" install --quiet torch  # the version in the constraints
     PIP_CONSTRAINT='' "$place/env/bin/pip" install --quiet --no-deps "$file"
     cd "$place"
     env/bin/python -I -W error -W 'ignore:Failed to initialize NumPy' "$root/tools/smoke.py"
     env/bin/diffstride --version
     status=0
-    said=$(PYTHONWARNINGS=ignore env/bin/diffstride demo 2>&1) || status=$?
-    [[ $status == 2 && $said == *"pip install 'diffstride[train]'"* && $said != *$'\n'* ]] || { echo "$said"; exit 1; }
+    printed=$(PYTHONWARNINGS=ignore env/bin/diffstride demo 2>&1) || status=$?
+    [[ $status == 2 && $printed == *"pip install 'diffstride[train]'"* && $printed != *$'\n'* ]] || { echo "$printed"; exit 1; }
     cd "$root"
 done
 
