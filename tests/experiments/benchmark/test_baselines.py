@@ -1,4 +1,4 @@
-"""The peers of the benchmark compute what they are compared with."""
+"""The baselines of the benchmark agree with the layer."""
 
 import pytest
 import torch
@@ -13,23 +13,23 @@ ODD_RESULT = ((32, 21), (2.6, 1.49), 0.5, (13, 15))
 WHOLE = ((9, 11), (1.49, 1.2), 4.0, (9, 11))  # nothing is cropped
 
 
-def make(peer, strides, smoothness):
-    layer = peer(smoothness=smoothness)
+def make(baseline, strides, smoothness):
+    layer = baseline(smoothness=smoothness)
     with torch.no_grad():
         layer.strides.copy_(torch.tensor(strides))
     return layer
 
 
 def gradients(layer, x):
-    """Result, gradient of the input and of the strides, for a fixed gradient from above."""
+    """Return the result and the gradients of the input and of the strides, for a fixed gradient of the result."""
     x = x.clone().requires_grad_()
     y = layer(x)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     return y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], upstream)
 
 
-def assert_agree(peer, x, strides, smoothness, of=("result", "input", "strides")):
-    theirs = gradients(make(peer, strides, smoothness), x)
+def assert_agree(baseline, x, strides, smoothness, of=("result", "input", "strides")):
+    theirs = gradients(make(baseline, strides, smoothness), x)
     for name, actual, expected in zip(
         ("result", "input", "strides"), theirs, gradients(ds.DiffStride2d(strides, smoothness), x), strict=True
     ):
@@ -46,30 +46,30 @@ def test_axis_by_axis_is_our_layer(size, strides, smoothness, new):
     assert_agree(AxisByAxisFFT, x, strides, smoothness)
 
 
-@pytest.mark.parametrize("peer", [JointFFT, NaiveFFT])
+@pytest.mark.parametrize("baseline", [JointFFT, NaiveFFT])
 @pytest.mark.parametrize(("size", "strides", "smoothness", "new"), [ODD_RESULT, WHOLE])
-def test_both_axes_at_once_are_our_layer_where_results_are_odd(peer, size, strides, smoothness, new):
+def test_both_axes_at_once_are_our_layer_where_results_are_odd(baseline, size, strides, smoothness, new):
     x = torch.randn(2, 3, *size)
-    assert make(peer, strides, smoothness)(x).shape == (2, 3, *new)
-    assert_agree(peer, x, strides, smoothness)
+    assert make(baseline, strides, smoothness)(x).shape == (2, 3, *new)
+    assert_agree(baseline, x, strides, smoothness)
 
 
-@pytest.mark.parametrize("peer", [JointFFT, NaiveFFT])
+@pytest.mark.parametrize("baseline", [JointFFT, NaiveFFT])
 @pytest.mark.parametrize(("size", "strides", "smoothness", "new"), [EVEN, ODD])
-def test_both_axes_at_once_are_our_layer_below_the_last_row(peer, size, strides, smoothness, new):
+def test_both_axes_at_once_are_our_layer_below_the_last_row(baseline, size, strides, smoothness, new):
     """Even sizes: nothing at half the result's size, so the one row kept of two does not matter."""
     x = ds.spectral_resize(torch.randn(2, 3, *(n - 1 for n in new)), size)
-    assert make(peer, strides, smoothness)(x).shape == (2, 3, *new)
-    assert_agree(peer, x, strides, smoothness, of=("result", "strides"))
+    assert make(baseline, strides, smoothness)(x).shape == (2, 3, *new)
+    assert_agree(baseline, x, strides, smoothness, of=("result", "strides"))
 
 
-@pytest.mark.parametrize("peer", [AxisByAxisFFT, JointFFT, NaiveFFT])
+@pytest.mark.parametrize("baseline", [AxisByAxisFFT, JointFFT, NaiveFFT])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_dtype_and_memory_format_stay(peer, memory_format):
+def test_dtype_and_memory_format_stay(baseline, memory_format):
     x = torch.randn(2, 3, 16, 16).to(memory_format=memory_format)
-    y = peer()(x)
+    y = baseline()(x)
     assert y.is_contiguous(memory_format=memory_format)
-    half = peer()(x.bfloat16())
+    half = baseline()(x.bfloat16())
     assert half.dtype == torch.bfloat16
     # Computed in float32: rounded once on the way in (8 bits) and once on the way out.
     torch.testing.assert_close(half.float(), y, rtol=2**-7, atol=2**-6)

@@ -1,4 +1,4 @@
-"""What the benchmark counts and how it compares. No times are judged here."""
+"""Counts and comparisons of the benchmark. No times are judged here."""
 
 import random
 

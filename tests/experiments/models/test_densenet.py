@@ -155,21 +155,6 @@ def test_the_learned_transition_is_the_convolution_and_then_the_layer():
         assert torch.allclose(transition(x), layer(y), atol=1e-10)
 
 
-def test_strides_learn_cost_and_freeze():
-    model = network("diffstride", downsample_options={"window": "inner"})
-    x = torch.randn(4, 3, 16, 16)
-    loss = F.cross_entropy(model(x), torch.arange(4)) + ds.stride_cost(model)
-    loss.backward()
-    gradients = [p.grad for name, p in model.named_parameters() if name.endswith("stride")]
-    assert len(gradients) == 2
-    assert all((g != 0).all() for g in gradients)
-    assert ds.stride_cost(model).item() == pytest.approx(1 / 4 + 1 / 16)
-    cost = ds.CostModel(model, x[:1])
-    assert cost.exact() == count_macs(model, x[:1]).model
-    model.eval()
-    assert torch.allclose(ds.freeze(model, x)(x), model(x), atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -145,7 +145,9 @@ def test_files_of_a_study(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["runs: 3", "runs: {../x: {seed: 0}}", "runs: {a: {seed: 0}}\ntables: [1]", "x"], ids=lambda c: c[:12]
+    "content",
+    ["runs: 3", "axes: {}", "runs: {../x: {seed: 0}}", "runs: {a: {seed: 0}}\ntables: [1]", "x"],
+    ids=lambda c: c[:12],
 )
 def test_another_folder_is_not_a_study(tmp_path, content):
     with pytest.raises(UsageError, match="is not the folder of a study"):

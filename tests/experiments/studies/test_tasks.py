@@ -35,7 +35,7 @@ def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path):
 
 @pytest.fixture
 def study(tmp_path):
-    """The folder of a study with these runs; three of a single task are not done."""
+    """Make the folder of a study with these runs; three of a single task are not done."""
     found = list(task_rows())
     tables = [
         {"rows": "task", "columns": "method", "where": {"setting": "multi"}},

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import yaml
 
@@ -64,8 +64,12 @@ def is_study(folder: Path) -> bool:
     return (folder / "study.yaml").is_file()
 
 
-class _Kept(Definition):
-    runs: Required[dict[str, dict[str, Any]]]
+class _Runs(TypedDict):
+    runs: dict[str, dict[str, Any]]
+
+
+class _Kept(_Runs, Definition):
+    pass
 
 
 def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -358,9 +362,7 @@ def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
     text = (PAPER / f"{table}.csv").read_text().splitlines()
     header, *lines = csv.reader(line for line in text if not line.startswith("#"))
     places = [header.index(key) for key in _KEYS[table]]
-    return {
-        tuple(line[i] for i in places): [value for i, value in enumerate(line) if i not in places] for line in lines
-    }
+    return {tuple(line[i] for i in places): [v for i, v in enumerate(line) if i not in places] for line in lines}
 
 
 # Files
