@@ -28,7 +28,7 @@ from diffstride.experiments.figures.training import (
     strides_over_bands,
     windows_over_spectrum,
 )
-from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.models import TinyCNN, downsample
 from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import FitCLI, has_several_processes, parse, train
@@ -36,7 +36,7 @@ from diffstride.experiments.training.folders import runs_folder
 from diffstride.nn import DiffStride2d
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
-METHODS = {"conv": "strided convolution", "spectral": "spectral pooling", "diffstride": "DiffStride"}
+METHODS = {name: downsample.METHODS[name] for name in ("conv", "spectral", "diffstride")}
 # (4, 2) are the largest strides that keep the default bands whole, N / (2 b); (3, 3) suits neither axis.
 STARTS = {"good": (4, 2), "poor": (3, 3)}
 AXES = ("height", "width")

@@ -14,7 +14,7 @@ import torch
 from diffstride._files import atomic_write_text
 from diffstride.experiments.benchmark.measure import Candidate, alternate, synchronise
 from diffstride.experiments.provenance import provenance
-from diffstride.experiments.studies.results import latency_file
+from diffstride.experiments.studies.results import read_latency
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.export import freeze
 from diffstride.nn import learnable_layers
@@ -52,7 +52,7 @@ def measure(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> No
 
 def is_timed(folder: Path, runs: Mapping[str, Path], batch: int) -> bool:
     """Return whether `latency.json` holds these runs with their present results, and this batch."""
-    before = latency_file(folder)
+    before = read_latency(folder)
     if before is None or before["batch"] != batch:
         return False
     digests = {label: entry.get("result") for label, entry in before["latency"].items()}

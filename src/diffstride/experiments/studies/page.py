@@ -19,9 +19,9 @@ from diffstride.cost import count_macs, cutoff_frequencies, stride_cost
 from diffstride.errors import UsageError
 from diffstride.experiments.figures.style import inline_svg
 from diffstride.experiments.history import read_dicts, read_rows
+from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.studies import pictures
 from diffstride.experiments.studies.results import (
-    METHODS,
     Row,
     Table,
     is_study,

@@ -32,16 +32,16 @@ from diffstride.experiments.figures.training import (
     windows_over_spectrum,
 )
 from diffstride.experiments.history import axis_names, read_dicts, read_rows
+from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.studies.probes import executed, input_windows, resolutions, sample_inputs
 from diffstride.experiments.studies.results import (
-    METHODS,
     Row,
     Statistic,
     by_task,
     first_cutoff,
     groups,
-    latency_file,
     line_of,
+    read_latency,
     read_study,
     seeds_of,
     statistic,
@@ -127,7 +127,7 @@ def _factor(folder: Path, rows: Sequence[Row]) -> Figure | str:
 
 
 def _pareto(folder: Path, rows: Sequence[Row]) -> Figure | str:
-    timed = latency_file(folder)
+    timed = read_latency(folder)
     latency: Mapping[str, Any] = timed["latency"] if timed else {}
     by_series: dict[str, list[Row]] = {}
     for row in rows:

@@ -17,7 +17,7 @@ import yaml
 from diffstride._files import atomic_write_text
 from diffstride._text import csv_cell, one_line, printable
 from diffstride.errors import UsageError
-from diffstride.experiments.models.downsample import METHODS as METHODS
+from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.studies.study import Definition, label_of, shown
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.folders import check_name
@@ -158,11 +158,11 @@ _VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float
 }
 
 
-def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> list[Table]:
+def tables(definition: Mapping[str, Any], rows: Sequence[Row], timed: LatencyFile | None = None) -> list[Table]:
     """Return the tables in a study's definition, then one with a line for every group of runs."""
     wanted = definition.get("tables") or []
     made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
-    return [*made, overview(rows, latency)]
+    return [*made, overview(rows, {} if timed is None else timed["latency"])]
 
 
 def by_task(rows: Iterable[Row]) -> list[Row]:
@@ -288,7 +288,7 @@ def first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
     return float(next(iter(result["cutoffs"][kind].values()))[axis])
 
 
-def overview(rows: Sequence[Row], latency: Mapping[str, Any] | None = None) -> Table:
+def overview(rows: Sequence[Row], latency: Mapping[str, Timed]) -> Table:
     """Return a table with a line for every group of runs: accuracy, cost, striding factor."""
     header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
     if latency:
@@ -411,7 +411,7 @@ class LatencyFile(TypedDict):
     latency: dict[str, Timed]
 
 
-def latency_file(folder: Path) -> LatencyFile | None:
+def read_latency(folder: Path) -> LatencyFile | None:
     """Return the content of `latency.json`; None where there is none, or a damaged one."""
     try:
         content: LatencyFile = read_json(folder / "latency.json")
@@ -419,12 +419,6 @@ def latency_file(folder: Path) -> LatencyFile | None:
     except (OSError, ValueError):
         return None
     return content
-
-
-def read_latency(folder: Path) -> dict[str, Any]:
-    """Return the measured latencies by label; none where none were measured."""
-    content = latency_file(folder)
-    return {} if content is None else dict(content["latency"])
 
 
 def _field(value: Any) -> Any:
