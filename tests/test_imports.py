@@ -9,7 +9,7 @@ import diffstride
 
 SOURCE = Path(diffstride.__file__).parent
 LIBRARY = [
-    "integrations", "export", "convert", "cost", "nn", "tracing", "functional", "backends", "geometry",
+    "integrations", "export", "convert", "cost", "nn", "tracing", "functional", "options", "backends", "geometry",
     "_validation", "_files", "_text", "errors", "_version",
 ]  # fmt: skip
 EXPERIMENTS = [

@@ -28,17 +28,17 @@ _IDENTITY_GAP = 1e-3
 
 
 def num_coefficients(size: int, basis: Basis) -> int:
-    """Number of coefficients of a real signal: `N // 2 + 1` (dft) or `N` (dct)."""
+    """Return the number of coefficients of a real signal: `N // 2 + 1` (dft) or `N` (dct)."""
     return size // 2 + 1 if basis == "dft" else size
 
 
 def top_frequency(size: int, basis: Basis) -> float:
-    """The highest frequency of the basis in cycles per axis: `N // 2` (dft) or `(N - 1) / 2` (dct)."""
+    """Return the highest frequency of the basis in cycles per axis: `N // 2` (dft) or `(N - 1) / 2` (dct)."""
     return size // 2 if basis == "dft" else (size - 1) / 2
 
 
 def output_size(size: int, stride: float, smoothness: float, window: Window = "outer", size_multiple: int = 1) -> int:
-    """Samples left of `size`.
+    """Return the size of the output of an axis.
 
     `N' = min(N, floor(N/S + 2R))` for the outer window (Algorithm 1) and for the hard one (`R = 0`), and
     `N' = min(N, max(2, ceil(N/S)))` for the inner one, rounded up to a multiple of `size_multiple`, at most `N`.
@@ -53,7 +53,7 @@ def output_size(size: int, stride: float, smoothness: float, window: Window = "o
 def stride_range(
     size: int, smoothness: float, bounds: tuple[float, float | None], window: Window, basis: Basis
 ) -> tuple[float, float]:
-    """The `(lower, upper)` that a stride is clamped to on an axis of `size`; where they cross, upper wins.
+    """Return the `(lower, upper)` to which a stride is clamped on an axis of `size`; where they cross, upper wins.
 
     `lower` leaves the top frequency `F` of an outer window `1 - 1e-3`: `N / (2 (F - 1e-3 R))`, so that the gradient is
     alive at `S = 1`. `upper = N / 2` leaves two samples.
@@ -66,7 +66,7 @@ def stride_range(
 
 
 class _ClampInward(torch.autograd.Function):
-    """`min(max(s, lower), upper)` whose backward stops only the gradient that would push `s` further outwards."""
+    """A clamp whose backward stops only a gradient that would push the stride further outwards."""
 
     generate_vmap_rule = True
 
@@ -90,17 +90,17 @@ class _ClampInward(torch.autograd.Function):
 
 
 class _ClampInwardEager(_ClampInward):
-    """With forward mode, which `torch.compile` does not take."""
+    """The clamp with forward mode, which `torch.compile` does not take."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        # Forward mode does not know where descent will go: outside the bounds nothing moves.
+        # The direction of descent is unknown in forward mode: outside the bounds nothing moves.
         (stride,) = ctx.saved_tensors
         return tangent.masked_fill((stride < ctx.lower) | (stride > ctx.upper), 0)
 
 
 def clamp_stride(stride: Tensor, lower: float, upper: float) -> Tensor:
-    """`stride` within `[lower, upper]`, upper winning; gradients that point back inside pass, others stop."""
+    """Clamp to `[lower, upper]`, where upper wins; gradients that point back inside pass, others stop."""
     function = _ClampInward if torch.compiler.is_compiling() else _ClampInwardEager
     clamped: Tensor = function.apply(stride, lower, upper)  # type: ignore[no-untyped-call]
     return clamped
@@ -116,7 +116,7 @@ class Taps(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What happens to one axis, all but the stride: `n` samples become `size`.
+    """The operator of one axis without its stride: `n` samples become `size`.
 
     Its operator is `P[j, i] = sum_k c_k m_k s_k(j) a_k(i)` with the window `m`, the constants `c` of `scale`, and the
     waves `a` at `n` and `s` at `size` points. With `taps` it becomes `kernel` shifted operators, interleaved.
@@ -134,19 +134,19 @@ class Axis(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Number of coefficients kept."""
+        """The number of coefficients kept."""
         return num_coefficients(min(self.n, self.size), self.basis)
 
     def clamp(self, stride: float) -> float:
-        """The stride in use; upper wins."""
+        """Return the stride in use; upper wins."""
         return min(max(stride, self.lower), self.upper)
 
     def frequencies(self, like: Tensor, first: int = 0, count: int | None = None) -> Tensor:
-        """Of `count` coefficients from `first` on, in cycles per axis."""
+        """Return the frequencies of `count` coefficients from `first` on, in cycles per axis."""
         return frequencies(self.basis, self.kept if count is None else count, like, first)
 
     def weights(self, stride: Tensor | float | None, like: Tensor) -> Tensor:
-        """What each coefficient is multiplied by: the mask at the (clamped) stride, the gain, the rule for growing.
+        """Return the factors of the coefficients: the mask at the clamped stride times the gain.
 
         When the axis grows, the Nyquist coefficient of an even `N` is halved, since it stands for `+N/2` and `-N/2`
         alike (the rule of `scipy.signal.resample`).
@@ -161,7 +161,7 @@ class Axis(NamedTuple):
         return weights
 
     def ramp(self, stride: float) -> tuple[int, int]:
-        """The coefficients `first .. last - 1` whose weight moves with the stride, the ends of the ramp included."""
+        """Return the first coefficient on the ramp, both its ends included, and the one after the last."""
         assert self.smoothness is not None
         edge = self.n / (2 * stride)
         if self.window == "inner":
@@ -173,7 +173,7 @@ class Axis(NamedTuple):
         return first, max(first, min(last, self.kept))
 
     def slopes(self, stride: Tensor | float, like: Tensor, first: int, last: int) -> Tensor:
-        """`d weights / d S` of the coefficients `first .. last - 1`, which lie on the ramp."""
+        """Return `d weights / d S` of the coefficients `first .. last - 1`, which are on the ramp."""
         assert self.smoothness is not None
         f = self.frequencies(like, first, last - first)
         slopes = mask_slope(self.n, stride, self.smoothness, self.window, f) * self.gain
@@ -182,23 +182,46 @@ class Axis(NamedTuple):
         return slopes
 
     @property
+    def rows(self) -> int:
+        """The number of samples that the operator gives; with taps, those of every tap."""
+        return self.size if self.taps is None else self.taps.kernel * self.size
+
+    @property
+    def columns(self) -> int:
+        """The number of samples that the operator takes."""
+        return self.n if self.taps is None else self.taps.length
+
+    @property
+    def unshared(self) -> list[int]:
+        """The samples near the ends that not every tap reads."""
+        if self.taps is None:
+            return []
+        kernel, dilation, left, length = self.taps
+        return [i for i in range(length) if not (kernel - 1) * dilation - left <= i < self.n - left]
+
+    def ramp_size(self, stride: float) -> int:
+        """Return how many coefficients of the input the gradient of a raw stride depends on."""
+        first, last = self.ramp(self.clamp(stride))
+        return (last - first) * (2 if self.basis == "dft" else 1) + len(self.unshared)
+
+    @property
     def _nyquist_splits(self) -> bool:
         return self.basis == "dft" and self.size > self.n and self.n % 2 == 0
 
 
 def frequencies(basis: Basis, count: int, like: Tensor, first: int = 0) -> Tensor:
-    """Of coefficients `first .. first + count - 1` in cycles per axis, in the dtype and on the device of `like`."""
+    """Return the frequencies of `count` coefficients from `first` on in cycles per axis, as a tensor like `like`."""
     k = torch.arange(first, first + count, dtype=like.dtype, device=like.device)
     return k if basis == "dft" else k / 2
 
 
 def clip(x: Tensor, lower: float, upper: float) -> Tensor:
-    """`torch.clamp` whose gradient counts at both ends; that of clamp itself stops there from torch 2.14 on."""
+    """Clamp with a gradient at both ends, where that of `torch.clamp` stops from torch 2.14 on."""
     return torch.where(x < lower, lower, torch.where(x > upper, upper, x))
 
 
 def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
-    """The window at the frequencies `f`, differentiable in a 0-d `stride`.
+    """Return the window at the frequencies `f`, differentiable in a 0-d `stride`.
 
     Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`; inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)` with
     `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. At the ends of the ramp the gradient counts.
@@ -214,7 +237,7 @@ def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f
 
 
 def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
-    """`dm/dS` at frequencies `f` of the ramp: `-N/(2 S^2 R)`, or `-2 f / (S N/(2S))` where the inner ramp scales."""
+    """Return `dm/dS` on the ramp: `-N/(2 S^2 R)`, or `-2 f / (S N/(2S))` where the inner ramp scales."""
     edge = size / (2 * stride)
     if window == "inner" and edge / 2 <= smoothness:  # the width is a half of the edge and moves with it
         return -2 * f / (edge * stride)
@@ -222,5 +245,5 @@ def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Win
 
 
 def gain(size: int, new_size: int, norm: Norm) -> float:
-    """What the norm multiplies the mean-keeping result by: 1, `sqrt(N/N')` or `N/N'`."""
+    """Return the norm's factor of the mean-keeping result: 1, `sqrt(N/N')` or `N/N'`."""
     return math.pow(size / new_size, NORM_EXPONENTS[norm])

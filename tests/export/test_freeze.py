@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import diffstride as ds
-from diffstride import functional, geometry
+from diffstride import geometry
 from diffstride.errors import RunError, UsageError
 from diffstride.experiments.models import ResNet, TinyCNN
 from diffstride.export import freeze, to_onnx, to_safetensors
@@ -133,12 +133,12 @@ def test_the_order_of_a_convolution_is_that_of_the_layer():
     shapes = {}
     for stride in (3.2, (4.0, 1.02), 1.02):
         layer = ds.DiffStrideConv2d(16, 64, 3, stride, padding=1, smoothness=1)
-        order = functional.cheapest_order((64, 16), (20, 20), layer.output_size((20, 20)), layer._convolution)
-        shapes[order] = {name: tuple(b.shape) for name, b in freeze(layer, x).named_buffers()}
+        fused_axes = layer.schedule((20, 20), layer.output_size((20, 20))).fused_axes
+        shapes[fused_axes] = {name: tuple(b.shape) for name, b in freeze(layer, x).named_buffers()}
     assert shapes == {
-        "resample first": {"before.height": (3 * 8, 20), "before.width": (20, 3 * 8)},
-        "resample the first axis": {"before.height": (3 * 7, 20), "after.width": (20, 20)},
-        "convolve first": {"after.height": (20, 20), "after.width": (20, 20)},
+        2: {"before.height": (3 * 8, 20), "before.width": (20, 3 * 8)},
+        1: {"before.height": (3 * 7, 20), "after.width": (20, 20)},
+        0: {"after.height": (20, 20), "after.width": (20, 20)},
     }
 
 

@@ -8,6 +8,7 @@ import torch
 
 from diffstride import DiffStride2d, backends, functional, geometry
 from diffstride.backends import axes, resample
+from diffstride.nn import _fused
 from tools import fuzz
 
 SEED, SLICE, SLICES = 0, 60, 10
@@ -37,7 +38,7 @@ def test_the_slices_hold_every_kind_of_call():
         "basis": geometry.BASES,
         "norm": geometry.NORM_EXPONENTS,
         "backend": backends.BACKENDS,
-        "padding_mode": functional.PADDING_MODES,
+        "padding_mode": _fused.PADDING_MODES,
         "padding": ("same", "valid"),
         "shared": (True, False),
         "size_multiple": (1, 2, 3, 8),
@@ -90,8 +91,8 @@ def an_adjoint_that_forgets_the_gain(monkeypatch):
 
 
 def a_bias_that_is_lost(monkeypatch):
-    convolve = functional.convolve
-    monkeypatch.setattr(functional, "convolve", lambda x, weight, bias, *args: convolve(x, weight, None, *args))
+    convolve = _fused.convolve
+    monkeypatch.setattr(_fused, "convolve", lambda x, weight, bias, *args: convolve(x, weight, None, *args))
 
 
 def a_format_that_is_lost(monkeypatch):
@@ -101,7 +102,7 @@ def a_format_that_is_lost(monkeypatch):
 def a_dtype_that_follows_autocast(monkeypatch):
     along_axes = functional.along_axes
     monkeypatch.setattr(
-        functional, "along_axes", lambda x, *args, **options: along_axes(functional.as_autocast(x), *args, **options)
+        functional, "along_axes", lambda x, *args, **options: along_axes(_fused.as_autocast(x), *args, **options)
     )
 
 

@@ -214,14 +214,14 @@ def test_an_open_layer_takes_the_share_of_samples_that_its_larger_map_leaves():
     sweep.set_strides(model, 0, 1000)
     # floor(32/2 + 2) = 18 and, open, floor(32/sqrt(2) + 2) = 24 rows; the columns stay.
     assert sweep.batch_fraction(model, sizes) == pytest.approx(18 / 24)
-    assert sweep.batch_fraction(model, {}) == ds.Sweep.LEAST_SHARE
+    assert sweep.batch_fraction(model, {}) == ds.Sweep.LEAST_FRACTION
     assert sweep.batch_fraction(model.eval(), sizes) == 1
     model.train()
     sweep.set_strides(model, 200, 1000)
     assert sweep.batch_fraction(model, sizes) == pytest.approx((64 / 4 + 2) / (64 / 2 + 2))
     sweep.set_strides(model, 400, 1000)
     # (200/9 + 8)(100/9 + 8) over (200/3 + 8)(100/3 + 8)
-    assert sweep.batch_fraction(model, sizes) == ds.Sweep.LEAST_SHARE > 30 * 19 / (74 * 41)
+    assert sweep.batch_fraction(model, sizes) == ds.Sweep.LEAST_FRACTION > 30 * 19 / (74 * 41)
     sweep.set_strides(model, 600, 1000)
     assert sweep.batch_fraction(model, sizes) == 1
     ds.Jitter().set_strides(model, 0, 1000)

@@ -13,11 +13,12 @@ from diffstride.geometry import Axis, Basis
 class SpectralOperator:
     """`y = irfft((w * rfft(x))[:K], n=size)` along an axis of `n` samples, or the same with the DCT-II.
 
-    `slopes`, if any, are those of the weights of the coefficients `first ..` on the ramp, times what they count.
+    `slopes`, if any, are the derivatives of the weights of the coefficients `first ..` on the ramp, times their
+    multiplicity.
     """
 
     def __init__(self, axis: Axis, weights: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
-        assert axis.taps is None, "convolutions are fused_axes into dense operators only"
+        assert axis.taps is None, "convolutions are fused into dense operators only"
         self.length, self.size, self.basis = axis.n, axis.size, axis.basis
         self.weights = weights
         self.first, self.slopes = first, slopes
@@ -29,35 +30,35 @@ class SpectralOperator:
         return len(self.slopes) * (2 if self.basis == "dft" else 1)
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
-        """`P x` along `dim`."""
+        """Return `P x` along `dim`."""
         if x.numel() == 0:  # FFT libraries refuse them
             return x.new_empty([*x.shape[:dim], self.size, *x.shape[x.ndim + dim + 1 :]])
         return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.length, self.size, x, dim)
 
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
-        """The coefficients of `x` on the ramp."""
+        """Return the coefficients of `x` on the ramp."""
         return self._on_ramp(_analyse(x, dim, self.basis), None, x, dim)
 
     def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """`apply` and `on_ramp` from one transform."""
+        """Return `apply` and `on_ramp` from one transform."""
         spectrum = _analyse(x, dim, self.basis)
         y = self._synthesise(spectrum, self.weights / self.length, self.size, x, dim)
         return y, self._on_ramp(spectrum, None, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
-        """`P^T y` along `dim`."""
+        """Return `P^T y` along `dim`."""
         return self._synthesise(_analyse(y, dim, self.basis), self._adjoint_weights(), self.length, y, dim)
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
-        """The coefficients of `y` on the ramp times their slopes."""
+        """Return the coefficients of `y` on the ramp times their slopes."""
         return self._on_ramp(_analyse(y, dim, self.basis), self.slopes, y, dim)
 
     def _adjoint_weights(self) -> Tensor:
-        """Those of the same operator from `size` to `n` samples, but for counting the coefficient of Nyquist."""
+        """Return the weights of the transposed operator, which counts the coefficient of Nyquist otherwise."""
         weights = self.weights / self.length
         last = 2 * (len(weights) - 1)
         if self.basis == "dft" and self.length != self.size and last in (self.length, self.size):
-            # `irfft` counts it once, any other frequency twice; so did the transform that is transposed.
+            # `irfft` counts it once and every other frequency twice, as did the transform that is transposed.
             weights = torch.cat([weights[:-1], weights[-1:] * (2.0 if last == self.length else 0.5)])
         return weights
 
@@ -85,7 +86,7 @@ class SpectralOperator:
 
 
 def _analyse(x: Tensor, dim: int, basis: Basis) -> Tensor:
-    """`sum_i x_i exp(-2 pi j f i / n)` (dft) or `sum_i x_i cos(pi k (2i + 1) / (2n))` (dct), at the end of the shape.
+    """Return `sum_i x_i exp(-2 pi j f i / n)` (dft) or `sum_i x_i cos(pi k (2i + 1) / (2n))` (dct), axis last.
 
     Half precision is computed in float32. The DCT-II is the DFT of the even extension `[x, flip(x)]`, whose centre of
     symmetry is half a sample off.

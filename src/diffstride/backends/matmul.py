@@ -15,9 +15,9 @@ from diffstride.geometry import Axis, Basis, num_coefficients
 class DenseOperator:
     """A matrix, applied along an axis; with `axis.taps` the matrix of the shifted operators, interleaved.
 
-    It is built in the precision of the weights (float64 where the device has it: cheap, and out of reach of TF32 and
-    its like) and applied in `dtype`. `slopes`, if any, are those of the weights of the coefficients `first ..` on the
-    ramp, times what they count.
+    It is built in the precision of the weights, float64 where the device has it, which is cheap and safe from TF32. It
+    is applied in `dtype`. `slopes`, if any, are the derivatives of the weights of the coefficients `first ..` on the
+    ramp, times their multiplicity.
     """
 
     def __init__(
@@ -33,27 +33,27 @@ class DenseOperator:
         return len(self._ramp[0])
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
-        """`P x` along `dim`."""
+        """Return `P x` along `dim`."""
         return product(self.matrix, x, dim)
 
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
-        """The coefficients of `x` on the ramp."""
+        """Return the coefficients of `x` on the ramp."""
         return product(self._ramp[0], x, dim)
 
     def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """`apply` and `on_ramp`."""
+        """Return `apply` and `on_ramp`."""
         return self.apply(x, dim), self.on_ramp(x, dim)
 
     def stacked(self, x: Tensor, dim: int) -> Tensor:
-        """`apply`, and below it along `dim`, `on_ramp`."""
+        """Return `apply` and below it, along `dim`, `on_ramp`."""
         return product(self._stack, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
-        """`P^T y` along `dim`."""
+        """Return `P^T y` along `dim`."""
         return product(self._transposed, y, dim)
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
-        """The coefficients of `y` on the ramp times their slopes."""
+        """Return the coefficients of `y` on the ramp times their slopes."""
         return product(self._ramp[1], y, dim)
 
     def send(self, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class DenseOperator:
 
 
 def product(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """`matrix @ x` along axis `dim < 0` of `x`, in the order in which `x` lies in memory: no axis is moved."""
+    """Return `matrix @ x` along axis `dim < 0` of `x`, without moving an axis in memory."""
     before, n, after = x.shape[:dim], x.shape[dim], x.shape[x.ndim + dim + 1 :]
     size = matrix.shape[0]
     if dim == -1:
@@ -95,7 +95,7 @@ def product(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def _convolution_is_faster(matrix: Tensor, x: Tensor) -> bool:
-    # PyTorch hands float32 products on x86 to MKL, convolutions to oneDNN, which on AMD takes 0.4-0.9 of the time.
+    # On x86, PyTorch calls MKL for float32 products and oneDNN for convolutions, 0.4-0.9 of the time on AMD.
     return (
         x.is_cpu
         and x.dtype == torch.float32
@@ -110,14 +110,14 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-unty
 
 
 def _pointwise(matrix: Tensor, x: Tensor) -> Tensor:
-    """`x @ matrix.T` as a convolution with a 1x1 kernel, rows as positions, in channels_last."""
+    """Return `x @ matrix.T` as a convolution with a 1x1 kernel, rows as positions, in channels_last."""
     size, n = matrix.shape
     y = F.conv2d(x.reshape(1, -1, 1, n).permute(0, 3, 1, 2), matrix[:, :, None, None])
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], size)
 
 
 def operator(axis: Axis, weights: Tensor) -> Tensor:
-    """The matrix of one axis.
+    """Return the matrix of one axis.
 
     dft: `P[j, i] = 1/n sum_f c_f w_f cos(2 pi f (j/size - i/n))`, `c_f = 1` for `f = 0` and `2 f = size`, else 2.
     dct: `P[j, i] = 1/n sum_k c_k w_k cos(pi k (2j+1)/(2 size)) cos(pi k (2i+1)/(2n))`, `c_k = 1` for `k = 0`, else 2.
@@ -132,10 +132,10 @@ def operator(axis: Axis, weights: Tensor) -> Tensor:
 
 
 def _change(axis: Axis, slopes: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """`A`, `B` with `dP/dS = B^T A`, as few rows as there are waves on the ramp, `slopes` being those of the weights.
+    """Return `A`, `B` with `dP/dS = B^T A`, of as few rows as there are waves on the ramp.
 
-    A shift turns the phase of a wave, so all taps of a convolution share the waves at the input, but for the samples
-    near the ends that some tap does not see: those have a row of their own.
+    A shift turns the phase of a wave, so all taps of a convolution share the waves at the input. The samples near the
+    ends that not every tap reads have a row of their own.
     """
     last = first + len(slopes)
     analysis = _waves(axis.n, axis.basis, slopes, first, last)
@@ -150,9 +150,7 @@ def _change(axis: Axis, slopes: Tensor, first: int) -> tuple[Tensor, Tensor]:
     turned = torch.cat([even * cosine - odd * sine, even * sine + odd * cosine]).flatten(1)
     angle = _angle(axis.n, axis.basis, slopes, first, last, length)
     waves = torch.cat([angle.cos(), angle.sin()])
-    # Samples from `seen[0]` to `seen[1]` are seen by every tap.
-    seen = (kernel - 1) * dilation - left, axis.n - left
-    outside = [i for i in range(length) if not seen[0] <= i < seen[1]]
+    outside = axis.unshared
     change = _shifted(axis, synthesis.flatten(0, 1).mT @ analysis.flatten(0, 1)).flatten(0, 1)
     rest = change[:, outside] - turned.mT @ waves[:, outside]
     alone = torch.eye(length, dtype=slopes.dtype, device=slopes.device)[outside]
@@ -160,7 +158,7 @@ def _change(axis: Axis, slopes: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 
 def multiplicity(axis: Axis, like: Tensor) -> Tensor:
-    """`c_k / n` of every coefficient kept: how often it counts, where and in the dtype of `like`."""
+    """Return `c_k / n`, the multiplicity of every coefficient kept, as a tensor like `like`."""
     factors = like.new_full((axis.kept,), 2 / axis.n)
     factors[0] = 1 / axis.n
     if axis.basis == "dft" and 2 * (axis.kept - 1) == axis.size:
@@ -169,7 +167,7 @@ def multiplicity(axis: Axis, like: Tensor) -> Tensor:
 
 
 def _shifted(axis: Axis, rows: Tensor) -> Tensor:
-    """`[rows, n]` to `[rows, kernel, length]`: what every tap of the convolution makes of its samples."""
+    """Shift `[rows, n]` to `[rows, kernel, length]`, for every tap of the convolution."""
     assert axis.taps is not None
     kernel, dilation, left, length = axis.taps
     taps = []
@@ -182,8 +180,8 @@ def _shifted(axis: Axis, rows: Tensor) -> Tensor:
 
 
 def _waves(n: int, basis: Basis, like: Tensor, first: int, last: int) -> Tensor:
-    """Waves `first .. last - 1` of the basis at `n` points: cosines and sines `[2, r, n]` or cosines `[1, r, n]`."""
-    # Constants are kept between calls, except where tensors only stand for others (tracing, fake tensors).
+    """Return waves `first .. last - 1` at `n` points: cosines and sines `[2, r, n]` or cosines `[1, r, n]`."""
+    # Constants are kept between calls, except for fake tensors and in a graph.
     keep = n <= _KEPT_UP_TO and type(like) is Tensor and not torch.compiler.is_compiling()
     if keep:  # one table serves every count
         return _kept_table(n, 0, num_coefficients(n, basis), basis, like.dtype, like.device)[:, first:last]
@@ -197,7 +195,7 @@ def _table(n: int, first: int, last: int, basis: Basis, dtype: torch.dtype, devi
 
 
 def _angle(n: int, basis: Basis, like: Tensor, first: int, last: int, points: int) -> Tensor:
-    """`2 pi f i / n` (dft) or `pi k (2 i + 1) / (2 n)` (dct) of waves `first .. last - 1` at the first `points`."""
+    """Return `2 pi f i / n` (dft) or `pi k (2 i + 1) / (2 n)` (dct) of waves `first ..` at the first `points`."""
     k = torch.arange(first, last, device=like.device)[:, None]
     i = torch.arange(points, device=like.device)[None, :]
     # The phase is reduced to one turn in integers: floating point stays exact on long axes.
@@ -206,6 +204,6 @@ def _angle(n: int, basis: Basis, like: Tensor, first: int, last: int, points: in
     return ((k * (2 * i + 1)) % (4 * n)).to(like.dtype) * (math.pi / (2 * n))
 
 
-# At most 64 tables of 512 x 512 float64: 128 MiB at the very worst, a few in practice.
+# At most 64 tables of 512 x 512 float64, 128 MiB.
 _KEPT_UP_TO = 512
 _kept_table = lru_cache(maxsize=64)(_table)

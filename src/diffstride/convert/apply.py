@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import nn
 
@@ -10,15 +12,15 @@ from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
 from diffstride.convert.records import Edits, Resize, Site
 from diffstride.errors import UsageError
-from diffstride.functional import Settings
 from diffstride.nn.attach import attach, attached
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.lengths import OutputLengths
 from diffstride.nn.resize import ResizeTo
+from diffstride.options import LayerOptions
 from diffstride.tracing import preserved
 
-OPTIONS = {*Settings._fields, "shared"}
+OPTIONS = {field.name for field in fields(LayerOptions)}
 """The options of the layers. A plan has all of them."""
 
 

@@ -12,31 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from diffstride import _validation
-from diffstride.cost.program import (
-    Neighbour,
-    OnHost,
-)
+from diffstride.cost.program import Neighbour, OnHost
 
 if TYPE_CHECKING:
     from diffstride.cost.model import CostModel
 
 
 class Budget(nn.Module):
-    """A loss term that holds a model's cost at a budget, from both sides; `CostModel.budget` makes it.
+    """A loss term that holds a model's cost at a target, from above and from below.
 
-    With the exact cost `C` and the target `T`, `miss = log(C/T)` says how far off it is (0 within `tolerance`). The
-    gradient of the term with respect to the strides is `push g / |g|^2`, where `g` is the gradient of the logarithm of
-    the relaxed cost: strides that move by `r` times their gradient lower the miss by `r push`. Two parts make the push:
+    Make it with `CostModel.budget` and add what it returns to the loss in every step:
 
-    - `rate miss / r`, under which the miss shrinks by `rate` a step. Nearer than `near`, where whole sizes decide, it
-      goes to one stride alone, the one whose next size comes nearest to the target.
-    - a multiplier, as in a Lagrangian, which holds the strides against the rest of the loss once the miss is gone. Each
-      call in training mode moves it by `rate^2 / 4 miss / r` (critically damped), within `limit`.
+        budget = ds.CostModel(model, example_inputs).budget(0.7)
+        loss = criterion(model(x), y) + budget()
 
-    `r` depends on the optimizer, its learning rate, momentum and clipping. It is estimated from how the strides move.
+    Pass the strides' present learning rate, `budget(lr)`, where a schedule changes it. Save the budget with the model:
+    its state is in buffers. It reads the strides and has no other effect on the model.
 
-    A cost below the target is pushed up: compute that is allowed is used. The value of the term is `miss^2 / 2`. Its
-    state is in buffers and so in checkpoints.
+    How it works. With the exact cost `C` and the target `T`, the error is `log(C/T)`, or 0 within `tolerance`. The
+    value of the term is half of its square. The term's gradient with respect to the strides is `push g / |g|^2`, where
+    `g` is the gradient of the logarithm of the relaxed cost. Strides that move by `r` times their gradient lower the
+    error by `r push`. The push has two parts:
+
+    - `rate error / r`, under which the error shrinks by `rate` a step. Below an error of `near`, where whole sizes
+      decide, it goes to one stride alone, the one whose next size comes nearest to the target.
+    - A multiplier, as in a Lagrangian. It holds the strides against the rest of the loss once the error is gone. Each
+      call in training mode moves it by `rate^2 / 4 error / r` (critically damped), within `limit`.
+
+    `r` depends on the optimizer, its learning rate, momentum and clipping. It is estimated from the strides' movement.
     """
 
     multiplier: Tensor
@@ -53,15 +56,15 @@ class Budget(nn.Module):
         tolerance: float = 0.01,
         near: float = 0.15,
     ) -> None:
-        """Made by `CostModel.budget`.
+        """Make the term.
 
         Args:
-            cost: of the model.
+            cost: the cost of the model.
             target: the cost to reach, in multiply-accumulates or bytes.
-            rate: the share of the miss that a step takes away.
-            limit: of the multiplier's size.
-            tolerance: the relative miss that counts as none.
-            near: the miss below which single sizes are moved in turn: the last percents are a question of whole sizes.
+            rate: the fraction of the error that a step removes.
+            limit: the largest size of the multiplier.
+            tolerance: the relative error that counts as none.
+            near: the error below which single sizes are moved in turn.
         """
         super().__init__()
         for name, value in ("target", target), ("rate", rate), ("limit", limit):
@@ -72,37 +75,37 @@ class Budget(nn.Module):
         self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
         entries = sum(g.numel() for g in cost.gradient().grads)
         self.register_buffer("multiplier", torch.zeros((), dtype=torch.float64))
-        # Sums of (movement times push) and of push squared, whose quotient is r over the learning rate: at first that
-        # of SGD with momentum 0.9, with next to no weight.
+        # Sums of (movement times push) and of push squared. Their quotient is r over the learning rate. It starts as
+        # that of SGD with momentum 0.9, with a small weight.
         self.register_buffer("response", torch.tensor([1e-5, 1e-6], dtype=torch.float64))
         self.register_buffer("last", torch.full((2, entries), math.nan, dtype=torch.float64))
 
     def forward(self, lr: float = 0.1) -> Tensor:
-        """The term to add to the loss.
+        """Return the term to add to the loss.
 
         Args:
-            lr: the strides' learning rate in the step to come, where a schedule changes it: only its changes count.
+            lr: the strides' learning rate in the next step. Only its changes count.
         """
         raw = self.cost._strides()
         strides = torch.cat([stride.detach().to("cpu", torch.float64) for stride in raw.values()])
         value, grads, room = self.cost.gradient()
-        miss = self.log_error()
+        error = self.log_error()
         # Strides that cannot go where the cost is to go are left out.
-        g = torch.cat(grads) / value * torch.cat([larger if miss > 0 else smaller for larger, smaller in room])
+        g = torch.cat(grads) / value * torch.cat([larger if error > 0 else smaller for larger, smaller in room])
         along = g / g.square().sum().clamp(min=1e-12)
         learning = self.training and torch.is_grad_enabled()
         if learning:
-            self._observe(strides, miss)
+            self._observe(strides, error)
         speed = lr * self._speed()
-        # A miss from far away is no sign of a force to hold against.
-        lasting = min(max(miss, -self.near), self.near)
+        # A large error is no sign of a force to hold against.
+        lasting = min(max(error, -self.near), self.near)
         multiplier = float(self.multiplier) + self.rate**2 / 4 * lasting / speed
-        if multiplier * miss < 0:  # it pushes away from the target: too much was gathered
+        if multiplier * error < 0:  # it pushes away from the target
             multiplier *= 1 - self.rate
         multiplier = min(max(multiplier, -self.limit), self.limit)
-        last_step = self._last_step(miss)
+        last_step = self._last_step(error)
         if last_step is None:
-            push = (multiplier + self.rate * miss / speed) * along
+            push = (multiplier + self.rate * error / speed) * along
         else:
             push = multiplier * along
             at = sum(raw[i].numel() for i in itertools.takewhile(lambda i: i != last_step.stride_id, raw))
@@ -113,33 +116,33 @@ class Budget(nn.Module):
         push = torch.minimum(torch.maximum(push, -most), most)
         if learning:
             self.multiplier.fill_(multiplier)
-            # Momentum moves strides by the pushes of some ten steps; without, it takes that long to learn of it.
+            # Momentum moves strides by the pushes of some ten steps.
             pushes = 0.9 * self.last[1].nan_to_num().cpu() + 0.1 * lr * push
             self.last.copy_(torch.stack([strides, pushes]))
         parts = torch.split(push, [stride.numel() for stride in raw.values()])
-        term: Tensor = OnHost.apply(miss**2 / 2, parts, room, *raw.values())  # type: ignore[no-untyped-call]
+        term: Tensor = OnHost.apply(error**2 / 2, parts, room, *raw.values())  # type: ignore[no-untyped-call]
         return term
 
-    def _last_step(self, miss: float) -> Neighbour | None:
-        """Next to the target, where a single size decides: that which comes nearest, if it comes nearer."""
-        if not 0 < abs(miss) < self.near:
+    def _last_step(self, error: float) -> Neighbour | None:
+        """Return the change of a single size that comes nearest to the target, if the target is near."""
+        if not 0 < abs(error) < self.near:
             return None
         found = [(abs(math.log(step.cost / self.target)), step) for step in self.cost.neighbours()]
         best = min(found, key=operator.itemgetter(0), default=None)
-        return best[1] if best is not None and best[0] < abs(miss) else None
+        return best[1] if best is not None and best[0] < abs(error) else None
 
     def log_error(self) -> float:
-        """`log(C/T)`, 0 within the tolerance."""
-        miss = math.log(self.cost.exact() / self.target)
-        return 0.0 if abs(miss) <= self.tolerance else miss
+        """Return `log(C/T)`, or 0 within the tolerance."""
+        error = math.log(self.cost.exact() / self.target)
+        return 0.0 if abs(error) <= self.tolerance else error
 
-    def _observe(self, strides: Tensor, miss: float) -> None:
-        """Learn from the last step how far strides move; next to the target the rest of the loss moves them more."""
+    def _observe(self, strides: Tensor, error: float) -> None:
+        """Update the estimate of how far strides move, with less weight near the target."""
         before, push = self.last.cpu()
         if before.isnan().any():
             return
         sample = torch.stack([torch.dot(before - strides, push), torch.dot(push, push)])
-        self.response.mul_(1 - 0.05 * min(1.0, (miss / 0.1) ** 2)).add_(sample.to(self.response))
+        self.response.mul_(1 - 0.05 * min(1.0, (error / 0.1) ** 2)).add_(sample.to(self.response))
 
     def _speed(self) -> float:
         moved, pushed = map(float, self.response)
@@ -150,5 +153,5 @@ class Budget(nn.Module):
         return super()._apply(lambda t: t.to(fn(t).device), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def extra_repr(self) -> str:
-        """The target."""
+        """Return the target."""
         return f"target={self.target:.4g}, measure={self.cost.measure!r}"

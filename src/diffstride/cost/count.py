@@ -19,7 +19,7 @@ from diffstride.tracing import on_examples
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, after which every module is in the mode it was in."""
+    """Put the model in evaluation mode, and every module back into its mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -35,17 +35,17 @@ class Macs(NamedTuple):
     model: int
     """Convolutions and linear layers."""
     resampling: int
-    """The dense products of the resampling itself (none where it runs as an FFT)."""
+    """The dense products of the resampling itself; FFTs are not counted."""
 
 
 @torch.no_grad()
 def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     """Count the multiply-accumulates of `model(*inputs)` at the strides now in use, with torch's `FlopCounterMode`.
 
-    The model runs in evaluation mode and is left in the mode it was in.
+    The model runs in evaluation mode and is put back into its mode.
 
     Raises:
-        UsageError: inputs that the model does not run on.
+        UsageError: the model does not run on these inputs.
     """
     convolutions = 0  # of layers that resample and convolve
 
@@ -53,10 +53,11 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
         nonlocal convolutions
         (x,) = inputs
         batch = x.shape[0] if x.ndim == layer.ndim + 2 else 1
-        convolutions += batch * layer.convolution_macs(x.shape[-layer.ndim :])
+        spatial, new_sizes = x.shape[-layer.ndim :], output.shape[-layer.ndim :]
+        convolutions += batch * layer.schedule(spatial, new_sizes).macs(spatial, new_sizes)
 
     with evaluation(model), on_examples(model):
-        model(*inputs)  # builds the operators, whose own products are not those of a forward pass
+        model(*inputs)  # builds the operators, whose products are not part of a forward pass
         handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, DiffStrideConvNd)]
         try:
             with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""What strides mean as frequencies (Table 2 of the paper)."""
+"""Strides as cut-off frequencies (Table 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -21,32 +21,30 @@ def cutoff_frequencies(
     example_inputs: Any = None,
     whole_bins: bool = False,
 ) -> dict[str, tuple[float, ...]]:
-    """The frequencies at which the learned windows end, in cycles per unit of the axes.
+    """Return the frequencies at which the learned windows end, in cycles per unit of the axes.
 
-    The edge `N/(2S)` of a window, in cycles per axis, is the frequency `1/(2 S d)` of an axis sampled every `d` units:
-    a hop of 10 ms and `S = 1.89` give 26.5 Hz, a mel axis with `d = 1` gives cycles per band. A downsampling of `N`
-    samples to `N'` makes the spacing `d N/N'` for what follows; so does, by its stride, a strided layer that is not
-    learnable.
+    The edge `N/(2S)` of a window, in cycles per axis, is the frequency `1/(2 S d)` of an axis sampled every `d` units.
+    A hop of 10 ms and `S = 1.89` give 26.5 Hz; a mel axis with `d = 1` gives cycles per band. Behind a downsampling of
+    `N` samples to `N'` the spacing is `d N/N'`, whether its stride is learnable or not.
 
     Args:
         model: any module.
         spacing: `d` of the model's input, in any unit; one number, or one per spatial axis.
-        example_inputs: as in `CostModel`; None: all learnable layers must see the model's input itself.
-        whole_bins: the paper's reading, the last whole bin `floor(N/(2S)) / (N d)`; needs example inputs.
+        example_inputs: as in `CostModel`. Without them, all learnable layers must see the model's input itself.
+        whole_bins: give the paper's frequency, that of the last whole bin, `floor(N/(2S)) / (N d)`. This needs example
+            inputs.
 
     Returns:
-        By layer name one frequency per axis, for the strides in use clamped to the users' bounds; of a layer that is
-        called several times, the first call's.
+        By layer name one frequency per axis, at the strides clamped to `bounds`. A layer that is called several times
+        has the frequencies of its first call.
 
     Raises:
-        ValueError: a spacing not above 0 or with a wrong number of entries, a layer whose input is not the model's
-            where no example inputs are given, an axis that is none of the input's (a spectrogram's made inside).
+        ValueError: a spacing is not > 0; example inputs are needed; a layer's axis is not one of the model's input, as
+            that of a spectrogram made inside.
     """
     if example_inputs is None:
         if whole_bins:
-            raise ValueError(
-                "example_inputs must be given for whole_bins=True: it depends on the maps' sizes, got None"
-            )
+            raise ValueError("example_inputs must be given for whole_bins=True, got None")
         first = _first(model)
         cutoffs = {}
         for name, layer in learnable_layers(model):
@@ -75,7 +73,7 @@ def cutoff_frequencies(
 
 
 def _first(model: nn.Module) -> nn.Module:
-    """The module that sees the model's input, where that shows from the outside."""
+    """Return the first module of a sequence, or the model itself."""
     while isinstance(model, nn.Sequential) and len(model):
         model = model[0]
     return model
@@ -94,7 +92,7 @@ def _edges(layer: LearnableStrides, spacings: Sequence[float], sizes: Sequence[i
 
 
 def _spacing_of(size: Any, spacings: dict[Any, float], session: Session, name: str) -> float:
-    """The spacing of an axis whose size is an expression: `d N/d N'`, quotients not rounded."""
+    """Return the spacing of an axis whose size is an expression: `d N/d N'`, with quotients not rounded."""
     import sympy
     from torch.utils._sympy import functions
 

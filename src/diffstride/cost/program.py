@@ -1,4 +1,4 @@
-"""The cost of a model as a program: from strides to sizes, call by call, and from sizes to multiplications or bytes."""
+"""The cost of a model as a program: from strides to sizes, call by call, and from sizes to operations or bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffstride import functional, tracing
-from diffstride.backends import DENSE_UP_TO
-from diffstride.backends.resample import KEEP_RAMPS_UP_TO
 from diffstride.geometry import stride_range
+from diffstride.nn._fused import as_autocast, convolve, dense_macs
 from diffstride.nn.attach import attached
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
@@ -26,13 +25,13 @@ from diffstride.tracing import ExampleInputs, Session
 Measure = Literal["macs", "memory"]
 MEASURES = ("macs", "memory")
 Strides = Callable[[LearnableStrides], tuple[float, ...]]
-"""From a layer to its strides."""
+"""A function from a layer to its raw strides."""
 # Strides larger than any bound.
 _ENORMOUS = 1e30
 
 
 def in_use(layer: LearnableStrides) -> tuple[float, ...]:
-    """The strides of a layer as they are."""
+    """Return the raw strides of a layer."""
     return layer.raw_strides
 
 
@@ -53,12 +52,12 @@ class Record(NamedTuple):
     channels: int
     spatial: tuple[Any, ...]
     sampled: tuple[Any, ...]
-    """What the window sees."""
+    """The sizes that the window sees."""
     itemsize: int
     learning: bool
-    """Whether the stride gets a gradient."""
+    """True where the stride gets a gradient."""
     weight_learning: bool
-    """Whether the convolution's weight does."""
+    """True where the convolution's weight gets one."""
     symbols: tuple[Any, ...]
     """The sizes of the output."""
     sizes: tuple[int, ...]
@@ -88,12 +87,12 @@ def records_of(
 
 
 def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) -> tracing.Forward:
-    """In place of a layer's forward: an output whose sizes are symbols, and what the layer saves for backward."""
+    """Return a stand-in for a layer's forward: its output has symbols for sizes, and it saves what the layer saves."""
 
     def forward(x: Tensor) -> Tensor:
         channels = x.shape[-layer.ndim - 1]
         if isinstance(layer, DiffStrideConvNd):
-            x, channels = functional.as_autocast(x), layer.out_channels
+            x, channels = as_autocast(x), layer.out_channels
         *leading, in_channels = tracing.shape(x)[: -layer.ndim]  # type: ignore[index]
         spatial = tracing.shape(x)[-layer.ndim :]  # type: ignore[index]
         current = layer.output_size([session.value(n) for n in spatial])
@@ -101,20 +100,21 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         learning = torch.is_grad_enabled() and layer.learns_strides
         weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
         # Where the convolution comes first, it is the one to save the input.
-        resampled_first = fused_axes(layer, [session.value(n) for n in spatial], current) > 0
-        keeps = learning if resampled_first or not isinstance(layer, DiffStrideConvNd) else weight_learning
+        # A convolution that comes first saves the input itself.
+        fused = layer.schedule([session.value(n) for n in spatial], current).fused_axes
+        keeps = learning if fused or not isinstance(layer, DiffStrideConvNd) else weight_learning
         records.append(
             Record(
-                layer,
-                math.prod(leading, start=tracing.expression(1)),
-                int(in_channels),
-                spatial,
-                tuple(map(session.expanded, sampled(layer, spatial))),
-                x.itemsize,
-                learning,
-                weight_learning,
-                tuple(map(tracing.expression, sizes)),
-                current,
+                layer=layer,
+                batch=math.prod(leading, start=tracing.expression(1)),
+                channels=int(in_channels),
+                spatial=spatial,
+                sampled=tuple(map(session.expanded, layer.window_size(spatial))),
+                itemsize=x.itemsize,
+                learning=learning,
+                weight_learning=weight_learning,
+                symbols=tuple(map(tracing.expression, sizes)),
+                sizes=current,
             )
         )
         shape = [*x.shape[: x.ndim - layer.ndim - 1], channels, *sizes]
@@ -125,7 +125,7 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
 
 
 class Neighbour(NamedTuple):
-    """A stride at which one size is another, and the exact cost there."""
+    """A stride at which one size is a sample smaller or larger, and the exact cost there."""
 
     stride_id: int
     entry: int
@@ -153,7 +153,7 @@ class Program:
         self._by_module = by_module(session)
         modules = {name: module for module, name in self._names.items()}
         self._resizes = [
-            (modules[call.module].ndim, tracing.evaluator([*call.input, *call.output], symbols, derived))
+            (modules[call.module], tracing.evaluator([*call.input, *call.output], symbols, derived))
             for call in session.calls
             if isinstance(modules[call.module], (ResizeTo, SpectralPoolNd)) and call.input and call.output
         ]
@@ -162,7 +162,7 @@ class Program:
         self._asked = tracing.evaluator(list(asked), symbols, derived)
 
     def count(self, strides: Any) -> int:
-        """The exact cost, with `strides` a function from a layer to its strides."""
+        """Return the exact cost at these strides."""
         sizes = list(self._whole(strides))
         own = sum(
             self._own(record, batch, spatial, new, spatial, new, strides)
@@ -172,17 +172,17 @@ class Program:
         return round(total)
 
     def neighbours(self) -> Iterator[Neighbour]:
-        """What the cost would be with one size, of one layer along one axis, a sample smaller or larger."""
+        """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger."""
         seen = set()
         for record, (_, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
-            for axis, (n, size) in enumerate(zip(sampled(layer, spatial), new, strict=True)):
+            for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
                 if (layer.stride_id, entry) in seen or not layer.learns_strides:
                     continue
                 seen.add((layer.stride_id, entry))
                 for step in (-1, 1):
-                    # Half-way between the strides at which the size changes: one is rounded down, the other up.
+                    # Half-way between the strides at which the size changes. Outer sizes are rounded down, inner up.
                     relaxed = size + step - margin + (0.5 if margin else -0.5)
                     if relaxed > 0:
                         stride = (n + layer.size_offset[axis]) / relaxed
@@ -191,7 +191,7 @@ class Program:
                         yield Neighbour(layer.stride_id, entry, stride, cost)
 
     def by_module(self) -> dict[str, int]:
-        """Multiply-accumulates by module, at the sizes of the trace."""
+        """Return the multiply-accumulates by module, at the sizes of the trace."""
         macs = dict(self._by_module)
         for record, (batch, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
             name = self._names[record.layer]
@@ -199,39 +199,36 @@ class Program:
         return macs
 
     def resampling_macs(self) -> int:
-        """Multiply-accumulates of the resampling itself, where it is dense."""
+        """Return the multiply-accumulates of the resampling itself, where it is dense."""
         sizes = list(self._whole(in_use))
         total = sum(
-            batch * stage.macs()
+            batch * record.layer.schedule(spatial, new).resampling_macs(record.channels, spatial, new)
             for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
-            for stage in self._resamplings(record, fused_axes(record.layer, spatial, new), spatial, new, spatial, new)
         )
-        for ndim, evaluate in self._resizes:
+        for layer, evaluate in self._resizes:
             shapes = evaluate(*(n for _, _, new in sizes for n in new))
-            size, output = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
-            for i in range(len(size) - ndim, len(size)):
-                length, size[i] = size[i], output[i]
-                if max(length, size[i]) <= DENSE_UP_TO[torch.float32]:
-                    total += math.prod(size) * length
+            shape, output = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
+            axes = functional.resize_axes(shape[-layer.ndim :], output[-layer.ndim :], layer.basis, layer.norm)
+            total += dense_macs(axes, "auto", shape)
         return total
 
     def holds(self, strides: Any) -> bool:
-        """Whether all that was asked about sizes in the trace has the same answer at these strides."""
+        """Return whether every question about sizes in the trace has the same answer at these strides."""
         values = [n for _, _, new in self._whole(strides) for n in new]
         return self._asked(*values) == self._answers
 
     def runs(self, strides: Strides) -> bool:
-        """Whether no map is empty at these strides, where a convolution without padding comes after, say."""
+        """Return whether no map is empty at these strides."""
         values: list[int] = []
         for record, evaluate in zip(self.records, self._spatial, strict=True):
             spatial = evaluate(*values)[1:]
-            if min(sampled(record.layer, spatial)) < 1:
+            if min(record.layer.window_size(spatial)) < 1:
                 return False
-            values += _new_sizes(record.layer, spatial, strides(record.layer))
+            values += record.layer.sizes_at(strides(record.layer), spatial)
         return min(self._shapes(*values), default=1) >= 1
 
     def largest_strides(self) -> Strides:
-        """The largest that bounds and maps allow, of every layer such that the rest still runs."""
+        """Return the largest strides that bounds allow and that leave no map empty, layer by layer."""
         learned = [r.layer for r in self.records if r.layer.learns_strides]
         chosen: dict[int, list[float]] = {layer.stride_id: [1.0] * len(layer.stride) for layer in learned}
 
@@ -253,11 +250,11 @@ class Program:
         return strides
 
     def _whole(self, strides: Any) -> Iterator[tuple[int, list[int], tuple[int, ...]]]:
-        """Batch, sizes of the input and sizes of the output of each record."""
+        """Yield the batch, the sizes of the input and those of the output of each record."""
         values: list[int] = []
         for record, evaluate in zip(self.records, self._spatial, strict=True):
             batch, *spatial = evaluate(*values)
-            new = _new_sizes(record.layer, spatial, strides(record.layer))
+            new = record.layer.sizes_at(strides(record.layer), spatial)
             yield batch, spatial, new
             values += new
 
@@ -279,16 +276,18 @@ class Program:
         return Gradient(cost.item(), list(grads), [can_move & (i in learned) for i, can_move in room.items()])
 
     def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor]) -> Tensor:
-        """Return the relaxed cost; `strides` are by `stride_id`, in float64, and so is `room`."""
+        """Return the relaxed cost at strides by `stride_id`, and note in `room` which of them can move."""
         values: list[Any] = []
         exact: list[int] = []
         own: Any = 0
         for record, evaluate in zip(self.records, self._spatial, strict=True):
             layer = record.layer
             (batch, *spatial), (_, *whole) = evaluate(*values), evaluate(*exact)
-            new_whole = _new_sizes(layer, whole, in_use(layer))
+            new_whole = layer.sizes_at(in_use(layer), whole)
             stride = strides[layer.stride_id].expand(layer.ndim)
-            seen = zip(sampled(layer, spatial), sampled(layer, whole), stride.unbind(), layer.size_offset, strict=True)
+            seen = zip(
+                layer.window_size(spatial), layer.window_size(whole), stride.unbind(), layer.size_offset, strict=True
+            )
             new = []
             for axis, (n, whole_n, s, more) in enumerate(seen):
                 size, moves = _relaxed_size(layer, n + more, whole_n + more, s)
@@ -309,104 +308,19 @@ class Program:
         new_whole: Sequence[int],
         strides: Strides = in_use,
     ) -> Any:
-        """The cost of a layer itself; whole sizes decide in which order it works."""
-        layer = record.layer
-        fused = fused_axes(layer, whole, new_whole)
+        """Return the cost of a layer itself; the whole sizes decide in which order it works."""
+        schedule = record.layer.schedule(whole, new_whole)
         if self.measure == "macs":
-            if not isinstance(layer, DiffStrideConvNd):
-                return 0
-            return batch * functional.convolution_work(fused, _channels(layer), spatial, new, layer._convolution)[0]
-        stages = self._resamplings(record, fused, spatial, new, whole, new_whole, strides)
-        elements = sum(stage.input_elements + stage.kept_on_ramps() for stage in stages) if record.learning else 0
-        if fused and record.weight_learning:  # the convolution saves what was resampled for it
-            elements = elements + math.prod(stages[0].output) * record.channels
-        return batch * record.itemsize * elements
-
-    def _resamplings(
-        self,
-        record: Record,
-        fused: int,
-        spatial: Sequence[Any],
-        new: Sequence[Any],
-        whole: Sequence[int],
-        new_whole: Sequence[int],
-        strides: Strides = in_use,
-    ) -> list[_Resampling]:
-        """Those before and after the layer's convolution. The first one's input is the layer's, which others count."""
-        layer, ndim = record.layer, record.layer.ndim
-        used = strides(layer), new_whole
-        kernel = layer.kernel_size if isinstance(layer, DiffStrideConvNd) else (1,) * ndim
-        stages = []
-        if fused:
-            interleaved = [k * n for k, n in zip(kernel, new, strict=True)]
-            output = [*interleaved[:fused], *spatial[fused:]]
-            stages.append(_Resampling(layer, range(fused), True, record.channels, 0, output, whole, *used))
-        if fused < ndim:
-            channels, elements = record.channels, 0
-            between = [*new[:fused], *sampled(layer, spatial)[fused:]]
-            if isinstance(layer, DiffStrideConvNd):
-                channels = layer.out_channels
-                elements = channels * math.prod(between)
-            whole_sampled = [*new_whole[:fused], *sampled(layer, whole)[fused:]]
-            rest = range(fused, ndim)
-            stages.append(_Resampling(layer, rest, False, channels, elements, list(new), whole_sampled, *used))
-        return stages
-
-
-class _Resampling(NamedTuple):
-    """Some axes of a layer resampled together, which saves the input and, where they are few, what is on the ramps."""
-
-    layer: LearnableStrides
-    axes: range
-    with_taps: bool
-    channels: int
-    input_elements: Any
-    output: list[Any]
-    """Sizes of the output, relaxed."""
-    whole: Sequence[int]
-    """Whole sizes of the input that the axes in question see."""
-    strides: tuple[float, ...]
-    new_whole: Sequence[int]
-
-    def kept_on_ramps(self) -> Any:
-        """How many coefficients are saved."""
-        rows, shrink, share = {}, 1.0, 0.0
-        for i in self.axes:
-            rows[i], length, size = self._rows(i)
-            shrink *= size / length
-            share += rows[i] / size
-        if shrink * share > KEEP_RAMPS_UP_TO:
-            return 0
-        return self.channels * sum(
-            count * math.prod([size for j, size in enumerate(self.output) if j != i]) for i, count in rows.items()
+            return batch * schedule.macs(spatial, new)
+        elements = schedule.saved_elements(
+            record.channels,
+            spatial,
+            new,
+            strides(record.layer),
+            learning=record.learning,
+            weight_learning=record.weight_learning,
         )
-
-    def macs(self) -> int:
-        """Multiply-accumulates of its dense products, one axis after the other."""
-        size = list(self.whole)
-        total = 0
-        for i in self.axes:
-            _, length, new = self._rows(i)
-            size[i] = new
-            if self.with_taps or max(length, new) <= DENSE_UP_TO[torch.float32] or self.layer.backend == "matmul":
-                total += self.channels * math.prod(size) * length
-        return total
-
-    def _rows(self, i: int) -> tuple[int, int, int]:
-        """Coefficients on the ramp of axis `i`, samples of its input and of its output."""
-        layer, n, new = self.layer, self.whole[i], self.new_whole[i]
-        kernel, outside, length = 1, 0, n
-        if self.with_taps:
-            assert isinstance(layer, DiffStrideConvNd)
-            convolution = layer._convolution
-            kernel, dilation, left = convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0]
-            n = convolution.sizes(self.whole)[i]
-            seen = range(max(0, (kernel - 1) * dilation - left), min(length, n - left))
-            outside = length - len(seen)  # samples that some tap does not see have coefficients of their own
-        axis = layer._settings.axis(n, new)
-        first, last = axis.ramp(axis.clamp(self.strides[i]))
-        waves = 2 if axis.basis == "dft" else 1
-        return waves * (last - first) + outside, length, kernel * new
+        return batch * record.itemsize * elements
 
 
 def _instead(stride_id: int, strides: Sequence[float]) -> Any:
@@ -415,47 +329,29 @@ def _instead(stride_id: int, strides: Sequence[float]) -> Any:
 
 
 def by_module(session: Session) -> dict[str, int]:
-    """Multiply-accumulates of a trace by module, at its sizes."""
+    """Return the multiply-accumulates of a trace by module, at its sizes."""
     macs: dict[str, int] = {}
     for work in session.work:
         macs[work.module] = macs.get(work.module, 0) + session.value(work.macs)
     return macs
 
 
-def fused_axes(layer: LearnableStrides, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
-    """How many axes are resampled before the layer's convolution."""
-    if not isinstance(layer, DiffStrideConvNd):
-        return 0
-    order = functional.cheapest_order(_channels(layer), spatial, new_sizes, layer._convolution)
-    return functional.fused_axes(order, layer.ndim)
-
-
-def _channels(layer: DiffStrideConvNd) -> tuple[int, int]:
-    return layer.out_channels, layer.in_channels // layer.groups
-
-
-def sampled(layer: LearnableStrides, spatial: Sequence[Any]) -> Sequence[Any]:
-    """The sizes that a layer's window sees."""
-    return layer._convolution.unchecked_sizes(spatial) if isinstance(layer, DiffStrideConvNd) else spatial
-
-
-def _new_sizes(layer: LearnableStrides, spatial: Sequence[int], strides: Sequence[float]) -> tuple[int, ...]:
-    """The sizes that a layer would give at these strides."""
-    seen = [n + more for n, more in zip(sampled(layer, spatial), layer.size_offset, strict=True)]
-    return functional.output_sizes(seen, strides, layer._settings, owner=layer)
-
-
 def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> tuple[Tensor, Tensor]:
-    """`min(N, N/S + 2R)` (outer) or `N/S` (inner) of `n` samples, of which there are `whole` in fact.
+    """Return `min(N, N/S + 2R)` (outer window) or `N/S` (inner), and whether it can fall and whether it can rise.
 
-    At a bound the value does not move, but the gradient is as if it did. Whether it can fall and whether it can rise by
-    another stride comes second.
+    At a bound the value does not move, but it has the gradient that it would have without bounds.
+
+    Args:
+        layer: the layer.
+        n: the relaxed number of samples.
+        whole: their exact number.
+        stride: the raw stride.
     """
-    settings = layer._settings
-    lower, upper = stride_range(whole, settings.smoothness, settings.bounds, settings.window, settings.basis)
+    options = layer.options
+    lower, upper = stride_range(whole, options.smoothness, options.bounds, options.window, options.basis)
     raw = stride.item()
     stride = stride + (min(max(raw, lower), upper) - raw)
-    margin = 2 * settings.smoothness if settings.window == "outer" else 0.0
+    margin = 2 * options.smoothness if options.window == "outer" else 0.0
     size: Tensor = n / stride + margin
     samples = n.detach() if isinstance(n, Tensor) else n
     saturated = size.item() >= samples
@@ -466,7 +362,7 @@ def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -
 
 
 def fixed(module: nn.Module) -> tracing.Forward | None:
-    """In place of the forward of a layer of ours that learns nothing, since none can work with symbols."""
+    """Return a stand-in for the forward of a layer of ours that learns nothing, since none can work with symbols."""
     if isinstance(module, ResizeTo):
         return lambda x: _empty(x, module.target(x.shape[-module.ndim :]))
     if isinstance(module, SpectralPoolNd):
@@ -489,7 +385,7 @@ def _empty(x: Tensor, sizes: Any, channels: int | None = None) -> Tensor:
 
 
 class _StandIn(torch.autograd.Function):
-    """Saves the input as a learnable layer does; nothing is computed."""
+    """A function that saves its input as a learnable layer does, and computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: Sequence[Any], keeps: bool, *parameters: Tensor) -> Tensor:
@@ -507,13 +403,13 @@ class Gradient(NamedTuple):
 
     value: float
     grads: list[Tensor]
-    """By parameter, as if there were no bounds."""
+    """The gradient by parameter, as if there were no bounds."""
     room: list[Tensor]
-    """By parameter `[2, entries]`: whether a larger stride can lower the cost, and a smaller one raise it."""
+    """By parameter `[2, entries]`: a larger stride can lower the cost, a smaller stride can raise it."""
 
 
 class OnHost(torch.autograd.Function):
-    """A value whose gradients with respect to strides are known; what points out of their bounds is stopped."""
+    """A value with given gradients with respect to strides, without the parts that point out of the bounds."""
 
     @staticmethod
     def forward(ctx: Any, value: float, grads: Sequence[Tensor], room: Sequence[Tensor], *strides: Tensor) -> Tensor:
@@ -534,7 +430,7 @@ class OnHost(torch.autograd.Function):
 
 
 def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure) -> int:
-    """The cost of the model with strided layers in place of learnable ones."""
+    """Return the cost of the model with strided layers in place of learnable ones."""
 
     def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
         layer = attached(module)
@@ -553,7 +449,7 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
 
 
 def _nominal(layer: LearnableStrides, seen: Sequence[int]) -> list[int]:
-    """The map of a strided layer: every S-th sample."""
+    """Return the sizes of a strided layer's map, which has every S-th sample."""
     return [
         math.ceil((n + more) / s - 1e-5)
         for n, more, s in zip(seen, layer.size_offset, layer.initial_strides, strict=True)
@@ -561,18 +457,18 @@ def _nominal(layer: LearnableStrides, seen: Sequence[int]) -> list[int]:
 
 
 def _strided(layer: DiffStrideConvNd) -> tracing.Forward:
-    """The convolution with the initial strides; where they are not whole, as much of it as gives so many samples."""
+    """Return a forward with integer strides, or for a fractional one, on as much of the input as gives the same map."""
 
     def forward(x: Tensor) -> Tensor:
-        x, convolution = functional.as_autocast(x), layer._convolution
+        x, convolution = as_autocast(x), layer.convolution
         strides: tuple[int, ...] = (1,) * layer.ndim
         if all(s == int(s) for s in layer.initial_strides):
             strides = tuple(map(int, layer.initial_strides))
         else:
-            new = _nominal(layer, convolution.sizes(x.shape[-layer.ndim :]))
+            new = _nominal(layer, convolution.full_sizes(x.shape[-layer.ndim :]))
             none = tuple((0, 0) for _ in strides)
             needed = [n + d * (k - 1) for n, k, d in zip(new, convolution.kernel, convolution.dilation, strict=True)]
             x, convolution = x.new_empty([*x.shape[: -layer.ndim], *needed]), convolution._replace(padding=none)
-        return functional.convolve(x, layer.weight, layer.bias, convolution, strides=strides)
+        return convolve(x, layer.weight, layer.bias, convolution._replace(stride=strides))
 
     return forward

@@ -11,17 +11,16 @@ from diffstride.nn.strides import learnable_layers
 
 
 def stride_cost(model: nn.Module) -> Tensor:
-    """Eq. 6: `J = sum_l prod_{i <= l} prod_axes 1 / S_i` over the model's learnable downsamplings.
+    """Return Eq. 6, `J = sum_l prod_{i <= l} prod_axes 1 / S_i`, over the model's learnable downsamplings.
 
-    In the order in which the layers are registered, a shared layer once. Computation and memory are proportional to it
-    where the number of channels is constant. Differentiable in the strides (clamped to the users' bounds); weighed
-    into a loss it pushes strides up.
+    The layers count in the order in which they are registered, those that share a stride once. Computation and memory
+    are proportional to `J` where the number of channels is constant. As a term of a loss it pushes strides up.
 
     Returns:
-        A 0-d tensor.
+        A 0-d tensor, differentiable in the strides, which are clamped to the layers' `bounds`.
 
     Raises:
-        ValueError: a model without learnable strides.
+        ValueError: the model has no learnable strides.
     """
     inverse_strides = [(1 / _in_bounds(layer)).prod() for _, layer in learnable_layers(model)]
     if not inverse_strides:

@@ -14,10 +14,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from diffstride import functional, geometry
+from diffstride import functional
 from diffstride.backends import headroom, operator
 from diffstride.errors import UsageError
-from diffstride.geometry import AXIS_NAMES, Axis, Taps
+from diffstride.geometry import AXIS_NAMES, Axis
+from diffstride.nn._fused import Schedule
 from diffstride.nn.attach import CHILD, _then, attached
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
@@ -222,85 +223,65 @@ def _out_of_reach(name: str) -> fx.GraphModule:
 
 
 def _downsampling(name: str, layer: DiffStrideNd, use: _Use) -> nn.Module:
-    sizes = zip(use.spatial, use.new_sizes, strict=True)
-    axes = [layer._settings.axis(n, new) for n, new in sizes]
+    axes = layer.schedule(use.spatial, use.new_sizes).after
     return _products(name, use, use.spatial, axes, layer.raw_strides) or _copying()
 
 
 def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Module:
-    sizes = zip(use.spatial, use.new_sizes, strict=True)
-    axes = [Axis(n, new, layer.basis, geometry.gain(n, new, layer.norm)) for n, new in sizes]
+    axes = functional.resize_axes(use.spatial, use.new_sizes, layer.basis, layer.norm)
     return _products(name, use, use.spatial, axes) or _copying()
 
 
 def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
-    """As `functional.conv_downsample` does it, in the order that the layer takes."""
-    convolution, ndim, (spatial, new_sizes, *_) = layer._convolution, layer.ndim, use
-    out_channels, in_channels = layer.weight.shape[:2]
-    order = functional.cheapest_order((out_channels, in_channels), spatial, new_sizes, convolution)
-    fused = functional.fused_axes(order, ndim)
-    sampled = convolution.sizes(spatial)
-    axes = []
-    for i in range(ndim):
-        taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
-        axes.append(layer._settings.axis(sampled[i], new_sizes[i], taps if i < fused else None))
-    strides, left_out = layer.raw_strides, [None] * ndim
-    between = (*new_sizes[:fused], *sampled[fused:])
-    gain = math.prod(axis.gain for axis in axes[:fused])
-    before = _products(name, use, spatial, [*axes[:fused], *left_out[fused:]], strides, scaled=True)
+    """Return the products and the convolution of the layer's schedule."""
+    schedule, strides = layer.schedule(use.spatial, use.new_sizes), layer.raw_strides
+    before = _products(name, use, use.spatial, schedule.before, strides, scaled=True)
     halved = 0 if before is None or use.dtype != torch.float16 else len(before._buffers)
-    convolve, pad = _convolution(layer, fused, gain, 2.0**halved)
+    convolve, pad = _convolution(layer, schedule, 2.0**halved)
+    between = schedule.convolved_sizes(use.spatial, use.new_sizes)
     parts = {
         "before": before,
         "pad": pad,
         "convolution": convolve,
-        "after": _products(name, use, between, [*left_out[:fused], *axes[fused:]], strides),
+        "after": _products(name, use, between, schedule.after, strides),
     }
     fixed = nn.Sequential(OrderedDict((part, module) for part, module in parts.items() if module is not None))
-    # What the code around a convolution may ask it for; not registered a second time.
-    fixed.__dict__ |= {"weight": convolve.weight, "bias": convolve.bias, "stride": (1,) * ndim}
+    # The attributes that code around a convolution may read; not registered a second time.
+    fixed.__dict__ |= {"weight": convolve.weight, "bias": convolve.bias, "stride": (1,) * layer.ndim}
     for attribute in ("in_channels", "out_channels", "kernel_size", "padding", "dilation", "groups", "padding_mode"):
         fixed.__dict__[attribute] = getattr(layer, attribute)
     return fixed
 
 
-def _convolution(layer: DiffStrideConvNd, fused: int, gain: float, scale: float) -> tuple[Any, nn.Module | None]:
-    """Return the convolution itself and its padding, if that is a module of its own.
-
-    Args:
-        layer: the layer.
-        fused: how many axes come interleaved, where each tap has its own sample.
-        gain: of the bias.
-        scale: of the weight.
-    """
-    kernel, sides, dilation, groups, mode = layer._convolution
-    ndim = len(kernel)
-    padding: Any = layer.padding
-    pad = None
-    if mode == "zeros":  # with the others the convolution comes first, as it is
-        sides = tuple((0, 0) if i < fused else pair for i, pair in enumerate(sides))
+def _convolution(layer: DiffStrideConvNd, schedule: Schedule, scale: float) -> tuple[Any, nn.Module | None]:
+    """Return the convolution as it runs, its weight times `scale`, and its padding, if that is a module of its own."""
+    convolution = schedule.convolution
+    assert convolution is not None
+    sides, padding, pad = convolution.padding, layer.padding, None
+    if convolution.padding_mode == "zeros":  # with the others the convolution comes first, as it is
         padding = tuple(left for left, _ in sides)
         if any(left != right for left, right in sides):  # which a convolution alone cannot do
-            padding = 0
+            padding = 0  # type: ignore[assignment]
             pads: Any = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-            pad = pads[ndim - 1](tuple(side for pair in reversed(sides) for side in pair), 0.0)
+            pad = pads[layer.ndim - 1](tuple(side for pair in reversed(sides) for side in pair), 0.0)
     kinds: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    convolution = kinds[ndim - 1](
+    module = kinds[layer.ndim - 1](
         layer.in_channels,
         layer.out_channels,
-        kernel,
-        stride=tuple(k if i < fused else 1 for i, k in enumerate(kernel)),
+        convolution.kernel,
+        stride=convolution.stride,
         padding=padding,
-        dilation=tuple(1 if i < fused else d for i, d in enumerate(dilation)),
-        groups=groups,
+        dilation=convolution.dilation,
+        groups=convolution.groups,
         bias=layer.bias is not None,
-        padding_mode=mode,
+        padding_mode=convolution.padding_mode,
         device="meta",
     )
-    convolution.weight = _parameter(layer.weight if scale == 1 else layer.weight * scale)
-    if layer.bias is not None:  # it passes the resampling up to its gain at frequency 0
-        convolution.bias = _parameter(layer.bias if gain == 1 else layer.bias * gain)
-    return convolution, pad
+    module.weight = _parameter(layer.weight if scale == 1 else layer.weight * scale)
+    if layer.bias is not None:
+        gain = schedule.bias_gain
+        module.bias = _parameter(layer.bias if gain == 1 else layer.bias * gain)
+    return module, pad
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

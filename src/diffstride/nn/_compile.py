@@ -1,4 +1,4 @@
-"""Keeps the output sizes that compiled graphs rely on true after every optimizer step."""
+"""Refresh the output sizes that compiled graphs rely on after every optimizer step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class HasSizes(Protocol):
 
     @property
     def stride_id(self) -> int:
-        """The same for layers that share a stride."""
+        """A number that layers have in common where they share a stride."""
 
     def refresh_sizes(self) -> None:
-        """Settle them anew."""
+        """Compute the sizes from the present strides."""
 
 
 _watched: WeakSet[Any] = WeakSet()
 
 
 def watch(layer: HasSizes) -> None:
-    """From now on refresh the layer's sizes after each step of any optimizer, as long as the layer lives."""
+    """Refresh the layer's sizes after each step of any optimizer, as long as the layer lives."""
     _install()
     _watched.add(layer)
 

@@ -16,14 +16,14 @@ from diffstride.tracing._torch import FakeTensor
 class StrideParameter(nn.Parameter):
     """A parameter whose values are copied to the host at most once between two changes.
 
-    Sizes must be ints on the host. PyTorch counts in-place writes (`_version`), except those through `.data`; so this
-    class notes who was handed the storage (`.data`, `.detach()`), and reads again as long as such an alias lives.
+    Sizes must be ints on the host. PyTorch counts in-place writes (`_version`), except those through `.data`. So this
+    class keeps weak references to the aliases from `.data` and `.detach()`, and reads again as long as one lives.
     """
 
     _host: tuple[int, tuple[float, ...]] | None = None
 
     def __new__(cls, data: Tensor, requires_grad: bool = True, **_: Any) -> StrideParameter:
-        """Make a parameter; of another one its values are taken. Accelerate passes the attributes of one as well."""
+        """Make a parameter with the values of `data`; the attributes that accelerate passes are ignored."""
         made: StrideParameter = super().__new__(cls, torch.Tensor.detach(data), requires_grad)
         return made
 
@@ -38,11 +38,11 @@ class StrideParameter(nn.Parameter):
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
 
     def detach(self) -> Tensor:
-        """The values without history, as for any tensor."""
+        """Return the values without history, as for any tensor."""
         return self._hand_out(super().detach())
 
     def host(self) -> tuple[float, ...]:
-        """The values as floats. At most one device-to-host copy per change; on the CPU they are simply read."""
+        """Return the values as floats, with at most one copy from the device per change."""
         if self.is_cpu or self.is_inference():  # inference tensors do not count writes
             return tuple(self.tolist())
         return self._cached_host()
@@ -69,7 +69,7 @@ class StrideParameter(nn.Parameter):
 
 
 def host_values(stride: Tensor) -> tuple[float, ...]:
-    """The entries of `stride` as floats, without a copy from the device where that can be avoided."""
+    """Return the entries of `stride` as floats, without a copy from the device where that can be avoided."""
     if stride.is_meta:
         raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
     if isinstance(stride, StrideParameter):
@@ -89,12 +89,12 @@ def carry_over(layer: nn.Module, stride: nn.Parameter | None, successor: StrideP
     """Keep the stride of `layer` tracked and shared after torch may have put another parameter in its place.
 
     Moving off the meta device and `load_state_dict(assign=True)` give every layer a parameter of its own. The first
-    layer to be moved notes its new parameter on the old one, which the layers that shared it still have.
+    layer that moves stores its new parameter on the old one, which the layers that share it still have.
 
     Args:
         layer: the layer, after the change.
         stride: its parameter before the change.
-        successor: `successor_of(stride)` before the change: a swap of tensors exchanges their attributes, too.
+        successor: `successor_of(stride)` before the change, since a swap of tensors exchanges their attributes.
     """
     now = layer._parameters.get("stride")
     if now is None or type(now) not in (nn.Parameter, StrideParameter):

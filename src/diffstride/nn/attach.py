@@ -1,4 +1,4 @@
-"""A layer after a module that stays what and where it is: parameters keep their names, readers their attributes."""
+"""Attach a layer after a module, which keeps its class, its place, its parameters' names and its attributes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ CHILD = "diffstride"
 
 
 def attach(module: nn.Module, layer: nn.Module) -> None:
-    """From now on `layer` takes what `module` returns; it becomes the child `module.diffstride`.
+    """Apply `layer` to the output of `module` from now on, as the child `module.diffstride`.
 
     Raises:
-        ValueError: a module that has an attribute of that name.
+        ValueError: the module has an attribute of that name.
     """
     if hasattr(module, CHILD):
         raise ValueError(f"module must not have an attribute {CHILD!r} yet, got one in {type(module).__name__}")
     module.add_module(CHILD, layer)
-    module.register_forward_hook(_then, prepend=True)  # the owner's hooks see what comes out in the end
+    module.register_forward_hook(_then, prepend=True)  # before hooks of the owner, which see the layer's output
 
 
 def attached(module: nn.Module) -> nn.Module | None:
-    """The layer that `attach` put after the module."""
+    """Return the layer that `attach` put after the module, or None."""
     layer = module._modules.get(CHILD)
     return layer if _then in module._forward_hooks.values() else None
 

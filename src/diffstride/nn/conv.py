@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from diffstride import _validation, functional
+from diffstride import _validation
 from diffstride.backends import Backend
-from diffstride.functional import PADDING_MODES, Convolution
 from diffstride.geometry import Basis, Norm, Window
+from diffstride.nn._fused import PADDING_MODES, Convolution, Schedule, convolve, make_schedule
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.options import LayerOptions
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a module does what PyTorch's convolution does and nothing else, so that another can take its place."""
+    """Return whether a module computes what PyTorch's convolution does and nothing else, so that it can be replaced."""
     base: Any = next((c for c in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c)), None)
     return (
         base is not None
@@ -30,7 +32,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
         and not hasattr(module, "parametrizations")
         and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
         and not any(vars(module)[hooks] for hooks in _HOOKS)
-        and all(name[0] == "_" for name in vars(module).keys() - _attributes_of(base))  # no owner reads them here
+        and all(name[0] == "_" for name in vars(module).keys() - _attributes_of(base))  # which an owner may read
     )
 
 
@@ -46,12 +48,12 @@ class DiffStrideConvNd(LearnableStrides):
     """A convolution of stride 1 followed by `DiffStride`, computed as one exact operator.
 
     Both are linear. With `P` the resampling of an axis and `Z_i` the zero-filling shift of the convolution's tap `i`,
-    `P conv(x) = sum_i W_i (P Z_i) x`: the input is resampled by the shifted operators `P Z_i`, and the convolution
-    runs at the coarse resolution with its weight unchanged. Where that costs more (large kernels, strides close
-    to 1), the convolution comes first; the results agree to rounding.
+    `P conv(x) = sum_i W_i (P Z_i) x`. The input is resampled by the shifted operators `P Z_i`, and the convolution runs
+    at the coarse resolution with the same weight. Where that costs more (large kernels, strides close to 1), the
+    convolution comes first. The results agree to rounding.
 
     Parameters and arguments are those of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, and `stride` is learned as in
-    `DiffStride2d`. The weight of an `nn.Conv2d` may be loaded; from the same seed it is initialised alike.
+    `DiffStride2d`. Weights of an `nn.Conv2d` can be loaded. The same seed initialises both alike.
 
     Shape:
         `[B, in_channels, *spatial]` to `[B, out_channels, *output_size(spatial)]`; unbatched likewise.
@@ -89,39 +91,31 @@ class DiffStrideConvNd(LearnableStrides):
             out_channels: channels of the output.
             kernel_size: taps of the convolution, one number or one per axis.
             stride: initial strides >= 1, one number or one per axis; learned.
-            padding: zeros (or what `padding_mode` says) on both sides of an axis; `"same"` and `"valid"` as in PyTorch.
+            padding: samples on both sides of an axis, `"same"` or `"valid"`, as in PyTorch.
             dilation: distance between taps.
             groups: groups of channels.
             bias: whether a bias is learned.
             padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`; all but zeros convolve first.
-            smoothness: as in `DiffStride2d`, likewise all that follow.
+            smoothness: as in `DiffStride2d`, like all options that follow.
             shared: one stride for all axes.
             bounds: `(lower, upper)` of the strides.
             window: `"outer"` or `"inner"`; the inner one gives maps as small as a strided convolution's.
             basis: `"dft"` or `"dct"`.
             norm: `"forward"`, `"ortho"` or `"backward"`.
             size_multiple: round output sizes up to a multiple of this.
-            backend: of the resampling after a convolution; shifted operators are always dense.
-            device: of the parameters.
-            dtype: of weight and bias; the stride is never narrower than float32.
+            backend: the backend of resampling after the convolution; shifted operators are always dense.
+            device: the device of the parameters.
+            dtype: the dtype of weight and bias; the stride is float32 or wider.
 
         Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: as in `DiffStride2d`; channels not divisible by `groups`, an unknown padding or padding mode.
+            TypeError: an argument has the wrong type.
+            ValueError: as in `DiffStride2d`; or channels are not divisible by `groups`, or a padding is unknown.
         """
-        super().__init__(
-            stride,
-            smoothness,
-            shared=shared,
-            bounds=bounds,
-            window=window,
-            basis=basis,
-            norm=norm,
-            size_multiple=size_multiple,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        options = LayerOptions(
+            smoothness=smoothness, shared=shared, bounds=bounds, window=window, basis=basis, norm=norm,
+            size_multiple=size_multiple, backend=backend,
+        )  # fmt: skip
+        super().__init__(stride, options, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
@@ -131,7 +125,11 @@ class DiffStrideConvNd(LearnableStrides):
         self.kernel_size = _validation.sizes("kernel_size", kernel_size, self.ndim)
         self.dilation = _validation.sizes("dilation", dilation, self.ndim)
         self.padding_mode = _validation.one_of("padding_mode", padding_mode, PADDING_MODES)
-        self.padding = _validation.padding(padding, self.ndim)
+        self.padding = (
+            _validation.one_of("padding", padding, ("same", "valid"))
+            if isinstance(padding, str)
+            else tuple(_validation.whole("padding", n, 0) for n in _validation.per_axis("padding", padding, self.ndim))
+        )
         self.weight = nn.Parameter(
             torch.empty(self.out_channels, self.in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
         )
@@ -143,15 +141,15 @@ class DiffStrideConvNd(LearnableStrides):
 
     @classmethod
     def fuse(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, layer: DiffStrideNd) -> Self:
-        """`nn.Sequential(conv, layer)` as one layer, with their parameters (not copies of them).
+        """Make one layer of `nn.Sequential(conv, layer)`, with their parameters (not copies of them).
 
         Args:
             conv: a convolution of stride 1.
-            layer: the `DiffStride` after it. It may serve elsewhere too, and the stride is shared. Keeps `size_offset`.
+            layer: the `DiffStride` after it. Where it is used elsewhere, too, the stride is shared.
 
         Raises:
-            TypeError: other modules than these.
-            ValueError: a convolution that is strided, a layer with another number of axes.
+            TypeError: `conv` is not a plain convolution, or `layer` not a `DiffStride`.
+            ValueError: `conv` is strided, or the number of axes differs.
         """
         if not is_plain_convolution(conv) or not isinstance(layer, DiffStrideNd) or "stride" not in layer._parameters:
             raise TypeError(
@@ -165,8 +163,7 @@ class DiffStrideConvNd(LearnableStrides):
             )
         fused = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, layer.initial_strides, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None, conv.padding_mode, shared=layer.shared, device="meta",
-            **layer._settings._asdict(),
+            conv.groups, conv.bias is not None, conv.padding_mode, device="meta", **asdict(layer.options),
         )  # fmt: skip
         fused.size_offset = layer.size_offset
         fused.weight, fused.bias, fused.stride = conv.weight, conv.bias, layer.stride  # type: ignore[assignment]
@@ -186,34 +183,37 @@ class DiffStrideConvNd(LearnableStrides):
             return self.as_leaf(x)  # type: ignore[no-any-return]
         spatial = _validation.spatial_sizes(x, self.ndim)
         _validation.channels(x, self.ndim, self.in_channels)
-        return functional.conv_downsample(
-            x, self.weight, self.bias, *self._resolved(spatial), self._convolution, self._settings
-        )
-
-    def convolution_macs(self, spatial: Sequence[int]) -> int:
-        """Multiply-accumulates of the convolution itself on one input of these sizes, at the size at which it runs."""
-        out_channels, in_channels = self.weight.shape[:2]
-        return functional.convolution_macs(
-            (out_channels, in_channels), spatial, self.output_size(spatial), self._convolution
-        )
+        strides, host_strides, new_sizes = self._resolved(spatial)
+        return self.schedule(spatial, new_sizes).run(x, self.weight, self.bias, strides, host_strides)
 
     @property
-    def _convolution(self) -> Convolution:
+    def convolution(self) -> Convolution:
+        """The arguments of the convolution, at stride 1."""
         if isinstance(self.padding, str):
-            total = [
-                d * (k - 1) if self.padding == "same" else 0
-                for k, d in zip(self.kernel_size, self.dilation, strict=True)
-            ]
+            same = self.padding == "same"
+            total = [d * (k - 1) if same else 0 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
             sides = tuple((t // 2, t - t // 2) for t in total)
         else:
             sides = tuple((p, p) for p in self.padding)
-        return Convolution(self.kernel_size, sides, self.dilation, self.groups, self.padding_mode)
+        return Convolution(
+            self.in_channels, self.out_channels, self.kernel_size, sides, self.dilation, (1,) * self.ndim, self.groups,
+            self.padding_mode,
+        )  # fmt: skip
 
-    def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        return self._convolution.sizes(spatial)
+    def schedule(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> Schedule:
+        """Return the cheapest order of convolution and resampling."""
+        return make_schedule(self.convolution, self.options, spatial, new_sizes)
+
+    def window_size(self, spatial: Sequence[Any]) -> Sequence[Any]:
+        """Return the sizes that the convolution gives at stride 1, for sizes in any kind of number."""
+        return self.convolution.full_sizes(spatial)
+
+    def window_input(self, x: Tensor) -> Tensor:
+        """Return the convolution of `x` at stride 1."""
+        return convolve(x, self.weight, self.bias, self.convolution)
 
     def extra_repr(self) -> str:
-        """Those of the convolution, then those of the strides."""
+        """Return the arguments of the convolution, then those of the strides."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
         defaults = {
             "padding": (0,) * self.ndim, "dilation": (1,) * self.ndim, "groups": 1, "padding_mode": "zeros",

@@ -13,6 +13,7 @@ from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.options import LayerOptions
 
 
 class DiffStrideNd(LearnableStrides):
@@ -47,43 +48,36 @@ class DiffStrideNd(LearnableStrides):
             stride: initial strides >= 1, one number or one per axis (height before width).
             smoothness: `R > 0`, the width of the window's ramp in cycles per axis (frequencies of the DFT).
             shared: one stride for all axes.
-            bounds: `(lower, upper)` within which strides are used; upper may be None. An axis further limits them to
-                `N/2` above and, for the outer window, to just over 1 below, where the gradient is alive.
+            bounds: `(lower, upper)`, to which strides are clamped; upper may be None. Each axis has limits of its own:
+                `N/2` above and, for the outer window, just over 1 below, where the gradient is alive.
             window: `"outer"` (the paper) or `"inner"`: the ramp inside the band and maps of nominal size, `ceil(N/S)`.
             basis: `"dft"` (the paper) or `"dct"`, which does not wrap around at the borders.
             norm: `"forward"` keeps the mean, `"ortho"` is Eq. 1 of the paper, `"backward"` the authors' code.
-            size_multiple: round output sizes up to a multiple of this (at most the input's), for friendlier shapes.
+            size_multiple: round output sizes up to a multiple of this, at most to the input's.
             backend: `"fft"`, `"matmul"` or `"auto"`.
-            device: of the parameter.
-            dtype: of the parameter; never narrower than float32.
+            device: the device of the parameter.
+            dtype: the dtype of the parameter; float32 or wider.
 
         Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: a stride below 1 or outside `bounds`, unequal strides with `shared`, `smoothness` not > 0.
+            TypeError: an argument has the wrong type.
+            ValueError: a stride is below 1 or outside `bounds`, strides differ with `shared`, or an option is invalid.
         """
-        super().__init__(
-            stride,
-            smoothness,
-            shared=shared,
-            bounds=bounds,
-            window=window,
-            basis=basis,
-            norm=norm,
-            size_multiple=size_multiple,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        options = LayerOptions(
+            smoothness=smoothness, shared=shared, bounds=bounds, window=window, basis=basis, norm=norm,
+            size_multiple=size_multiple, backend=backend,
+        )  # fmt: skip
+        super().__init__(stride, options, device, dtype)
 
     def reset_parameters(self) -> None:
-        """Set the strides back to those that the layer was constructed with."""
+        """Set the strides back to the initial ones."""
         self.reset_strides()
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        return functional.downsample(x, *self._resolved(_validation.spatial_sizes(x, self.ndim)), self._settings)
+        strides, host_strides, new_sizes = self._resolved(_validation.spatial_sizes(x, self.ndim))
+        return functional.downsample(x, strides, host_strides, new_sizes, self.options)
 
 
 @final

@@ -1,4 +1,4 @@
-"""Strides in trainings that shard parameters over processes."""
+"""Keep strides whole where training shards parameters over processes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from diffstride.nn.strides import learnable_layers
 
 
 def replicate_strides(model: nn.Module, group: dist.ProcessGroup | None = None) -> set[nn.Parameter]:
-    """Keep the strides whole and alike in every process, where a model's other parameters are sharded.
+    """Keep the strides whole and equal in every process, where a model's other parameters are sharded.
 
-    Strides decide sizes, so every process needs all of them at every moment; they are a few numbers. From now on the
-    gradient of each is averaged over the group at each backward pass, as the sharded ones are. Hand the result to
-    `fully_shard`, which leaves these parameters alone:
+    Strides decide sizes, so every process needs all of them. From now on the gradient of each is averaged over the
+    group at each backward pass, as the sharded ones are. Pass the result to `fully_shard`, which then ignores them:
 
         fully_shard(model, ignored_params=ds.replicate_strides(model))
 
-    `DistributedDataParallel` needs none of this: it keeps all parameters alike.
+    `DistributedDataParallel` does not need this, since it keeps all parameters equal.
 
     Args:
         model: any module, on its device, before it is sharded; rank 0 of the group gives the values.
-        group: of the processes that have different data; None: all.
+        group: the processes that have different data; None for all.
 
     Returns:
         The strides, each once; empty where the model has none.
 
     Raises:
-        ValueError: no process group, a stride on the meta device, one that is sharded already.
+        ValueError: there is no process group, or a stride is on the meta device or sharded already.
     """
     if not dist.is_initialized():
         raise ValueError("group must be initialized, got none: call torch.distributed.init_process_group first")
@@ -44,7 +43,7 @@ def replicate_strides(model: nn.Module, group: dist.ProcessGroup | None = None) 
     size = dist.get_world_size(group)
 
     def average(stride: Tensor) -> None:
-        # Also right for the sum of several passes: what was averaged before is the same everywhere, and stays.
+        # Also right for the sum of several passes: an earlier average is equal everywhere, and stays.
         assert stride.grad is not None
         dist.all_reduce(stride.grad, group=group)
         stride.grad.div_(size)

@@ -1,7 +1,8 @@
-"""What every layer with trained strides has: the parameter, its options, and the sizes that follow from them."""
+"""The base of all layers with trained strides: the parameter, its options, and the sizes that follow from them."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Self
@@ -9,34 +10,50 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from diffstride import _validation, functional
-from diffstride.backends import BACKENDS, Backend
-from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Basis, Norm, Window
+from diffstride import _validation
+from diffstride.backends import Backend
+from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._compile import refresh_sharers, watch
+from diffstride.nn._fused import Schedule, make_schedule
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._tracers import Traceable
+from diffstride.options import Bounds, LayerOptions
 
 
 def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
-    """`torch.compiler.assume_constant_result`, which would import the compiler: ten times this library's time."""
+    """Mark a method as `torch.compiler.assume_constant_result` does, without importing the compiler."""
     method._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return method
+
+
+def _option(name: str) -> Any:
+    """Return a read-only attribute with the option of this name."""
+    return property(operator.attrgetter(f"options.{name}"))
 
 
 class LearnableStrides(Traceable):
     """The strides of a layer as a parameter, one entry per axis (one in all when shared).
 
-    `size_offset` (zeros by default) makes layers whose inputs differ by a sample or so give outputs of one size: an
-    axis of `N` samples gets the size `N'` of an axis of `N + size_offset` samples at the same stride. The window is
-    still that of `N` (behind a fused convolution, of the samples that it gives). `N'` may exceed `N` by at most
-    `size_offset`; the axis then grows as in `spectral_resize`. Set it before a graph is compiled, or call
-    `refresh_sizes` afterwards.
-
-    `stride_scale` (None by default, see `set_stride_scale`) multiplies the strides that a pass in training mode uses,
-    for its window and its sizes. `strides`, `output_size`, evaluation, costs and `state_dict` ignore it.
+    Attributes:
+        options: the options, which cannot be changed. Each is an attribute of the layer, too.
+        size_offset: zeros by default. An axis of `N` samples gets the output size of one of `N + size_offset` samples
+            at the same stride, so that layers whose inputs differ by a few samples agree. The window is still that of
+            `N`. The output may exceed `N` by at most `size_offset`; the axis then grows as in `spectral_resize`. After
+            a change, call `refresh_sizes` where a graph was compiled.
+        stride_scale: None by default, see `set_stride_scale`. It multiplies the strides that a pass in training mode
+            uses, for its window and its sizes. `strides`, `output_size`, evaluation, costs and `state_dict` ignore it.
     """
 
     ndim: ClassVar[int]
+    options: LayerOptions
+    smoothness: float = _option("smoothness")
+    shared: bool = _option("shared")
+    bounds: Bounds = _option("bounds")
+    window: Window = _option("window")
+    basis: Basis = _option("basis")
+    norm: Norm = _option("norm")
+    size_multiple: int = _option("size_multiple")
+    backend: Backend = _option("backend")
     stride: nn.Parameter
     size_offset: tuple[int, ...]
     stride_scale: tuple[float, ...] | None
@@ -47,35 +64,22 @@ class LearnableStrides(Traceable):
     def __init__(
         self,
         stride: float | Sequence[float],
-        smoothness: float,
-        *,
-        shared: bool,
-        bounds: tuple[float, float | None],
-        window: Window,
-        basis: Basis,
-        norm: Norm,
-        size_multiple: int,
-        backend: Backend,
+        options: LayerOptions,
         device: torch.device | str | int | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        _validation.parameter_dtype(dtype)
+        if dtype is not None and dtype not in _validation.FLOATS:
+            raise ValueError(f"dtype must be floating point ({_validation.FLOAT_NAMES}), got {dtype}")
         initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
-        self.smoothness = _validation.positive_smoothness(smoothness)
-        self.bounds = lower, upper = _validation.stride_bounds(bounds)
+        lower, upper = options.bounds
         if not all(lower <= s and (upper is None or s <= upper) for s in initial):
-            raise ValueError(f"stride must lie within bounds {self.bounds}, got {initial}")
-        self.shared = shared
-        if shared and len(set(initial)) > 1:
+            raise ValueError(f"stride must lie within bounds {options.bounds}, got {initial}")
+        if options.shared and len(set(initial)) > 1:
             raise ValueError(f"stride must be one number when shared=True, got {initial}")
-        self.window: Window = _validation.one_of("window", window, WINDOWS)  # type: ignore[assignment]
-        self.basis: Basis = _validation.one_of("basis", basis, BASES)  # type: ignore[assignment]
-        self.norm: Norm = _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
-        self.size_multiple = _validation.positive_int("size_multiple", size_multiple)
-        self.backend: Backend = _validation.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        self.options = options
         self.size_offset = (0,) * self.ndim
-        self._initial = initial[:1] if shared else initial
+        self._initial = initial[:1] if options.shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._pinned_strides = self._pinned_size = None
         self._sizes = _Sizes()
@@ -85,12 +89,12 @@ class LearnableStrides(Traceable):
         self.reset_strides()
 
     def reset_strides(self) -> None:
-        """Set the strides back to those that the layer was constructed with."""
+        """Set the strides back to the initial ones."""
         self.write_strides(torch.tensor(self._initial, dtype=torch.float64))
 
     @torch.no_grad()
     def clamp_strides_(self) -> None:
-        """Project the raw strides to `bounds`; leave those of a parametrization that cannot be set."""
+        """Project the raw strides to `bounds`, but for a parametrization that cannot be set."""
         lower, upper = self.bounds
         if "stride" in self._parameters:
             self.stride.clamp_(min=lower, max=upper)
@@ -103,7 +107,7 @@ class LearnableStrides(Traceable):
         """Set the raw strides, through the parametrization where there is one.
 
         Raises:
-            ValueError: a parametrization of `stride` that has no `right_inverse`.
+            ValueError: the parametrization of `stride` has no `right_inverse`.
         """
         if "stride" in self._parameters:
             self.stride.copy_(values)
@@ -119,7 +123,7 @@ class LearnableStrides(Traceable):
 
     @property
     def initial_strides(self) -> tuple[float, ...]:
-        """Those that the layer was constructed with, one per axis."""
+        """The strides that the layer was constructed with, one per axis."""
         return self._initial * self.ndim if self.shared else self._initial
 
     @property
@@ -129,60 +133,63 @@ class LearnableStrides(Traceable):
         return tuple(min(max(s, lower), s if upper is None else upper) for s in self.raw_strides)
 
     def output_size(self, size: int | Sequence[int], *, scaled: bool = False) -> tuple[int, ...]:
-        """The spatial sizes that an input of spatial `size` comes out with: `N'` of `N + size_offset` on every axis.
+        """Return the spatial sizes of the output.
 
         Args:
-            size: of the input, one number or one per axis.
-            scaled: with the strides times `stride_scale`, as in training mode.
+            size: the spatial sizes of the input, one number or one per axis.
+            scaled: use the strides times `stride_scale`, as in training mode.
         """
         if self._pinned_size is not None:
             return self._pinned_size
-        seen = self._window_size(_validation.sizes("size", size, self.ndim))
-        sampled = [n + more for n, more in zip(seen, self.size_offset, strict=True)]
-        return functional.output_sizes(sampled, self._strides_used(scaled), self._settings, owner=self)
+        spatial = _validation.sizes("size", size, self.ndim)
+        if min(self.window_size(spatial)) < 1:
+            raise ValueError(f"kernel_size must fit the padded input, got sizes {spatial} in {self}")
+        return self.sizes_at(self._strides_used(scaled), spatial)
+
+    def sizes_at(self, strides: Sequence[float], spatial: Sequence[int]) -> tuple[int, ...]:
+        """Return the output sizes at these raw strides for an input of sizes `spatial`."""
+        sampled = [n + more for n, more in zip(self.window_size(spatial), self.size_offset, strict=True)]
+        return self.options.output_sizes(sampled, strides, owner=self)
+
+    def window_size(self, spatial: Sequence[Any]) -> Sequence[Any]:
+        """Return the sizes that the window sees, for sizes of the input in any kind of number."""
+        return spatial
+
+    def window_input(self, x: Tensor) -> Tensor:
+        """Return what the window sees of an input."""
+        return x
+
+    def schedule(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> Schedule:
+        """Return the layer's operators in their order, for an input of sizes `spatial` that becomes `new_sizes`."""
+        return make_schedule(None, self.options, spatial, new_sizes)
 
     def set_stride_scale(self, factors: float | Sequence[float] | None) -> None:
-        """From now on, use the strides times `factors` in training mode.
+        """Use the strides times `factors` in training mode from now on.
 
-        Gradients flow through the factors to the parameter. No `state_dict` has them; copies of the layer do.
+        Gradients flow through the factors to the parameter. Copies of the layer keep them, a `state_dict` does not.
 
         Args:
             factors: > 0, one for each entry of the stride (one in all when shared), or one for all. None removes them.
 
         Raises:
-            TypeError: factors that are no numbers.
-            ValueError: another number of factors, one that is not > 0 and finite.
+            TypeError: factors are not numbers.
+            ValueError: the number of factors is wrong, or one is not > 0 and finite.
         """
         if factors is None:
             self.stride_scale = self._stride_scale = None
         else:
             self.stride_scale = self.check_factors(factors)
-            # A new tensor: a backward pass to come may need the one before.
+            # A new tensor, since a backward pass may still need the one before.
             with torch.inference_mode(False):
                 self._stride_scale = torch.tensor(self.stride_scale, dtype=self.stride.dtype, device=self.stride.device)
         self.refresh_sizes()
 
     def check_factors(self, factors: float | Sequence[float]) -> tuple[float, ...]:
-        """Return factors for `set_stride_scale`, one for each entry of the stride.
-
-        Raises:
-            TypeError: factors that are no numbers.
-            ValueError: another number of factors, one that is not > 0 and finite.
-        """
+        """Return factors for `set_stride_scale`, one for each entry of the stride; raise what it raises."""
         return _validation.positive("factors", _validation.per_axis("factors", factors, len(self.stride)))
 
-    def _window_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """The sizes that the window sees, given those of the layer's input."""
-        return spatial
-
-    @property
-    def _settings(self) -> functional.Settings:
-        return functional.Settings(
-            self.smoothness, self.bounds, self.window, self.basis, self.norm, self.size_multiple, self.backend
-        )
-
     def _resolved(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
-        """What a forward pass works with: strides, their values (not in a compiled graph), and sizes of the output."""
+        """Return the strides of a forward pass, their values (None in a compiled graph), and the output sizes."""
         stride: Tensor = self.stride
         if self._stride_scale is not None and self.training:
             stride = stride * self._stride_scale
@@ -202,13 +209,14 @@ class LearnableStrides(Traceable):
     def _resolved_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """`output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
 
-        While the graph is traced, `_settle` computes the sizes outside of it; the graph guards on what it finds here,
-        and `refresh_sizes` writes anew after every optimizer step. So a graph is made again only where a size changes.
+        While the graph is traced, `_resolve` computes the sizes outside of it. The graph guards on the attribute read
+        here, and `refresh_sizes` writes it after every optimizer step. So a graph is made again only where a size
+        changes.
         """
         size = tuple([len(range(n)) for n in spatial])  # where the batch is symbolic, these are not
         self._resolve(*size)
-        settled: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
-        return settled
+        resolved: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
+        return resolved
 
     @_constant_in_graphs
     def _resolve(self, *size: int) -> None:
@@ -217,21 +225,19 @@ class LearnableStrides(Traceable):
         watch(self)
 
     def refresh_sizes(self) -> None:
-        """Settle the sizes that compiled graphs use anew, from the present strides."""
+        """Compute the sizes that compiled graphs use again, from the present strides."""
         for size in self._sizes.inputs:
             for scaled in (False, True):
                 setattr(self._sizes, _name(size, scaled), self.output_size(size, scaled=scaled))
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a pass would use other strides than the learned ones now."""
-        return (
-            self._stride_scale is not None and self.training
-        )  # not the numbers, on which a compiled graph would depend
+        """True where a pass would now use other strides than the learned ones."""
+        return self._stride_scale is not None and self.training  # compiled graphs would depend on the numbers
 
     @property
     def stride_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the strides are made of: `stride` itself, or those of its parametrization."""
+        """The parameter `stride`, or the parameters of its parametrization."""
         own = self._parameters.get("stride")
         if own is not None:
             return [own]
@@ -240,13 +246,13 @@ class LearnableStrides(Traceable):
 
     @property
     def learns_strides(self) -> bool:
-        """Whether a gradient can change the strides."""
+        """True where a gradient can change the strides."""
         return any(parameter.requires_grad for parameter in self.stride_parameters)
 
     @property
     def stride_id(self) -> int:
-        """The same for layers that share a stride, and for these only."""
-        return id(self._parameters.get("stride", self))  # a parametrization makes another tensor at every look
+        """A number that layers have in common where they share a stride."""
+        return id(self._parameters.get("stride", self))  # a parametrization makes another tensor at each access
 
     @property
     def raw_strides(self) -> tuple[float, ...]:
@@ -276,7 +282,7 @@ class LearnableStrides(Traceable):
             self._pinned_strides, self._pinned_size = before
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert; a stride stays float32 where a model goes to half precision."""
+        """Move or convert; the stride stays float32 where a model goes to half precision."""
         stride = self._parameters.get("stride")
         strides = {id(t) for p in self.stride_parameters for t in (p, p.grad)} | {id(self._stride_scale)}
 
@@ -298,9 +304,9 @@ class LearnableStrides(Traceable):
         carry_over(self, stride, successor_of(stride))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Save a shared stride itself under its first name, and copies under the others.
+        """Save a shared stride under its first name, and copies under the others.
 
-        Files of safetensors, and so `save_pretrained` of transformers, refuse one tensor under two names.
+        Safetensors, and so `save_pretrained` of transformers, refuse one tensor under two names.
         """
         earlier = {value.data_ptr() for name, value in destination.items() if name.endswith("stride")}
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -316,25 +322,16 @@ class LearnableStrides(Traceable):
         refresh_sharers(self)
 
     def extra_repr(self) -> str:
-        """What differs from the defaults, with the present strides."""
+        """Return the present strides, the smoothness, and the options that differ from the defaults."""
         values = "meta" if self.stride.is_meta else ", ".join(f"{s:.4g}" for s in self.raw_strides)
-        parts = [f"stride=({values})", f"smoothness={self.smoothness:g}"]
-        defaults = {
-            "shared": False,
-            "bounds": (1.0, None),
-            "window": "outer",
-            "basis": "dft",
-            "norm": "forward",
-            "size_multiple": 1,
-            "backend": "auto",
-            "size_offset": (0,) * self.ndim,
-        }
-        parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
-        return ", ".join(parts)
+        shown = {"smoothness": self.smoothness, **self.options.changed()}
+        if any(self.size_offset):
+            shown["size_offset"] = self.size_offset
+        return ", ".join([f"stride=({values})", *(f"{name}={value!r}" for name, value in shown.items())])
 
 
 class _Sizes:
-    """Output sizes by input sizes: an attribute each, since a graph sees no key added to a dict while it is traced."""
+    """Output sizes by input sizes, as attributes: a graph does not see a key added to a dict while it is traced."""
 
     def __init__(self) -> None:
         self.inputs: set[tuple[int, ...]] = set()

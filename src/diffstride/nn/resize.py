@@ -1,4 +1,4 @@
-"""Resizing to a size that the model's own maps have, for upsampling that must meet a skip connection."""
+"""Resize to the size of another map of the model, for upsampling that meets a skip connection."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Sizes = tuple[int, ...]
 
 
 class ResizeTo(Traceable):
-    """`spectral_resize` to the size that another module's output had in this forward pass.
+    """A `spectral_resize` to the size that another module's output had in this forward pass.
 
-    The map of a skip connection is made long before the upsampled map that it meets, and nothing hands its size on. A
-    hook of the other module (`follow`) notes it, in each thread for itself, and `forward` takes the note.
+    The map of a skip connection exists long before the upsampled map that it meets. A hook of the other module
+    (`follow`) stores its size for the present thread, and `forward` takes it.
 
-    Activation checkpointing runs a decoder again while gradients are computed, when other passes may have been noted.
-    Then the target is the one that an input of the same size had last. Two passes whose skip connections differ and
-    whose upsampled maps do not (47 and 48 samples at a stride of 2) cannot be checkpointed together.
+    Activation checkpointing runs a decoder again while gradients are computed, when other passes may have stored sizes.
+    Then the target is the last one for an input of the same size. Two passes whose skip connections differ and whose
+    upsampled maps do not (47 and 48 samples at a stride of 2) cannot be checkpointed together.
     """
 
     def __init__(self, ndim: int, *, basis: Basis = "dft", norm: Norm = "forward") -> None:
         """Make the layer.
 
         Args:
-            ndim: spatial axes.
+            ndim: the number of spatial axes.
             basis: as in `spectral_resize`.
             norm: as in `spectral_resize`.
         """
@@ -45,18 +45,18 @@ class ResizeTo(Traceable):
         self._in_graph: Sizes = ()
 
     def follow(self, module: nn.Module) -> None:
-        """From now on take the size of what this module returns."""
+        """Take the size of this module's output from now on."""
         module.register_forward_hook(_Note(self))
 
     def note(self, size: Sizes) -> None:
-        """Take `size` as that of the skip connection in the pass under way."""
+        """Store the size of the skip connection in the present pass."""
         if torch.compiler.is_compiling():  # a graph keeps it as a constant
             self._in_graph = size
         elif not in_backward():
             self._noted[threading.get_ident()] = size
 
     def target(self, spatial: Sequence[int]) -> Sizes:
-        """Return the size that an input of spatial size `spatial` gets in the pass under way.
+        """Return the size to which an input of spatial size `spatial` is resized in the present pass.
 
         Raises:
             RuntimeError: the module that is followed has not run.
@@ -81,12 +81,12 @@ class ResizeTo(Traceable):
         return functional.spectral_resize(x, self.target(x.shape[-self.ndim :]), basis=self.basis, norm=self.norm)
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options."""
         return f"ndim={self.ndim}, basis={self.basis!r}, norm={self.norm!r}"
 
 
 class _Note:
-    """A forward hook that hands the size of an output to a `ResizeTo`; a class, so that models can be pickled."""
+    """A forward hook that stores the size of an output in a `ResizeTo`. It is a class so that models can be pickled."""
 
     def __init__(self, resize: ResizeTo) -> None:
         self.resize = resize

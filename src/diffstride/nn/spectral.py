@@ -8,9 +8,10 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from diffstride import _validation, functional
-from diffstride.backends import BACKENDS, Backend
-from diffstride.geometry import BASES, NORM_EXPONENTS, Basis, Norm
+from diffstride.backends import Backend
+from diffstride.geometry import Basis, Norm
 from diffstride.nn._tracers import Traceable, is_proxy
+from diffstride.options import check_basis
 
 
 class SpectralPoolNd(Traceable):
@@ -32,23 +33,22 @@ class SpectralPoolNd(Traceable):
         """Make the layer.
 
         Args:
-            stride: number(s) >= 1, fractional ones too; one, or one per axis.
+            stride: one number >= 1, or one per axis; it may be fractional.
             basis: `"dft"` or `"dct"`.
             norm: `"forward"` keeps the mean; `"ortho"` and `"backward"` as in `torch.fft`.
             backend: `"fft"`, `"matmul"` or `"auto"`.
 
         Raises:
-            TypeError: an argument of the wrong type.
-            ValueError: a stride below 1 or not finite, an unknown option.
+            TypeError: an argument has the wrong type.
+            ValueError: a stride is below 1 or not finite, or an option is unknown.
         """
         super().__init__()
         self.strides = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
-        self.basis: Basis = _validation.one_of("basis", basis, BASES)  # type: ignore[assignment]
-        self.norm: Norm = _validation.one_of("norm", norm, tuple(NORM_EXPONENTS))  # type: ignore[assignment]
-        self.backend: Backend = _validation.one_of("backend", backend, BACKENDS)  # type: ignore[assignment]
+        check_basis(basis, norm, backend)
+        self.basis, self.norm, self.backend = basis, norm, backend
 
     def output_size(self, size: int | Sequence[int]) -> tuple[int, ...]:
-        """The spatial sizes that an input of spatial `size` comes out with."""
+        """Return the spatial sizes of the output for an input of spatial `size`."""
         return functional.pooled_sizes(_validation.sizes("size", size, self.ndim), self.strides)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class SpectralPoolNd(Traceable):
         return functional.spectral_pool(x, self.strides, basis=self.basis, norm=self.norm, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """The strides and options."""
+        """Return the strides and options."""
         return f"stride={self.strides}, basis={self.basis!r}, norm={self.norm!r}, backend={self.backend!r}"
 
 

@@ -1,4 +1,4 @@
-"""What one does with the strides of a whole model: list them, keep them in bounds, hand them to an optimiser."""
+"""List the strides of a model, keep them in bounds, and give them to an optimizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diffstride.nn.learnable import LearnableStrides
 
 
 def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
-    """The model's learnable downsamplings with their names, in the order of registration, each stride once.
+    """Yield the model's learnable layers with their names, in the order of registration, each stride once.
 
-    Layers that share a stride (`b.stride = a.stride`: branches whose outputs meet) are one downsampling.
+    Of layers that share a stride (`b.stride = a.stride`, for branches whose outputs meet), only the first is yielded.
     """
     seen: set[int] = set()
     for name, layer in all_layers(model):
@@ -24,23 +24,23 @@ def learnable_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]
 
 
 def all_layers(model: nn.Module) -> Iterator[tuple[str, LearnableStrides]]:
-    """The same with every layer, also those that share a stride with one before."""
+    """Yield every learnable layer with its name, also those that share a stride."""
     for name, module in model.named_modules():
         if isinstance(module, LearnableStrides):
             yield name, module
 
 
 def strides(model: nn.Module) -> dict[str, tuple[float, ...]]:
-    """What has been learned: the strides in use, by layer name, one per axis, clamped to the user's bounds."""
+    """Return the strides in use by layer name, one per axis, clamped to the layers' `bounds`."""
     return {name: layer.strides for name, layer in learnable_layers(model)}
 
 
 def clamp_strides_(model: nn.Module) -> None:
-    """Project every raw stride to its layer's `bounds`, in place. Call it after each optimiser step.
+    """Project every raw stride to its layer's `bounds`, in place. Call it after each optimizer step.
 
-    Forward passes clamp what they use, not the parameter; without the projection a raw value could run far away from
-    the bounds and would take long to come back. A stride with a parametrization is set through its `right_inverse`; one
-    without that is left as it is.
+    Forward passes clamp the strides that they use, not the parameter. Without the projection a raw value could move far
+    outside the bounds and would take long to come back. A stride with a parametrization is set through its
+    `right_inverse`, and is not changed where there is none.
     """
     for _, layer in all_layers(model):
         layer.clamp_strides_()
@@ -48,10 +48,10 @@ def clamp_strides_(model: nn.Module) -> None:
 
 
 def refresh_sizes(model: nn.Module) -> None:
-    """Tell graphs of `torch.compile` the output sizes that follow from the present strides.
+    """Update the output sizes that graphs of `torch.compile` use to the present strides.
 
-    Not needed after an optimizer step, `load_state_dict`, `reset_parameters` or `clamp_strides_`; call it after
-    writing strides in any other way. In eager mode sizes follow the strides by themselves.
+    Call it after writing strides in another way than by an optimizer step, `load_state_dict`, `reset_parameters` or
+    `clamp_strides_`. In eager mode sizes always follow the strides.
     """
     for _, layer in all_layers(model):
         layer.refresh_sizes()
@@ -60,20 +60,20 @@ def refresh_sizes(model: nn.Module) -> None:
 def param_groups(
     model: nn.Module, lr: float, *, stride_lr: float | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimiser: the strides in a group of their own, which never decays.
+    """Return parameter groups for any torch optimizer, with the strides in a group that never decays.
 
     Args:
         model: any module.
-        lr: learning rate of everything else.
-        stride_lr: learning rate of the strides; None: `lr`.
-        weight_decay: of everything else. Decay would pull strides towards 0, where they have no meaning.
+        lr: learning rate of the other parameters.
+        stride_lr: learning rate of the strides; None for `lr`.
+        weight_decay: decay of the other parameters. It would pull strides towards 0, where they have no meaning.
 
     Returns:
-        `[{"params", "lr", "weight_decay", "name": "weights"}, {..., "name": "strides"}]`; no group without parameters,
-        frozen parameters left out.
+        `[{"params", "lr", "weight_decay", "name": "weights"}, {..., "name": "strides"}]`, without frozen parameters and
+        without empty groups.
 
     Raises:
-        ValueError: a negative rate or decay, a model without trainable parameters.
+        ValueError: a rate or decay is negative, or the model has no trainable parameters.
     """
     given: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
     if stride_lr is not None:
@@ -85,18 +85,10 @@ def param_groups(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(f"model must have trainable parameters, got none in {type(model).__name__}")
+    weights = [p for p in trainable if id(p) not in stride_ids]
+    strides = [p for p in trainable if id(p) in stride_ids]
     groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in trainable if id(p) not in stride_ids],
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "name": "weights",
-        },
-        {
-            "params": [p for p in trainable if id(p) in stride_ids],
-            "lr": lr if stride_lr is None else stride_lr,
-            "weight_decay": 0.0,
-            "name": "strides",
-        },
+        {"params": weights, "lr": lr, "weight_decay": weight_decay, "name": "weights"},
+        {"params": strides, "lr": lr if stride_lr is None else stride_lr, "weight_decay": 0.0, "name": "strides"},
     ]
     return [group for group in groups if group["params"]]

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffstride import functional, geometry
+from diffstride import geometry
 from diffstride.cost import evaluation
 from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.data.base import as_dataset
 from diffstride.experiments.history import axis_names
 from diffstride.nn import learnable_layers
-from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -70,8 +69,7 @@ def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) 
     """
     windows = []
     for name, layer, x, _ in executed(network, inputs):
-        if isinstance(layer, DiffStrideConvNd):
-            x = functional.convolve(x, layer.weight, layer.bias, layer._convolution)
+        x = layer.window_input(x)
         for i, axis in enumerate(axis_names(layer.ndim, axes)):
             size = x.shape[i - layer.ndim]
             windows.append(

@@ -1,0 +1,261 @@
+"""The schedule of a convolution and a resampling: which axes are resampled first, how it runs, and what it costs.
+
+With `P` the operator of an axis and `Z_i` the shift of the convolution's tap `i` (zeros come in),
+`P conv(x) = sum_i W_i (P Z_i) x`. So a fused axis is resampled by all `P Z_i`, interleaved, and then convolved with
+stride `kernel`. The bias passes the resampling up to its gain at frequency 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffstride.backends import (
+    CHANNELS_LAST,
+    Backend,
+    along_axes,
+    autocast_dtype,
+    is_channels_last,
+    is_dense,
+    keeps_ramps,
+)
+from diffstride.geometry import Axis, Taps
+from diffstride.options import LayerOptions
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+# The cost of resampling per element that it produces, in multiply-accumulates of a convolution: its own products, one
+# per sample of the axis, and this much for memory. Measured on a CPU, about the same in float32 and bfloat16
+# (`diffstride bench convolutions`).
+_MACS_PER_ELEMENT = 100
+# The convolution comes first unless another order costs less than this share of it.
+_WORTH_IT = 0.85
+
+
+class Convolution(NamedTuple):
+    """The arguments of a convolution, one per axis; padding is a pair of sides."""
+
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    def full_sizes(self, spatial: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the output sizes at stride 1, for sizes in any kind of number."""
+        return tuple(
+            n + left + right - d * (k - 1)
+            for n, (left, right), d, k in zip(spatial, self.padding, self.dilation, self.kernel, strict=True)
+        )
+
+    def interleaved(self, fused_axes: int) -> Convolution:
+        """Return the convolution for an input in which every tap has samples of its own on the first axes."""
+        return self._replace(
+            padding=(*((0, 0),) * fused_axes, *self.padding[fused_axes:]),
+            dilation=(*(1,) * fused_axes, *self.dilation[fused_axes:]),
+            stride=(*self.kernel[:fused_axes], *self.stride[fused_axes:]),
+        )
+
+    def macs(self, sizes: Sequence[Any]) -> Any:
+        """Return the multiply-accumulates on one input for these output sizes."""
+        weights = self.out_channels * (self.in_channels // self.groups) * math.prod(self.kernel)
+        return weights * math.prod(sizes)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
+    """Convolve `x`, in its memory format."""
+    sides, mode, ndim = convolution.padding, convolution.padding_mode, len(convolution.kernel)
+    plain = mode == "zeros" and all(left == right for left, right in sides)
+    channels_last = is_channels_last(x)
+    if not plain:
+        flat = [side for pair in reversed(sides) for side in pair]
+        x = F.pad(x, flat, "constant" if mode == "zeros" else mode)
+    conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
+    padding = [left for left, _ in sides] if plain else 0
+    y = conv(x, weight, bias, convolution.stride, padding, convolution.dilation, convolution.groups)
+    # PyTorch loses the format in 3-D in float64 and float16 on a CPU, and after circular padding.
+    return y.contiguous(memory_format=CHANNELS_LAST[y.ndim]) if channels_last else y
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Return `x` in the dtype in which a convolution takes it."""
+    return x.to(autocast_dtype(x))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The operators of a layer in their order: `before` the convolution, the convolution, and `after` it."""
+
+    before: tuple[Axis | None, ...]
+    """The operators of the input's axes; None leaves an axis as it is."""
+    after: tuple[Axis | None, ...]
+    """Likewise of the convolution's result."""
+    backend: Backend
+    convolution: Convolution | None = None
+    """The convolution as it runs, strided on fused axes; None in a layer that only resamples."""
+    bias_gain: float = 1.0
+    """The factor of the bias, which comes before the operators in `after` alone."""
+
+    @property
+    def fused_axes(self) -> int:
+        """The number of axes that are resampled before the convolution; they are the first ones."""
+        return len(self.before) - self.before.count(None)
+
+    def run(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        strides: Tensor,
+        host_strides: Sequence[float] | None,
+    ) -> Tensor:
+        """Resample and convolve `x` with these raw strides, and their values if the host has them."""
+        assert self.convolution is not None
+        y = along_axes(as_autocast(x), self.before, self.backend, strides, host_strides, scaled=True)
+        if y.dtype == torch.float16 and self.fused_axes:
+            weight = weight * 2.0**self.fused_axes  # undoes the headroom that the resampled input keeps
+        bias = bias if bias is None or self.bias_gain == 1 else bias * self.bias_gain
+        y = convolve(y, weight, bias, self.convolution)
+        return along_axes(y, self.after, self.backend, strides, host_strides)
+
+    def convolved_sizes(self, spatial: Sequence[Any], new_sizes: Sequence[Any]) -> list[Any]:
+        """Return the sizes between the convolution and the operators in `after`, in any kind of number."""
+        fused = self.fused_axes
+        full = spatial if self.convolution is None else self.convolution.full_sizes(spatial)
+        return [*new_sizes[:fused], *full[fused:]]
+
+    def macs(self, spatial: Sequence[Any], new_sizes: Sequence[Any]) -> Any:
+        """Return the convolution's multiply-accumulates on one input, for sizes in any kind of number."""
+        return 0 if self.convolution is None else self.convolution.macs(self.convolved_sizes(spatial, new_sizes))
+
+    def resampling_macs(self, channels: int, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
+        """Return the multiply-accumulates of the dense operators on one input with so many channels."""
+        out_channels = channels if self.convolution is None else self.convolution.out_channels
+        return dense_macs(self.before, self.backend, [channels, *spatial]) + dense_macs(
+            self.after, self.backend, [out_channels, *self.convolved_sizes(spatial, new_sizes)]
+        )
+
+    def saved_elements(
+        self,
+        channels: int,
+        spatial: Sequence[Any],
+        new_sizes: Sequence[Any],
+        strides: Sequence[float],
+        *,
+        learning: bool,
+        weight_learning: bool,
+    ) -> Any:
+        """Return the number of elements saved for backward on one input, without the input itself.
+
+        Args:
+            channels: the channels of the input.
+            spatial: its sizes, in any kind of number.
+            new_sizes: the sizes of the output, in any kind of number.
+            strides: the raw strides.
+            learning: whether the strides get a gradient.
+            weight_learning: whether the convolution's weight gets one.
+        """
+        fused = self.fused_axes
+        out_channels, elements = channels, 0
+        resampled = [*spatial]
+        if self.convolution is not None:
+            out_channels = self.convolution.out_channels
+            resampled[:fused] = [k * n for k, n in zip(self.convolution.kernel, new_sizes[:fused], strict=False)]
+            if learning and fused < len(self.after):  # the result of the convolution
+                elements = elements + out_channels * math.prod(self.convolved_sizes(spatial, new_sizes))
+            if weight_learning and fused:  # the convolution saves its input
+                elements = elements + channels * math.prod(resampled)
+        if learning:
+            elements = elements + channels * _on_ramps(self.before, strides, resampled)
+            elements = elements + out_channels * _on_ramps(self.after, strides, new_sizes)
+        return elements
+
+
+def _on_ramps(axes: Sequence[Axis | None], strides: Sequence[float], output: Sequence[Any]) -> Any:
+    """Return how many coefficients on ramps are saved per channel; `output` are the sizes after the operators."""
+    sizes = {i: axis.ramp_size(strides[i]) for i, axis in enumerate(axes) if axis is not None}
+    if not keeps_ramps((sizes[i], axis.columns, axis.rows) for i, axis in enumerate(axes) if axis is not None):
+        return 0
+    return sum(count * math.prod([n for j, n in enumerate(output) if j != i]) for i, count in sizes.items())
+
+
+def dense_macs(axes: Sequence[Axis | None], backend: Backend, shape: Sequence[int]) -> int:
+    """Return the multiply-accumulates of the dense operators of the last axes of a float32 tensor of this shape."""
+    total, shape = 0, list(shape)
+    for i, axis in enumerate(axes, start=len(shape) - len(axes)):
+        if axis is not None:
+            shape[i] = axis.rows
+            if is_dense(axis, backend, torch.float32):
+                total += math.prod(shape) * axis.columns
+    return total
+
+
+def make_schedule(
+    convolution: Convolution | None,
+    options: LayerOptions,
+    spatial: Sequence[int],
+    new_sizes: Sequence[int],
+    fused_axes: int | None = None,
+) -> Schedule:
+    """Build the schedule that takes an input of sizes `spatial` to `new_sizes`.
+
+    Args:
+        convolution: at stride 1; None for a layer that only resamples.
+        options: of the layer.
+        spatial: the sizes of the input.
+        new_sizes: the sizes of the output.
+        fused_axes: 0, 1 or all; None takes the cheapest.
+    """
+    none: tuple[None, ...] = (None,) * len(new_sizes)
+    if convolution is None:
+        axes = [options.axis(n, new) for n, new in zip(spatial, new_sizes, strict=True)]
+        return Schedule(none, tuple(axes), options.backend)
+    fused = cheapest_fused_axes(convolution, spatial, new_sizes) if fused_axes is None else fused_axes
+    axes = []
+    for i, (n, new) in enumerate(zip(convolution.full_sizes(spatial), new_sizes, strict=True)):
+        taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
+        axes.append(options.axis(n, new, taps if i < fused else None))
+    return Schedule(
+        before=(*axes[:fused], *none[fused:]),
+        after=(*none[:fused], *axes[fused:]),
+        backend=options.backend,
+        convolution=convolution.interleaved(fused),
+        bias_gain=math.prod([axis.gain for axis in axes[:fused]]),
+    )
+
+
+def cheapest_fused_axes(convolution: Convolution, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
+    """Return how many axes to resample before the convolution: 0, 1 or all, by what both cost together."""
+    if convolution.padding_mode != "zeros":
+        return 0
+    ndim = len(spatial)
+    plain, first, every = [_work(convolution, fused, spatial, new_sizes) for fused in (0, 1, ndim)]
+    if min(first, every) > _WORTH_IT * plain:
+        return 0
+    return ndim if every <= first else 1
+
+
+def _work(convolution: Convolution, fused: int, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
+    """Return the cost of the convolution and of the resampling where `fused` axes are resampled before it."""
+    full = convolution.full_sizes(spatial)
+    size = [*spatial]
+    work = 0
+    for i in range(fused):
+        size[i] = convolution.kernel[i] * new_sizes[i]
+        work += convolution.in_channels * math.prod(size) * (_MACS_PER_ELEMENT + spatial[i])
+    size = [*new_sizes[:fused], *full[fused:]]
+    work += int(convolution.macs(size))
+    for i in range(fused, len(size)):
+        size[i] = new_sizes[i]
+        # Long axes go to FFTs, which the shifted operators above cannot.
+        work += convolution.out_channels * math.prod(size) * (_MACS_PER_ELEMENT + min(full[i], 128))
+    return work
