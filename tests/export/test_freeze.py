@@ -1,4 +1,4 @@
-"""Frozen models: equal to the eager one, plain torch throughout, and exported by every way out of PyTorch."""
+"""Frozen models: equal to the eager one, plain torch throughout, and traced by every compiler of PyTorch."""
 
 import copy
 import io
@@ -15,38 +15,16 @@ from torch.nn.utils import prune
 
 import diffstride as ds
 from diffstride import geometry
-from diffstride.errors import RunError, UsageError
+from diffstride.errors import UsageError
 from diffstride.experiments.models import ResNet, TinyCNN
-from diffstride.export import freeze, to_onnx, to_safetensors
+from diffstride.export import freeze
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn.attach import attach
 from diffstride.nn.resize import ResizeTo
+from tests.helpers.exported import image_model, relative
 
 PRODUCTS = {"matmul.default", "conv1d.default", "conv2d.default", "conv3d.default", "clone.default", "pad.default",
             "flatten.using_ints", "unflatten.int", "conv2d.padding"}  # fmt: skip
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-
-
-def image_model():
-    """Every kind of layer, one of them after a convolution that stays in place."""
-    torch.manual_seed(0)
-    kept = nn.Conv2d(8, 8, 3, padding=1)
-    attach(kept, ds.DiffStride2d((1.4, 2.2), window="inner"))
-    return nn.Sequential(
-        ds.DiffStrideConv2d(3, 8, 3, 1.3, padding=1, smoothness=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        ds.DiffStride2d((1.2, 1.6), 2.0, basis="dct"),
-        kept,
-        nn.ReLU(inplace=True),
-        ds.SpectralPool2d((1.5, 1)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 5),
-    ).eval()
 
 
 class Skip(nn.Module):
@@ -473,238 +451,6 @@ def test_torch_compile_with_inductor():
     compiled = torch.compile(freeze(model, x), fullgraph=True)
     with torch.no_grad():
         assert relative(compiled(x), model(x)) < 1e-5
-
-
-@pytest.fixture
-def onnxruntime():
-    return pytest.importorskip("onnxruntime")
-
-
-def test_onnx(onnxruntime, tmp_path, capfd):
-    import onnx
-
-    model, x = image_model(), torch.randn(1, 3, 32, 30)
-    random = torch.get_rng_state()
-    written = to_onnx(model, x, tmp_path / "model.onnx")
-    assert torch.equal(torch.get_rng_state(), random)
-    assert written.error < 1e-5
-    assert written.bytes == (tmp_path / "model.onnx").stat().st_size
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    proto = onnx.load(written.path)
-    operations = [node.op_type for node in proto.graph.node]
-    assert operations.count("MatMul") == 2 + 2 + 2 + 1
-    assert set(operations) <= {"Conv", "MatMul", "Relu", "BatchNormalization", "Gemm", "Reshape", "ReduceMean",
-                               "GlobalAveragePool", "Flatten", "Shape", "Concat"}  # fmt: skip
-    assert b"/" + b"tests" not in written.path.read_bytes()
-    session = onnxruntime.InferenceSession(written.path)
-    for batch in (1, 2, 7):
-        x = torch.randn(batch, 3, 32, 30)
-        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        assert relative(torch.from_numpy(y), model(x)) < 1e-5
-    assert capfd.readouterr() == ("", "")
-
-
-class ManyInputs(nn.Module):
-    """Positional, keyword, nested, whole-number and unused inputs; an output that is none."""
-
-    def __init__(self):
-        super().__init__()
-        self.down = ds.DiffStride1d(2.0, 1)
-
-    def forward(self, x, classes=None, *, lists=(), scale=1.0, mask=None):
-        y = self.down(x) * scale + lists[0] + lists[1].mean(-1, keepdim=True)
-        return {"y": y, "classes": classes + 1, "none": None}
-
-
-def test_onnx_inputs_of_every_kind(onnxruntime, tmp_path):
-    inputs = {
-        "lists": [torch.randn(1, 2, 1), torch.randn(1, 2, 5)],
-        "mask": torch.ones(2, dtype=torch.bool),  # as long as the batch is while it is exported
-        "x": torch.randn(1, 2, 12),
-        "classes": torch.tensor([1]),
-        "scale": 2.0,
-    }
-    written = to_onnx(ManyInputs(), inputs, str(tmp_path / "model.onnx"))
-    assert written.error < 1e-6
-    session = onnxruntime.InferenceSession(written.path)
-    batched = dict.fromkeys(["lists_0", "lists_1", "x", "classes"], "batch")
-    assert {i.name: i.shape[0] for i in session.get_inputs()} == batched | {"mask": 2}
-
-
-class Normalised(nn.Module):
-    def __init__(self, change):
-        super().__init__()
-        self.change, self.down = change, ds.DiffStride1d(2.0, 1)
-
-    def forward(self, x):
-        return self.change(self.down(x))
-
-
-def drift(y):
-    """Another function where it is exported than where it is run."""
-    return y * 1.001 if torch.compiler.is_exporting() else y
-
-
-REFUSALS = {
-    "constant batch": (lambda y: y.reshape(2, 1, 8), "free batch size: Constraints violated"),
-    "branch on values": (lambda y: y if y.sum() > 0 else -y, "free batch size: Could not guard on data-dependent"),
-    "no such operation": (torch.linalg.svdvals, "free batch size: No ONNX function found for .*svd"),
-    "other numbers": (drift, "was not written: onnxruntime's outputs differ from the model's by 1.0e-03"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_what_onnx_cannot_say_leaves_the_file_that_is_there(onnxruntime, tmp_path, capfd, change, message):
-    path = tmp_path / "model.onnx"
-    path.write_text("before")
-    with pytest.raises(RunError, match=message) as error:
-        to_onnx(Normalised(change), torch.randn(2, 1, 12), path)
-    assert "\n" not in str(error.value)
-    assert path.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_mistakes_with_onnx(onnxruntime, tmp_path, monkeypatch):
-    layer, x = ds.DiffStride1d(2.0, 1), torch.randn(2, 1, 12)
-    with pytest.raises(UsageError, match=r"there is no folder .*nowhere: make it"):
-        to_onnx(layer, x, tmp_path / "nowhere" / "model.onnx")
-    with pytest.raises(UsageError, match=r"must be float32 for ONNX, got torch.bfloat16: use model.float\(\)"):
-        to_onnx(layer, x.bfloat16(), tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="must have a floating-point tensor with a batch axis, got none"):
-        to_onnx(layer, torch.ones(2, 1, 12, dtype=torch.int64), tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="at most 1024"):
-        to_onnx(layer, torch.randn(2, 1, 1025), tmp_path / "model.onnx")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=r"cannot write .*folder"):
-        to_onnx(layer, x, tmp_path / "folder")
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UsageError, match=r"need the package onnxscript: pip install 'diffstride\[export\]'"):
-        to_onnx(layer, x, tmp_path / "model.onnx")
-
-
-@pytest.mark.long
-def test_onnx_in_three_dimensions_and_a_frozen_model_once_more(onnxruntime, tmp_path):
-    model = nn.Sequential(ds.DiffStrideConv3d(2, 4, 3, (1.6, 3.0, 1.2), 1, smoothness=1), ds.DiffStride3d(1.5, 1))
-    x = torch.randn(2, 2, 9, 10, 11)
-    assert to_onnx(freeze(model, x), x, tmp_path / "model.onnx").error < 1e-5
-
-
-@pytest.mark.long
-def test_a_network_of_other_people(onnxruntime, tmp_path):
-    """Transformers' ResNet with a learned stride after its stem's convolution, whose attributes the code reads."""
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=4)
-    model = ResNetForImageClassification(config).eval()
-    stem = model.resnet.embedder.embedder.convolution
-    stem.stride = (1, 1)
-    attach(stem, ds.DiffStride2d(1.7, 2))
-    inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
-    frozen = freeze(model, inputs)
-    with torch.no_grad():
-        assert relative(frozen(**inputs).logits, model(**inputs).logits) < 1e-5
-    assert to_onnx(model, inputs, tmp_path / "model.onnx").error < 1e-5
-
-
-@pytest.mark.long
-def test_the_file_can_be_quantised(onnxruntime, tmp_path):
-    """Static quantisation finds products and convolutions, and the int8 outputs are close."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    model, images = image_model(), torch.randn(32, 3, 32, 30)
-    to_onnx(model, images[:2], tmp_path / "model.onnx")
-
-    class Batches(CalibrationDataReader):
-        def __init__(self):
-            self.batches = iter(images.split(8))
-
-        def get_next(self):
-            batch = next(self.batches, None)
-            return None if batch is None else {"input": batch.numpy()}
-
-    quantize_static(tmp_path / "model.onnx", tmp_path / "int8.onnx", Batches())
-    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
-    (y,) = session.run(None, {"input": images.numpy()})
-    assert relative(torch.from_numpy(y), model(images)) < 0.1
-
-
-class Shared(nn.Module):
-    """A stride of two layers, a weight of two modules, and a weight in another layout."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = ds.DiffStride2d(2.0), ds.DiffStride2d(2.0)
-        self.two.stride = self.one.stride
-        self.encode, self.decode = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.decode.weight = self.encode.weight
-        self.conv = nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
-
-
-def converted():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
-    ds.convert(model, torch.randn(1, 3, 16, 16))
-    return model
-
-
-@pytest.mark.parametrize("make", [image_model, Shared, converted])
-def test_weights_and_strides_come_back_from_safetensors_bit_by_bit(make, tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
-    trained, fresh = make(), make()
-    with torch.no_grad():
-        for parameter in {*trained.parameters()}:
-            parameter.add_(torch.rand_like(parameter))
-    path = to_safetensors(trained, tmp_path / "model.safetensors", {"by": "a test"})
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-    fresh.load_state_dict(safetensors.load_file(path))
-    expected = trained.state_dict()
-    assert fresh.state_dict().keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
-    assert len({*fresh.parameters()}) == len({*trained.parameters()})
-    assert ds.strides(fresh) == ds.strides(trained)
-    assert [p.stride() for p in trained.parameters()] == [p.stride() for p in make().parameters()]  # layouts stay
-    with safetensors.safe_open(path, "pt") as file:
-        assert file.metadata() == {"by": "a test"}
-
-
-def test_a_compiled_model_is_written_under_its_own_names(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
-    model = image_model()
-    path = to_safetensors(torch.compile(model, backend="eager"), tmp_path / "model.safetensors")
-    assert safetensors.load_file(path).keys() == model.state_dict().keys()
-
-
-class Remembers(nn.Module):
-    def get_extra_state(self):
-        return {"calls": 3}
-
-
-def test_mistakes_with_safetensors(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
-    path = tmp_path / "model.safetensors"
-    path.write_text("before")
-    layer = ds.DiffStride1d(2.0)
-    with pytest.raises(UsageError, match=r"there is no folder .*nowhere: make it"):
-        to_safetensors(layer, tmp_path / "nowhere" / "model.safetensors")
-    with pytest.raises(
-        UsageError, match=r"must be dense tensors for safetensors, got another thing in 0\._extra_state"
-    ):
-        to_safetensors(nn.Sequential(Remembers()), path)
-    sparse = nn.Module()
-    sparse.register_buffer("table", torch.eye(3).to_sparse())
-    with pytest.raises(UsageError, match="must be dense tensors for safetensors, got another thing in table"):
-        to_safetensors(sparse, path)
-    with pytest.raises(UsageError, match=r"types that safetensors knows, got torch\.complex128"):
-        to_safetensors(nn.Linear(2, 2, dtype=torch.complex128), path)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=r"cannot write .*folder"):
-        to_safetensors(layer, tmp_path / "folder")
-    assert path.read_text() == "before"
-    assert {p.name for p in tmp_path.iterdir()} == {"folder", "model.safetensors"}
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(UsageError, match=r"need the package safetensors: pip install 'diffstride\[export\]'"):
-        to_safetensors(layer, path)
 
 
 REPARAMETRIZATIONS = {

@@ -7,16 +7,17 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from diffstride import functional
+from diffstride._text import one_line
 from diffstride.backends import headroom, operator
 from diffstride.errors import UsageError
+from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.geometry import AXIS_NAMES, Axis
 from diffstride.nn._fused import Schedule
 from diffstride.nn.attach import CHILD, _then, attached
@@ -32,65 +33,45 @@ MAX_LENGTH = 1024
 
 _IDENTITY_TO = 1e-6
 
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
-    """The model with its strides fixed: a new module, in evaluation mode, of plain torch parts only.
+    """Return a copy of the model with its strides fixed, in evaluation mode, made of plain torch parts.
 
-    With its stride fixed, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In a copy of the model every
-    `DiffStride` and `SpectralPool` becomes a `torch.fx.GraphModule` of matrix products, every `DiffStrideConv` an
-    `nn.Sequential` of an `nn.Conv` and such products before or after it, as the layer itself has it. The matrices are
-    buffers named `length`, `height`, `width`, `depth`; axes on which the matrix is the identity (to 1e-6) have none.
-    The result takes inputs of the examples' spatial sizes and dtype, of any batch size, and goes through
-    `torch.export`, `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantisation.
+    With a fixed stride, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In the copy, every `DiffStride` and
+    `SpectralPool` is a `torch.fx.GraphModule` of matrix products. Every `DiffStrideConv` is an `nn.Sequential` of an
+    `nn.Conv` and such products before and after it, in the order of the layer. The matrices are buffers named `length`,
+    `height`, `width`, `depth`. An axis whose matrix is the identity (to 1e-6) has none.
 
-    The model itself is left as it is, its mode, hooks, buffers and torch's random state included. Its forward code runs
-    twice, without gradients: once to see the size and dtype that each layer works at, once in the result, which must
-    give the same. What is shared stays shared, and users' hooks stay.
+    The result takes inputs of the examples' spatial sizes and dtype, of any batch size. `torch.export`,
+    `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantization work with it. Shared modules
+    and parameters stay shared, and hooks of the user stay.
+
+    The model is not changed, nor is torch's random state. Its code runs twice without gradients: once to find the size
+    and dtype at which each layer works, and once in the result, which must give the same output.
 
     Args:
         model: any module, also one without learned strides.
-        example_inputs: the inputs it is frozen for: a tensor; a tuple or list of positional arguments; a mapping of
-            keyword arguments; `diffstride.ExampleInputs(*args, **kwargs)` for both.
+        example_inputs: a tensor, a tuple or list of positional arguments, a mapping of keyword arguments, or
+            `diffstride.ExampleInputs(*args, **kwargs)` for both.
 
     Returns:
-        A module with the model's structure. A layer that the examples do not reach refuses to run.
+        A module with the model's structure. A layer that the examples do not reach raises when it is called.
 
     Raises:
-        ValueError: an axis of more than 1,024 samples; a layer that sees maps of several sizes or dtypes; a model whose
-            code works otherwise with plain modules than with ours.
+        UsageError: an axis has more than 1,024 samples; a layer sees maps of several sizes or dtypes; or the model's
+            code computes something else with plain modules.
     """
-    return _freeze(model, _arguments(example_inputs))
-
-
-# Freezing
-
-
-class _Use(NamedTuple):
-    """What a layer met in the examples."""
-
-    spatial: tuple[int, ...]
-    new_sizes: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _arguments(example_inputs: Any) -> Arguments:
     given = ExampleInputs.of(example_inputs)
-    return given.args, given.kwargs
-
-
-def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
+    arguments = (given.args, given.kwargs)
     with on_examples(model):
-        uses, expected = _observe(_copy(model), arguments)
-    frozen = _copy(model, and_those_that_work=True)
+        uses, expected = _observe(copy_without_notes(model), arguments)
+    frozen = copy_without_notes(model, and_those_that_work=True)
     fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
     for module in frozen.modules():
         for name, child in module._modules.items():
             module._modules[name] = fixed.get(id(child), child)
     frozen = fixed.get(id(frozen), frozen)
-    longest = max((n for tensor in _tensors(arguments) for n in tensor.shape), default=1)
+    longest = max((n for tensor in tensors(arguments) for n in tensor.shape), default=1)
     for module in frozen.modules():
         if attached(module) is not None:
             _call_plainly(module)
@@ -101,10 +82,20 @@ def _freeze(model: nn.Module, arguments: Arguments) -> nn.Module:
     return frozen
 
 
-def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
-    """A copy in evaluation mode without the hooks by which this library takes notes.
+class _Use(NamedTuple):
+    """The sizes, dtype and device of a layer's maps."""
 
-    Those of `diffstride.nn` are part of the forward pass; all but an attached layer's go too where one says so.
+    spatial: tuple[int, ...]
+    new_sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def copy_without_notes(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
+    """Copy a model in evaluation mode without the library's hooks that only observe.
+
+    Hooks of `diffstride.nn` are part of the forward pass and stay. With `and_those_that_work`, they are removed, too,
+    except those of attached layers.
     """
     with _DetachingCopies():
         copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
@@ -119,10 +110,9 @@ def _copy(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
 
 
 class _DetachingCopies(TorchFunctionMode):
-    """Have `copy.deepcopy` detach tensors that autograd has made, which torch refuses to copy.
+    """A mode in which `copy.deepcopy` detaches tensors that autograd has made, which torch refuses to copy.
 
-    Modules keep such tensors as plain attributes: the weight of an old `weight_norm` or of a pruned layer, say, or the
-    last map of attention.
+    Modules have such tensors as plain attributes, such as the weight of an old `weight_norm` or of a pruned layer.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,12 +121,12 @@ class _DetachingCopies(TorchFunctionMode):
             return call(*args, **(kwargs or {}))
         detached, memo = args[0].detach(), args[1]
         copied = call(detached, memo)
-        del memo[id(detached)]  # another tensor may come to have this address
+        del memo[id(detached)]  # another tensor may get this address
         return copied
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[dict[Any, Any], ...]]:
-    """The module's forward hooks, then those before it, each with the registries of their options."""
+    """Yield the module's forward hooks, then its pre-hooks, each with the registries of their options."""
     yield module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called
     yield module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
 
@@ -148,13 +138,13 @@ def _is_of(hook: Any, package: str) -> bool:
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers that become plain, each once."""
+    """Return the layers that become plain, each once."""
     named: Iterator[tuple[str, nn.Module]] = model.named_modules()
     return [(name, module) for name, module in named if isinstance(module, tuple(_HANDLERS))]
 
 
 def _observe(model: nn.Module, arguments: Arguments) -> tuple[dict[str, set[_Use]], Any]:
-    """What each layer meets, and what the model returns. Leaves hooks behind."""
+    """Return how each layer is used and the model's output. Hooks remain in the model."""
     uses: dict[str, set[_Use]] = {}
 
     def note(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -165,19 +155,11 @@ def _observe(model: nn.Module, arguments: Arguments) -> tuple[dict[str, set[_Use
     for name, layer in _layers(model):
         uses[name] = set()
         layer.register_forward_hook(functools.partial(note, name), prepend=True, with_kwargs=True)
-    return uses, _run(model, arguments)
-
-
-def _run(model: nn.Module, arguments: Arguments) -> Any:
-    """What the model makes of copies of the arguments, without gradients; random numbers are drawn on the side."""
-    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
-    tensors = [*model.parameters(), *model.buffers(), *_tensors(arguments)]
-    with torch.random.fork_rng({t.device for t in tensors if t.is_cuda}), torch.no_grad():
-        return model(*args, **kwargs)
+    return uses, run(model, arguments)
 
 
 def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
-    """What takes the layer's place, with its hooks."""
+    """Return the module that replaces the layer, with the layer's hooks."""
     name = name or type(layer).__name__
     if len(uses) > 1:
         sizes = " and ".join(sorted(f"{use.spatial} of {use.dtype}" for use in uses))
@@ -200,9 +182,9 @@ def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
 
 
 def _compute_weights(layer: nn.Module) -> None:
-    """Compute what old reparametrizations and pruning compute before each pass, and take their hooks off.
+    """Compute the weights of old reparametrizations and pruning once, and remove their hooks.
 
-    They belong to parameters of the layer, which the plain parts do not have.
+    The hooks need parameters of the layer, which the plain parts do not have.
     """
     from torch.nn.utils.prune import BasePruningMethod
     from torch.nn.utils.spectral_norm import SpectralNorm
@@ -285,7 +267,7 @@ def _convolution(layer: DiffStrideConvNd, schedule: Schedule, scale: float) -> t
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
-    """The same one where it is one, so that what is shared stays shared."""
+    """Return `value` as a parameter; one that is a parameter already stays shared."""
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
 
 
@@ -297,15 +279,15 @@ def _products(
     strides: Sequence[float] | None = None,
     scaled: bool = False,
 ) -> fx.GraphModule | None:
-    """One product with a constant matrix per axis, but for identities and None; None where there is no other.
+    """Return the products with the constant matrices of the axes; None where all of these are identities.
 
     Args:
-        name: of the layer, for errors.
-        use: of the layer; it says in which dtype it worked.
-        sizes: of the axes before the products.
-        axes: what happens to them.
-        strides: those of the axes, not clamped yet.
-        scaled: whether the result keeps its headroom in float16, see `headroom`.
+        name: the layer's name, for errors.
+        use: the dtype and device of the matrices.
+        sizes: the sizes before the products.
+        axes: the operators of the axes; None leaves an axis as it is.
+        strides: the raw strides of the axes; None where they are fixed.
+        scaled: whether a float16 result stays scaled, see `diffstride.backends.headroom`.
     """
     root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
     x = graph.placeholder("x")
@@ -334,7 +316,7 @@ def _products(
 
 
 def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
-    """Of the axis, in float64; None where it is the identity."""
+    """Return the matrix of an axis in float64; None where it is the identity."""
     if axis.smoothness is None and axis.n == axis.size:
         return None
     length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
@@ -349,13 +331,13 @@ def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
 
 
 def _copying() -> fx.GraphModule:
-    """The identity as our layers do it: what comes after may work in place."""
+    """Return the identity as a copy, since the next module may work in place."""
     graph = fx.Graph()
     graph.output(graph.call_method("clone", (graph.placeholder("x"),)))
     return fx.GraphModule(nn.Module(), graph, "FixedStrides")
 
 
-# What takes the place of a layer of this type, which goes by this name and was used so.
+# By type of layer, the function that makes its replacement from its name, the layer, and its use.
 _HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
     DiffStrideNd: _downsampling,
     DiffStrideConvNd: _convolving,
@@ -365,15 +347,12 @@ _HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
 
 
 def _call_plainly(module: nn.Module) -> None:
-    """Have `module`, after which another is attached, call that one by a hook of torch's own making, in the same place.
-
-    A graph is its own hook, so that the module stays what it is, with its class, its names and its other hooks.
-    """
+    """Replace the hook that calls an attached layer by a graph of `torch.fx`, which needs no code of this library."""
     graph = fx.Graph()
     *_, output = (graph.placeholder(name) for name in ("module", "args", "output"))
     graph.output(graph.call_module(CHILD, (output,)))
     hook = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
-    # Keys made by torch are numbers, which in another process could be given out anew.
+    # A key made by torch is a number, which another process might use again.
     renamed: list[tuple[Any, Any]] = [
         (CHILD, hook) if value is _then else (key, value) for key, value in module._forward_hooks.items()
     ]
@@ -381,64 +360,15 @@ def _call_plainly(module: nn.Module) -> None:
 
 
 def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:
-    """Check that the model's own code does with the plain parts what it did with ours."""
-    cure = "its code may ask for a layer's class, or call a layer's forward itself"
+    """Check that the model's own code computes the same with the plain parts as with our layers."""
+    cause = "with fixed strides (its code may ask for a layer's class, or call a layer's forward itself)"
     try:
-        found = _run(copy.deepcopy(frozen), arguments)
-    except Exception as error:  # whatever the model's code makes of it
-        message = " ".join(str(error).split())
-        raise UsageError(
-            f"the model cannot run with fixed strides ({cure}): {type(error).__name__}: {message}"
-        ) from error
-    if not _same_shapes(_tensors(found), _tensors(expected)):
-        raise UsageError(f"the model gives outputs of other shapes with fixed strides: {cure}")
-    for a, b in zip(_tensors(found), _tensors(expected), strict=True):
-        if a.is_floating_point() and not _relative(a, b) <= math.sqrt(torch.finfo(a.dtype).eps):
-            raise UsageError(
-                f"the model's outputs differ by {_relative(a, b):.1e}, relative, with fixed strides: {cure}"
-            )
-
-
-def _same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return [t.shape for t in a] == [t.shape for t in b]
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    """The largest difference over the largest of `b`; what is infinite, or no number, in both agrees."""
-    a, b = a.cpu().double(), b.cpu().double()
-    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
-    if not difference.any():
-        return 0.0
-    return float(difference.max() / torch.where(b.isfinite(), b, 0.0).abs().max())
-
-
-# ONNX
-
-
-def _batch(arguments: Arguments) -> int:
-    """The number of samples: the length of the first floating-point tensor's first axis."""
-    for tensor in _tensors(arguments):
-        if tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) > 0:
-            return len(tensor)
-    raise UsageError("example_inputs must have a floating-point tensor with a batch axis, got none")
-
-
-def _batched(leaf: Any, batch: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
-
-
-def _random(arguments: Arguments) -> Arguments:
-    """The same with floating-point numbers drawn anew; of others it is not known what they may be."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-
-    drawn: Arguments = tree_map(draw, arguments)
-    return drawn
+        found = tensors(run(copy.deepcopy(frozen), arguments))
+    except Exception as error:  # whatever the model's code raises
+        raise UsageError(f"the model cannot run {cause}: {type(error).__name__}: {one_line(error)}") from error
+    difference = largest_error(found, tensors(expected))
+    if difference is None:
+        raise UsageError(f"the model gives outputs of other shapes {cause}")
+    epsilon = max((torch.finfo(t.dtype).eps for t in found if t.is_floating_point()), default=0.0)
+    if not difference <= math.sqrt(epsilon):
+        raise UsageError(f"the model's outputs differ by {difference:.1e}, relative, {cause}")

@@ -1,18 +1,14 @@
-"""What the file formats share."""
+"""Optional packages of the file formats."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 
 from diffstride.errors import UsageError
 
 
-def _require(kind: str, *packages: str) -> None:
+def require(kind: str, *packages: str) -> None:
+    """Raise a UsageError where a package for files of this kind is missing."""
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"{kind} files need the package {name}: pip install 'diffstride[export]'")
-
-
-def _texts(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    return dict(metadata or {})

@@ -1,0 +1,101 @@
+"""Budgets: what they refuse, in which direction they push, and that they are met."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import diffstride as ds
+from diffstride import DiffStride2d
+from diffstride.errors import UsageError
+from diffstride.nn import learnable_layers
+
+
+def learned(model):
+    return [layer for _, layer in learnable_layers(model)]
+
+
+def toy(window="inner"):
+    """0.1 ms a step."""
+    first = ds.DiffStrideConv2d(3, 8, 3, 2.0, padding=1, window=window, smoothness=2.0)
+    pool = DiffStride2d(2.0, window=window, smoothness=2.0)
+    model = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), pool, nn.Conv2d(16, 16, 3, padding=1))
+    return model, torch.randn(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+def test_a_budget_out_of_reach_names_what_is_in_reach(measure):
+    model, x = toy()
+    cost = ds.CostModel(model, x, measure=measure)
+    least, most, original = cost.minimum(), cost.maximum(), cost.baseline()
+    for amount in (0.9 * least, 1.1 * most):
+        with pytest.raises(UsageError) as caught:
+            cost.budget(amount, of="absolute")
+        assert f"{least:.4g} to {most:.4g}" in str(caught.value)
+        assert f"got {amount:g}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError, match=f"{least / original:.3f} to {most / original:.3f} of it, got 0.0001 of the baseline"
+    ):
+        cost.budget(0.0001)
+    assert cost.budget(1.0).target == original
+    assert cost.budget(0.9, of="initial").target == pytest.approx(0.9 * cost.initial())
+    assert cost.budget(1.5 * least, of="absolute").target == 1.5 * least
+    with pytest.raises(ValueError, match="of must be one of 'baseline'"):
+        cost.budget(0.5, of="half")
+    for amount in (0.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="amount must be between"):
+            cost.budget(amount)
+
+
+@pytest.mark.parametrize(("fraction", "sign"), [(0.6, 1), (1.6, -1)])
+def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction, sign):
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    budget = cost.budget(fraction, of="initial")
+    assert "multiplier" in budget.state_dict()
+    budget.eval()
+    before = {k: v.clone() for k, v in budget.state_dict().items()}
+    term = budget()
+    term.backward()
+    for layer in learned(model):
+        assert (-sign * layer.stride.grad > 0).all()  # above the budget descent has strides grow
+        layer.stride.grad = None
+    for key, value in budget.state_dict().items():
+        assert torch.equal(value, before[key]) or (value.isnan().all() and before[key].isnan().all())
+    budget.train()
+    moved = [float(budget.multiplier)]
+    for _ in range(300):
+        budget()
+        moved.append(float(budget.multiplier))
+    assert sign * moved[-1] > 0
+    assert all(sign * (b - a) >= 0 for a, b in itertools.pairwise(moved))
+    assert max(map(abs, moved)) <= budget.limit
+    again = cost.budget(fraction, of="initial")
+    again.load_state_dict(budget.state_dict())
+    assert again.multiplier == budget.multiplier
+
+
+@pytest.mark.parametrize("window", ["inner", "outer"])
+@pytest.mark.parametrize("fraction", [0.6, 1.5])
+@pytest.mark.parametrize("measure", ["macs", "memory"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, optimizer):
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)]
+    pools = [DiffStride2d(2.0, window=window, smoothness=2.0) for _ in range(2)]
+    model = nn.Sequential(convolutions[0], pools[0], convolutions[1], pools[1], convolutions[2])
+    cost = ds.CostModel(model, torch.randn(1, 3, 64, 64), measure=measure)
+    budget = cost.budget(fraction, of="initial")
+    strides = [layer.stride for layer in learned(model)]
+    if optimizer == "sgd":
+        optimizer = torch.optim.SGD(strides, lr=0.1, momentum=0.9)
+    else:
+        optimizer = torch.optim.Adam(strides, lr=0.01)
+    for _ in range(400):
+        optimizer.zero_grad()
+        budget().backward()
+        optimizer.step()
+        ds.clamp_strides_(model)
+    assert cost.exact() == pytest.approx(budget.target, rel=0.02)
