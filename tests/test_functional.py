@@ -187,14 +187,6 @@ def test_memory_format_goes_in_and_comes_out(backend, layer):
     torch.testing.assert_close(layer(x[0]), plain[0])  # unbatched
 
 
-def test_three_dimensional_channels_last():
-    x = torch.randn(1, 2, 6, 5, 7)
-    layer = ds.DiffStride3d((1.5, 2.5, 2.0), 1)
-    last = layer(x.contiguous(memory_format=torch.channels_last_3d))
-    assert last.is_contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(last, layer(x))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_neither_the_dtype_nor_the_numbers(dtype, backend):
@@ -215,14 +207,6 @@ def test_tables_kept_between_calls_serve_training_after_inference():
     second = layer(x)
     second.sum().backward()
     assert torch.equal(first, second)
-
-
-def test_growing_beyond_the_own_coefficients_uses_no_table_of_the_wrong_length():
-    """Up from 8 to 13 the kept waves of 13 points are more than the 5 coefficients of 8 samples."""
-    x = torch.randn(1, 1, 8, dtype=torch.float64)
-    for size in (13, 8, 5):
-        expected = reference.spectral_resize(x, (size,))
-        assert relative_error(ds.spectral_resize(x, (size,), backend="matmul"), expected) < 1e-12
 
 
 @pytest.mark.parametrize("taps", [None, geometry.Taps(3, 1, 1, 20)])

@@ -281,20 +281,13 @@ def test_a_sweep_frees_a_stride_from_a_start_that_sees_nothing(explored):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ds.Jitter(0.0), "sigma must be > 0 and <= 10, got 0"),
         (lambda: ds.Jitter(math.nan), "sigma must be > 0 and <= 10, got nan"),
-        (lambda: ds.Jitter(400.0), "sigma must be > 0 and <= 10, got 400"),
         (lambda: ds.Jitter(until=0), "until must be > 0 and <= 1, got 0"),
-        (lambda: ds.Sweep(until=1.5), "until must be > 0 and <= 1, got 1.5"),
-        (lambda: ds.Sweep(0), "depth must be > 0 and <= 1, got 0"),
         (lambda: ds.Sweep(1.1), "depth must be > 0 and <= 1, got 1.1"),
         (lambda: ds.Sweep().set_strides(three_layers(), 0, 0), "steps must be >= 1, got 0"),
-        (lambda: ds.Sweep().set_strides(three_layers(), -1, 10), "step must be >= 0, got -1"),
-        (lambda: ds.Jitter().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
         (lambda: ds.Sweep().set_strides(lost(), 0, 10), r"stride must be finite, got nan, nan in DiffStride2d\("),
         (lambda: ds.DiffStride2d().set_stride_scale((1.0,)), "factors must have 2 entries"),
         (lambda: ds.DiffStride2d().set_stride_scale((1.0, 0.0)), "factors must be > 0 and finite, got 1, 0"),
-        (lambda: ds.DiffStride2d().set_stride_scale((1.0, math.inf)), "factors must be > 0 and finite, got 1, inf"),
     ],
 )
 def test_mistakes_are_named(call, message):

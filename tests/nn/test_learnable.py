@@ -15,7 +15,6 @@ from torch.autograd import gradcheck, gradgradcheck
 import diffstride as ds
 from diffstride import functional, geometry
 from diffstride.nn._parameter import StrideParameter, host_values
-from tests.helpers import reference
 
 
 def raw(layer):
@@ -189,32 +188,6 @@ def test_no_write_is_missed_on_a_device(on_device):
     assert host_values(stride) == (3.0, 3.0)
 
 
-def test_param_groups_keep_strides_apart_and_free_of_decay():
-    shared = ds.DiffStride2d(2.0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), shared, nn.BatchNorm2d(2), shared, ds.DiffStride2d(1.5))
-    model[0].bias.requires_grad_(False)
-    weights, strides = ds.param_groups(model, 0.1, stride_lr=0.02, weight_decay=5e-4)
-    assert {id(p) for p in strides["params"]} == {id(shared.stride), id(model[4].stride)}
-    assert (strides["lr"], strides["weight_decay"]) == (0.02, 0.0)
-    assert (weights["lr"], weights["weight_decay"]) == (0.1, 5e-4)
-    assert [p.shape for p in weights["params"]] == [(2, 1, 3, 3), (2,), (2,)]
-    optimizer = torch.optim.SGD([weights, strides], momentum=0.9)
-    model(torch.zeros(1, 1, 8, 8)).sum().backward()
-    optimizer.step()
-    assert shared.strides == (2.0, 2.0)  # nothing to learn from zeros, and no decay
-    assert len(ds.param_groups(nn.Linear(1, 1), 0.1)) == 1
-
-
-def test_clamp_strides_projects_to_the_users_bounds():
-    model = nn.Sequential(ds.DiffStride1d(2.0, bounds=(1.5, 3.0)), ds.DiffStride2d(2.0))
-    with torch.no_grad():
-        model[0].stride.fill_(7.0)
-        model[1].stride.copy_(torch.tensor([-2.0, 50.0]))
-    ds.clamp_strides_(model)
-    assert [raw(layer) for layer in model] == [[3.0], [1.0, 50.0]]
-    assert ds.strides(model) == {"0": (3.0,), "1": (1.0, 50.0)}
-
-
 def test_strides_without_values_say_what_to_do():
     layer = ds.DiffStride1d(2.0, device="meta")
     with pytest.raises(ValueError, match="got none on the meta device: use to_empty, then reset_parameters"):
@@ -297,37 +270,6 @@ def test_siblings_come_out_alike(data, size, smoothness, window, basis, multiple
     assert sibling.output_size(size) == layer.output_size(size + size_offset)
     x = torch.randn(1, 2, size, dtype=torch.float64)
     assert sibling(x).shape[2:] == layer.output_size(size + size_offset)
-
-
-def test_siblings_agree_at_every_size_and_stride():
-    for window in ("outer", "inner"):
-        for multiple in range(1, 5):
-            layer = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
-            sibling = ds.DiffStride1d(1.0, 1.0, window=window, size_multiple=multiple)
-            sibling.stride, sibling.size_offset = layer.stride, (1,)
-            for size in range(2, 40):
-                for stride in np.linspace(1, size / 2, 12):
-                    layer.stride.data.fill_(stride)
-                    assert sibling.output_size(size - 1) == layer.output_size(size)
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_layers_with_excess_are_the_naive_sums(options):
-    grown = 0
-    for size, more, stride in (
-        (8, 1, 1.0), (9, 1, 1.2), (7, 1, 1.3), (12, 3, 1.1), (12, 1, 2.4), (13, 2, 6.9), (3, 1, 1.0), (2, 1, 1.4),
-        (1, 1, 3.0),
-    ):  # fmt: skip
-        for smoothness, norm in ((0.5, "forward"), (4.0, "ortho"), (1.3, "backward")):
-            layer = with_excess(stride, smoothness, (more,), norm=norm, **options)
-            x = torch.randn(1, 2, size, dtype=torch.float64)
-            y = layer(x).detach()
-            arguments = {"window": options["window"], "basis": options["basis"], "norm": norm, "size_offset": (more,)}
-            expected = reference.diffstride(x, (layer.stride.item(),), smoothness, **arguments)
-            assert y.shape == expected.shape == (1, 2, *layer.output_size(size))
-            assert np.abs(y.numpy() - expected).max() < 1e-12 * (1 + np.abs(expected).max())
-            grown += y.shape[-1] > size
-    assert grown >= 8
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -224,9 +224,3 @@ def test_a_reset_that_a_parametrization_does_not_allow_is_refused_and_changes_no
         model[3].reset_parameters()
     ds.clamp_strides_(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_explorations_move_parametrized_strides_too():
-    model = network(Logarithm)
-    ds.Jitter(sigma=0.5).set_strides(model, 0, 10)
-    assert all(model[i].is_scaled for i in (1, 3))
