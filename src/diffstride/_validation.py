@@ -85,6 +85,13 @@ def not_negative(name: str, value: float) -> float:
     return float(value)
 
 
+def positive_up_to(name: str, value: float, most: float) -> float:
+    """Check that `value` is in (0, most]."""
+    if not 0 < number(name, value) <= most:
+        raise ValueError(f"{name} must be > 0 and <= {most:g}, got {value}")
+    return float(value)
+
+
 def whole(name: str, value: object, least: int | None = None) -> int:
     """Check that `value` is an int, `least` at least."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -94,14 +101,9 @@ def whole(name: str, value: object, least: int | None = None) -> int:
     return int(value)
 
 
-def positive_int(name: str, value: object) -> int:
-    """Check that `value` is an int >= 1."""
-    return whole(name, value, 1)
-
-
 def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Return one positive int per axis, from an int or a sequence."""
-    return tuple(positive_int(name, v) for v in per_axis(name, value, ndim))
+    return tuple(whole(name, v, 1) for v in per_axis(name, value, ndim))
 
 
 def a_sequence(name: str, value: object) -> None:
@@ -110,12 +112,6 @@ def a_sequence(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a sequence with one number per axis, got {short_repr(value)}")
     if not len(value):
         raise ValueError(f"{name} must have one entry per spatial axis, got none")
-
-
-def channels(x: Tensor, ndim: int, expected: int) -> None:
-    """Check the channels of `[B, C, *spatial]` or `[C, *spatial]`."""
-    if x.shape[-ndim - 1] != expected:
-        raise ValueError(f"input must have {expected} channels, got shape {tuple(x.shape)}")
 
 
 def spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def stride_mask(
     Raises:
         ValueError: `size` or `stride` is below 1, `smoothness` is negative, `window` or `basis` is unknown.
     """
-    _validation.positive_int("size", size)
+    _validation.whole("size", size, 1)
     _validation.one_of("window", window, WINDOWS)
     _validation.one_of("basis", basis, BASES)
     _validation.not_negative("smoothness", smoothness)

@@ -36,7 +36,7 @@ class LayerOptions:
         object.__setattr__(self, "bounds", _checked_bounds(self.bounds))
         _validation.one_of("window", self.window, WINDOWS)
         check_basis(self.basis, self.norm, self.backend)
-        _validation.positive_int("size_multiple", self.size_multiple)
+        _validation.whole("size_multiple", self.size_multiple, 1)
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults, by name."""

@@ -182,7 +182,8 @@ class DiffStrideConvNd(LearnableStrides):
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
         spatial = _validation.spatial_sizes(x, self.ndim)
-        _validation.channels(x, self.ndim, self.in_channels)
+        if x.shape[-self.ndim - 1] != self.in_channels:
+            raise ValueError(f"input must have {self.in_channels} channels, got shape {tuple(x.shape)}")
         strides, host_strides, new_sizes = self._resolved(spatial)
         return self.schedule(spatial, new_sizes).run(x, self.weight, self.bias, strides, host_strides)
 

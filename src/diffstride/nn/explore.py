@@ -47,7 +47,7 @@ class Exploration(ABC):
     """
 
     def __init__(self, until: float = 0.5) -> None:
-        self.until = _up_to("until", until, 1)
+        self.until = _validation.positive_up_to("until", until, 1)
 
     def set_strides(self, model: nn.Module, step: int, steps: int, *, seed: int = 0) -> None:
         """Set the factors of every layer for one step; from step `until * steps` on there are none.
@@ -61,7 +61,7 @@ class Exploration(ABC):
         Raises:
             ValueError: `step` is below 0, `steps` below 1, or a stride is not finite.
         """
-        progress = _validation.whole("step", step, 0) / (self.until * _validation.positive_int("steps", steps))
+        progress = _validation.whole("step", step, 0) / (self.until * _validation.whole("steps", steps, 1))
         factors = {}
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.learns_strides]
@@ -108,7 +108,7 @@ class Jitter(Exploration):
             ValueError: `sigma` or `until` is out of range.
         """
         super().__init__(until)
-        self.sigma = _up_to("sigma", sigma, 10)
+        self.sigma = _validation.positive_up_to("sigma", sigma, 10)
 
     def factors(self, context: LayerContext) -> Sequence[float]:
         """Return `exp(sigma (1 - progress) normal)`."""
@@ -142,7 +142,7 @@ class Sweep(Exploration):
             ValueError: `depth` or `until` is out of range.
         """
         super().__init__(until)
-        self.depth = _up_to("depth", depth, 1)
+        self.depth = _validation.positive_up_to("depth", depth, 1)
 
     def factors(self, context: LayerContext) -> Sequence[float] | None:
         """Return `S^-a` for the layer whose turn it is."""
@@ -163,10 +163,3 @@ class Sweep(Exploration):
                 )
                 return min(max(usual / opened, self.LEAST_FRACTION), 1.0)
         return 1.0
-
-
-def _up_to(name: str, value: float, most: float) -> float:
-    """Check that a number is in (0, most]."""
-    if not 0 < _validation.number(name, value) <= most:
-        raise ValueError(f"{name} must be > 0 and <= {most:g}, got {value}")
-    return float(value)
