@@ -39,6 +39,14 @@ def test_files_and_targets_that_a_page_names_exist(page):
         assert (page.parent / path).exists(), path
 
 
+def test_modules_that_the_architecture_page_names_exist():
+    source = ROOT / "src" / "diffstride"
+    found = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert len(found) > 20
+    for path in found:
+        assert any((place / path).exists() for place in (source, source / "experiments", ROOT)), path
+
+
 def test_the_table_of_converted_networks_is_that_of_the_measurement():
     page = (ROOT / "docs" / "guides" / "your-own-model.md").read_text()
     rows = json.loads((ROOT / "results" / "convert.json").read_text())["rows"]
