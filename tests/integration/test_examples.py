@@ -38,7 +38,6 @@ def test_a_lightning_module_learns_its_strides():
 
 @long
 def test_a_trainer_of_transformers_learns_saves_and_loads_strides():
-    pytest.importorskip("diffstride.integrations.transformers")
     model = main_of("03_transformers")(steps=2)
     assert any(stride != 2.0 for strides in ds.strides(model).values() for stride in strides)
 
