@@ -95,7 +95,6 @@ def test_settings_of_one_do_not_leak_into_another(batch):
     ("settings", "message"),
     [
         ({"pad_crop": -1}, "pad_crop must be >= 0"),
-        ({"mixup": -0.1}, "mixup must be >= 0"),
         ({"resized_crop": 0}, "resized_crop must be >= 1"),
         ({"resized_crop": 8, "pad_crop": 2}, "exclude each other: set one"),
     ],
@@ -108,5 +107,3 @@ def test_bad_settings(settings, message):
 def test_sizes_that_do_not_fit(batch):
     with pytest.raises(DataError, match="set image_size to at least 11"):
         Augment(resized_crop=11).center(batch[0])
-    with pytest.raises(DataError, match="too large to mirror 12x10"):
-        Augment(pad_crop=10, pad_mode="reflect")(*batch, 4)

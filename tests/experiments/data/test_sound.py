@@ -120,17 +120,11 @@ def test_silence_is_the_logarithm_of_the_floor_everywhere(floor):
     [
         ({"bands": 0}, r"features.bands must be >= 1, got 0"),
         ({"floor": 0.0}, r"features.floor must be > 0 and finite, got 0"),
-        ({"floor": math.nan}, r"features.floor must be > 0 and finite, got nan"),
-        ({"window": -0.1}, r"features.window must be > 0 and finite, got -0.1"),
-        ({"hop": 0.0}, r"features.hop must be > 0 and finite, got 0"),
         ({"hop": 0.03}, r"features.hop .*at most the window, not 240 samples of 200, at 8000 Hz"),
         ({"hop": 5e-5}, r"features.hop must be at least one sample .*not 0 samples"),
         ({"bands": 200}, r"features.bands 200 is too many: \d+ of them are narrower than the 31.25 Hz"),
         ({"highest": 4001.0}, r"features.lowest and highest .* half of the sample rate, 4000 Hz, not 0 and 4001"),
         ({"lowest": -1.0}, r"features.lowest and highest must be rising from 0 .*not -1 and 4000"),
-        ({"lowest": 900.0, "highest": 900.0}, r"features.lowest and highest must be rising .*not 900 and 900"),
-        ({"highest": 0.0}, r"features.lowest and highest must be rising .*not 0 and 0"),
-        ({"window": math.inf}, r"features.window must be .*got inf"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(options, message):

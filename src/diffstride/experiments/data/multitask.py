@@ -8,37 +8,29 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from diffstride.experiments.data.base import (
-    Axis,
-    Batch,
-    BatchDataset,
-    ClassificationData,
-    DataError,
-    Shard,
-    as_dataset,
-    digest,
-    seed_of,
-)
+from diffstride.experiments.data.base import Batch, BatchDataset, ClassificationData, DataError, as_dataset
+from diffstride.experiments.data.hashing import digest, seed_of
+from diffstride.experiments.data.sampling import Shard
 
 Batches: TypeAlias = dict[str, Batch]
 
 
 class MultiTask(ClassificationData):
-    """Several tasks, each with a data set of its own, whose samples have one shape as a network sees them.
+    """Several tasks, each with a data set of its own, whose inputs have one shape.
 
-    A batch of training is a mapping from task to `(inputs, targets)`, with an equal share of each task in every batch
-    (the first tasks have one more where the batch size is no multiple of their number). An epoch takes as many samples
-    as all sets have together, so that small sets are seen more than once in it: each of them is gone through again and
-    again, in a new random order, which is a function of the seed alone. Each task is augmented, normalised and
-    evaluated as its own data set has it; a batch of evaluation is of one task.
+    A batch of training is a mapping from task to `(inputs, targets)`. Every batch has an equal share of each task (the
+    first tasks have one more where the batch size is no multiple of their number). An epoch takes as many samples as
+    all sets have together, so that it repeats small sets. Each repetition has a new random order, which is a function
+    of the seed alone. Each task is augmented, normalised and evaluated by its own data set. A batch of evaluation is of
+    one task.
 
     Args:
-        tasks: data sets by the names of the tasks; their own batch sizes and seeds are not used.
-        batch_size: samples per batch and rank, of all tasks together; at least one of each.
-        seed: of the order, and of all that is random in the data sets.
+        tasks: data sets by the names of the tasks. Their own batch sizes and seeds are not used.
+        batch_size: samples per batch and rank, of all tasks together, at least one of each.
+        seed: seed of the order, and of all randomness in the data sets.
 
     Attributes:
-        num_classes: of all tasks together.
+        num_classes: number of classes of all tasks together.
         outputs: number of classes by task.
     """
 
@@ -71,15 +63,13 @@ class MultiTask(ClassificationData):
         first, *others = self.tasks
         self.sample_shape, self.axes = self.tasks[first].sample_shape, self.tasks[first].axes
         for task in others:
-            if (axes := self.tasks[task].axes) != self.axes:
+            ours, theirs = (
+                f"{d.sample_shape} with spacing {[a.spacing for a in d.axes]}" for d in (self, self.tasks[task])
+            )
+            if (self.tasks[task].sample_shape, self.tasks[task].axes) != (self.sample_shape, self.axes):
                 raise DataError(
-                    f"tasks must have axes of one spacing, not {_spacings(self.axes)} for {first} and "
-                    f"{_spacings(axes)} for {task}: set one sample_rate and features for all"
-                )
-            if (shape := self.tasks[task].sample_shape) != self.sample_shape:
-                raise DataError(
-                    f"tasks must have inputs of one shape, not {self.sample_shape} for {first} and {shape} for {task}: "
-                    "change their sizes, lengths or features"
+                    f"tasks must have inputs of one shape and spacing, not {ours} for {first} and {theirs} for {task}: "
+                    "set one size, length, sample_rate and features for all"
                 )
         self.num_workers = max(data.num_workers for data in self.tasks.values())
         self.num_classes = sum(self.outputs.values())
@@ -89,25 +79,23 @@ class MultiTask(ClassificationData):
         self.fingerprint = digest(*(f"{task} {data.fingerprint}" for task, data in self.tasks.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """That of each task."""
+        """Return the state of each task."""
         return {task: data.state_dict() for task, data in self.tasks.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """To each task its own."""
+        """Set the state of each task."""
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
 
     def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
-        """Of the training; each task evaluates on its own."""
-        assert train
+        """Return the order of the training. Each task evaluates on its own."""
         replicas, rank = self._place()
         each, more = divmod(self.batch_size, len(self.tasks))
         shares = [each + (i < more) for i in range(len(self.tasks))]
         return _EqualShares(cast(_Union, dataset), shares, replicas, rank, self.seed)
 
     def val_dataloader(self) -> Any:
-        """For each task, batches of its test split."""
-        self._must_be_loaded()
+        """Return batches of the test split for each task."""
         self._hand_trainer_on()
         return [data.val_dataloader() for data in self.tasks.values()]
 
@@ -116,7 +104,7 @@ class MultiTask(ClassificationData):
             data.trainer = self.trainer
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Prepare each task's part as its data set does."""
+        """Prepare each task's part with its data set."""
         if not isinstance(batch, dict):
             batch = {list(self.tasks)[dataloader_idx]: batch}
         self._hand_trainer_on()
@@ -124,7 +112,7 @@ class MultiTask(ClassificationData):
 
 
 class _Union(BatchDataset):
-    """The samples of all tasks, one task after the other; asked for a batch, it gives each task's part."""
+    """The samples of all tasks, one task after the other. A batch is a mapping from task to its part."""
 
     def __init__(self, parts: Mapping[str, BatchDataset]) -> None:
         self.parts = dict(parts)
@@ -132,25 +120,21 @@ class _Union(BatchDataset):
         self.starts = sizes.cumsum(0).tolist()
 
     def __len__(self) -> int:
-        """The number of samples of all tasks."""
+        """Return the number of samples of all tasks."""
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Batches:  # type: ignore[override]
-        """A batch of one sample, by its task."""
+        """Return a batch of one sample, by its task."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batches:  # type: ignore[override]
-        """By task, the batch of those samples that are its own."""
+        """Return the samples at `indices` as one batch for each task."""
         found = {}
         for task, part, start, end in zip(self.parts, self.parts.values(), self.starts, self.starts[1:], strict=False):
             own = [i - start for i in indices if start <= i < end]
             if own:
                 found[task] = part.__getitems__(own)
         return found
-
-
-def _spacings(axes: Sequence[Axis]) -> str:
-    return ", ".join(f"{axis.spacing:g} ({axis.name})" for axis in axes) or "none"
 
 
 class _EqualShares(Shard):
@@ -162,11 +146,11 @@ class _EqualShares(Shard):
         self.batches = len(union) // (replicas * sum(shares))
 
     def __len__(self) -> int:
-        """The number of samples of this rank in an epoch."""
+        """Return the number of samples of this rank in an epoch."""
         return self.batches * sum(self.shares)
 
     def order(self) -> Iterator[int]:
-        """The epoch's samples: for each task, a part of an endless row of random orders."""
+        """Return the epoch's samples: for each task, a part of an endless row of random orders."""
         columns = []
         for task, share in enumerate(self.shares):
             start, end = self.union.starts[task : task + 2]
@@ -176,7 +160,7 @@ class _EqualShares(Shard):
         return iter(torch.cat(columns, 1).flatten().tolist())
 
     def _row(self, task: int, size: int, begin: int, count: int) -> Tensor:
-        """The places `begin` to `begin + count` of the endless row of a task's orders."""
+        """Return the places `begin` to `begin + count` of the endless row of a task's orders."""
         orders = []
         for turn in range(begin // size, (begin + count - 1) // size + 1):
             generator = torch.Generator().manual_seed(seed_of(self.seed, task, turn))

@@ -1,4 +1,4 @@
-"""Planted bands: images whose class sits in a known band of frequencies, so that the right stride is known."""
+"""Planted bands: images whose class depends on known frequencies, so that the right stride is known."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffstride import _validation
 from diffstride.experiments.data.base import Batch, ClassificationData, DataError
 
 
 class PlantedBands(ClassificationData):
-    """Images whose class sits at known frequencies, other ones along each axis, under nuisance of higher frequencies.
+    """Images whose class depends on known frequencies, one band for each axis, under nuisance of higher frequencies.
 
-    Along each axis runs a wave and its harmonic, `cos(t) + s cos(2 t)`, `t = 2 pi (b/2) i / N + phase`, where the
-    sign `s` is a bit of the class and the harmonic lies at `b` cycles, the end of the band. Whoever loses the frequency
-    `b` loses the bit: the rest is the same for both classes. So on an axis of `N` samples a stride up to `N / (2 b)`
-    keeps the class inside the band of a spectral window (for the default, (4, 2)); a window with a ramp of `R` sees it,
-    attenuated, up to a support `N / (2 S) + R > b`. Beyond, no gradient tells of it: an accuracy of 0.5 for one lost
-    bit, 0.25 for two.
+    Along each axis there is a wave and its harmonic, `cos(t) + s cos(2 t)`, `t = 2 pi (b/2) i / N + phase`. The sign
+    `s` is a bit of the class. The harmonic has `b` cycles, the end of the band. The rest is the same for both classes:
+    a network that loses the frequency `b` loses the bit. On an axis of `N` samples a stride up to `N / (2 b)` keeps the
+    class inside the band of a spectral window (for the default, (4, 2)). A window with a ramp of `R` sees it,
+    attenuated, up to a support `N / (2 S) + R > b`. Beyond, it has no gradient: the accuracy is 0.5 for one lost bit,
+    0.25 for two.
 
-    Above the band each image carries waves that mean nothing, of random frequency from `nuisance` up along one axis and
-    below 3 cycles along the other, which strided layers fold onto the class, and white noise.
+    Above the band each image has meaningless waves, of random frequency from `nuisance` up along one axis and below 3
+    cycles along the other, which strided layers fold onto the class, and white noise.
 
     Classes are `2 * bit along the height + bit along the width`. Images are `[1, H, W]`, float, periodic.
 
     Args:
         size: height and width.
-        band: cycles per image at which the class sits, along height and width; even, below half of the size.
+        band: cycles per image that carry the class, along height and width; even, below half of the size.
         nuisance: lowest cycles per image of the nuisance along height and width.
-        nuisance_waves: how many nuisance waves per axis.
-        nuisance_amplitude: of each (the class's waves have 1).
+        nuisance_waves: number of nuisance waves per axis.
+        nuisance_amplitude: amplitude of each (the class's waves have 1).
         noise: standard deviation of the white noise.
         train_samples: number of training images.
         test_samples: number of test images.
         batch_size: images per batch.
-        seed: of the images and of the order.
+        seed: seed of the images and of the order.
     """
 
     def __init__(
@@ -55,24 +54,20 @@ class PlantedBands(ClassificationData):
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
         for name, pair in ("size", size), ("band", band), ("nuisance", nuisance):
-            _validation.a_sequence(name, pair)
-            if len(pair) != 2 or min(_validation.whole(name, n) for n in pair) < 1:
-                raise DataError(f"{name} must be two positive numbers (height, width), not {tuple(pair)}")
-        _validation.whole("train_samples", train_samples, 1)
-        _validation.whole("test_samples", test_samples, 1)
-        _validation.whole("nuisance_waves", nuisance_waves, 0)
-        _validation.not_negative("nuisance_amplitude", nuisance_amplitude)
-        _validation.not_negative("noise", noise)
+            if len(pair) != 2:
+                raise DataError(f"{name} must be two numbers (height, width), not {tuple(pair)}")
         for n, b, lowest in zip(size, band, nuisance, strict=True):
-            if b % 2 or not b < lowest <= n / 2:
-                raise DataError(f"band must be even and band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")
+            if b % 2 or not 0 < b < lowest <= n / 2:
+                raise DataError(f"band must be even and 0 < band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")
         self.size, self.band, self.nuisance = tuple(size), tuple(band), tuple(nuisance)
         self.nuisance_waves, self.nuisance_amplitude, self.noise = nuisance_waves, nuisance_amplitude, noise
         self.train_samples, self.test_samples = train_samples, test_samples
 
     def stride_limits(self, smoothness: float) -> dict[str, tuple[float, float]]:
-        """By axis, the strides that put the band `b` at a window's edge, `N/(2b)`, and its end, `N / (2 (b - R))`."""
-        _validation.not_negative("smoothness", smoothness)
+        """Return, by axis, the strides that put the band `b` at a window's edge and at its end.
+
+        They are `N / (2 b)` and `N / (2 (b - smoothness))`.
+        """
         return {
             axis: (n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf)
             for axis, n, b in zip(("height", "width"), self.size, self.band, strict=True)
@@ -101,7 +96,7 @@ class PlantedBands(ClassificationData):
         return images[:, None], labels
 
     def _waves(self, cycles: Tensor, axis: int, generator: torch.Generator) -> Tensor:
-        """One wave per image along `axis`, of random phase: `[count, H, 1]` or `[count, 1, W]`."""
+        """Return one wave per image along `axis`, of random phase: `[count, H, 1]` or `[count, 1, W]`."""
         n = self.size[axis]
         phase = 2 * math.pi * torch.rand(len(cycles), 1, generator=generator)
         wave = torch.cos(2 * math.pi * cycles[:, None] * torch.arange(n) / n + phase)

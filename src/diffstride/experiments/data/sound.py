@@ -1,4 +1,4 @@
-"""From waveforms to what a network sees: cut to a length, then as they are or as log-compressed mel spectrograms."""
+"""Inputs of networks from waveforms of one length: parts of them, or their log-compressed mel spectrograms."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffstride import _validation
-from diffstride.experiments.data.base import Axis, Batch, ClassificationData, DataError, as_float, digest
+from diffstride.experiments.data.base import Axis, Batch, ClassificationData, DataError, as_float
+from diffstride.experiments.data.hashing import digest
 
 
 @dataclass(frozen=True)
 class LogMel:
     """Settings of the log-compressed mel spectrogram `log(floor + M |STFT|^2)`; calling it computes it.
 
-    Frame `i` is a Hann window of `window` seconds around the middle of the `i`-th hop, zeros beyond the ends: a sound
-    of `T` samples has `T // hop` frames. `M` are librosa's mel filters (Slaney's scale and norm).
+    Frame `i` is a Hann window of `window` seconds around the middle of the `i`-th hop, with zeros beyond the ends. A
+    sound of `T` samples has `T // hop` frames. `M` are librosa's mel filters (Slaney's scale and norm).
 
     Args:
         bands: number of mel bands.
@@ -28,7 +29,7 @@ class LogMel:
         hop: seconds from frame to frame, rounded to a whole number of samples.
         lowest: frequency in Hz at which the lowest band begins.
         highest: frequency in Hz at which the highest band ends; half of the sample rate when not given.
-        floor: what is added to the power before the logarithm, in units of the STFT of a signal from -1 to 1.
+        floor: constant added to the power before the logarithm, in units of the STFT of a signal from -1 to 1.
     """
 
     bands: int = 64
@@ -43,34 +44,20 @@ class LogMel:
         _validation.whole("features.bands", self.bands, 1)
         for name in ("window", "hop", "floor"):
             _validation.above_zero(f"features.{name}", getattr(self, name))
-        _validation.number("features.lowest", self.lowest)
-        if self.highest is not None:
-            _validation.number("features.highest", self.highest)
 
     def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
-        """Spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
+        """Return spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
         window, hop, n_fft = self.samples(sample_rate)
-        if waves.ndim != 2 or not waves.is_floating_point() or waves.shape[1] < hop:
-            raise DataError(
-                f"waves must be floating point of shape [B, T], T at least a hop of {hop} samples, not {waves.dtype} "
-                f"of shape {tuple(waves.shape)}"
-            )
         before = (n_fft - hop) // 2
         padded = F.pad(waves, (before, n_fft - hop - before))
         hann = torch.hann_window(window, device=waves.device)
         spectra = torch.stft(padded, n_fft, hop, window, hann, center=False, return_complex=True)
-        filters = _filters(self, sample_rate, n_fft).to(waves.device, non_blocking=True)
+        filters = mel_filters(self, sample_rate, n_fft).to(waves.device, non_blocking=True)
         mel = filters @ (spectra.real.square() + spectra.imag.square())
         return (self.floor + mel).log().mT[:, None]
 
-    def check(self, sample_rate: int) -> None:
-        """Say of filters that do not fit the sample rate."""
-        _, _, n_fft = self.samples(sample_rate)
-        _filters(self, sample_rate, n_fft)
-
     def samples(self, sample_rate: int) -> tuple[int, int, int]:
-        """Samples of the window, of the hop and of the Fourier transform, the next power of two."""
-        _validation.whole("sample_rate", sample_rate, 1)
+        """Return the samples of the window, of the hop and of the Fourier transform, the next power of two."""
         window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
         if not 1 <= hop <= window:
             raise DataError(
@@ -81,7 +68,8 @@ class LogMel:
 
 
 @lru_cache(maxsize=16)
-def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
+def mel_filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
+    """Return the filters `[bands, n_fft // 2 + 1]`, none of which may be empty."""
     import librosa  # takes seconds
 
     highest = sample_rate / 2 if settings.highest is None else settings.highest
@@ -91,7 +79,7 @@ def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
             f"not {settings.lowest:g} and {highest:g}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of empty bands, which is said below
+        warnings.simplefilter("ignore", UserWarning)  # of empty bands, an error below
         filters = librosa.filters.mel(
             sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=settings.lowest, fmax=highest
         )
@@ -105,13 +93,13 @@ def _filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What becomes of waveforms of one length.
+    """A network's inputs from waveforms of one length.
 
     Args:
         sample_rate: Hz.
-        samples: of a waveform.
-        crop: samples that the network sees.
-        features: None: the waveform itself.
+        samples: length of a waveform.
+        crop: length of the part that the network sees.
+        features: settings of the mel spectrogram, or None for waveforms.
     """
 
     sample_rate: int
@@ -120,7 +108,7 @@ class Inputs:
     features: LogMel | None
 
     def random(self, waves: Tensor) -> Tensor:
-        """For training: a random part of each of `[B, samples]`. Random numbers are the CPU's."""
+        """Return a random part of each of `[B, samples]`, for training. Random numbers are the CPU's."""
         if self.crop < self.samples:
             starts = torch.randint(self.samples - self.crop + 1, (len(waves), 1))
             places = starts.to(waves.device, non_blocking=True) + torch.arange(self.crop, device=waves.device)
@@ -128,14 +116,14 @@ class Inputs:
         return self._features(waves)
 
     def views(self, waves: Tensor) -> Tensor:
-        """For evaluation: as many parts as there are without overlap, one after the other, `[B * parts, ...]`."""
+        """Return all parts that fit without overlap, `[B * parts, ...]`, for evaluation."""
         parts = self.samples // self.crop
         start = (self.samples - parts * self.crop) // 2
         return self._features(waves[:, start : start + parts * self.crop].reshape(-1, self.crop))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """Shape of one input."""
         if self.features is None:
             return 1, self.crop
         _, hop, _ = self.features.samples(self.sample_rate)
@@ -143,14 +131,14 @@ class Inputs:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """Of one input."""
+        """Axes of one input."""
         if self.features is None:
             return (Axis("time", 1 / self.sample_rate, "Hz"),)
         _, hop, _ = self.features.samples(self.sample_rate)
         return Axis("time", hop / self.sample_rate, "Hz"), Axis("frequency", 1.0, "cycles per mel band")
 
     def statistics(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of what waves (16-bit or float) are seen as; there is one channel."""
+        """Return the mean and standard deviation of the inputs from waves (16-bit or float). There is one channel."""
         count, total, squares = 0, 0.0, 0.0
         for block in torch.split(waves, 32):  # spectrograms of all at once would take gigabytes
             inputs = self.views(as_float(block)).double()
@@ -166,13 +154,13 @@ class Inputs:
 
 
 class SoundData(ClassificationData):
-    """Base of sets of sounds: a raw sample is a waveform `[T]`, which networks see as `inputs` makes it.
+    """Base of sets of sounds: a raw sample is a waveform `[T]`, from which `inputs` makes the network's inputs.
 
     Attributes:
         sample_rate: Hz.
         seconds: length of a raw sample.
-        crop_seconds: length of what a network sees; None: all of it.
-        features: None: networks see waveforms.
+        crop_seconds: length of the part that a network sees, or None for all of it.
+        features: settings of the mel spectrogram, or None for waveforms.
     """
 
     KEPT = (*ClassificationData.KEPT, "sample_rate")
@@ -183,37 +171,29 @@ class SoundData(ClassificationData):
     features: LogMel | None
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, unless that is done; what is made of waveforms is part of the fingerprint."""
+        """Load once. The settings of the inputs are part of the fingerprint."""
         if not hasattr(self, "train_set"):
             super().setup(stage)
             self.fingerprint = digest(self.fingerprint, self.inputs)
 
-    def settle_lengths(self) -> None:
+    def check_lengths(self) -> None:
         """Check lengths and features at the sample rate, and set `sample_shape` and `axes`."""
         inputs = self.inputs
-        if inputs.samples < 1:
-            raise DataError(
-                f"seconds must be at least one sample at {self.sample_rate} Hz, {1 / inputs.sample_rate:g}, not "
-                f"{self.seconds:g}"
-            )
+        name = "seconds" if self.crop_seconds is None else "crop_seconds"
         if not 1 <= inputs.crop <= inputs.samples:
-            raise DataError(
-                f"crop_seconds must be from one sample to seconds, {self.seconds:g}, not {self.crop_seconds} (at "
-                f"{self.sample_rate} Hz)"
-            )
+            raise DataError(f"{name} must be from one sample to seconds, {self.seconds:g}, not {getattr(self, name)}")
         if self.features is not None:
-            window, _, _ = self.features.samples(inputs.sample_rate)
+            window, _, n_fft = self.features.samples(inputs.sample_rate)
             if inputs.crop < window:
                 raise DataError(
-                    f"{'seconds' if self.crop_seconds is None else 'crop_seconds'} must be at least the window of "
-                    f"{self.features.window:g} s, not {inputs.crop / inputs.sample_rate:g}"
+                    f"{name} must be at least the window of {self.features.window:g} s, not {getattr(self, name)}"
                 )
-            self.features.check(inputs.sample_rate)
+            mel_filters(self.features, inputs.sample_rate, n_fft)
         self.sample_shape, self.axes = inputs.shape, inputs.axes
 
     @property
     def inputs(self) -> Inputs:
-        """What becomes of a waveform, once the sample rate is known."""
+        """The network's inputs, once the sample rate is known."""
         assert self.sample_rate is not None
         samples = round(self.seconds * self.sample_rate)
         # Rounded down, so that as many fit side by side as the seconds say.
@@ -221,9 +201,9 @@ class SoundData(ClassificationData):
         return Inputs(self.sample_rate, samples, crop, self.features)
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
-        """A random part of each sound."""
+        """Return a random part of each sound."""
         return self.inputs.random(inputs), labels
 
     def prepare_evaluation(self, inputs: Tensor) -> Tensor:
-        """All parts of each sound."""
+        """Return all parts of each sound."""
         return self.inputs.views(inputs)

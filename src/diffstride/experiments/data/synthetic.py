@@ -1,4 +1,4 @@
-"""Sounds made by code: tones of known pitch, timbres, and chirps in noise. What each task needs to hear is known."""
+"""Synthetic sounds: tones of known pitch, timbres and chirps in noise. The frequencies that matter are known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffstride import _validation
-from diffstride._text import did_you_mean, short_repr
-from diffstride.experiments.data.base import Batch, DataError, seed_of
+from diffstride.experiments.data.base import Batch, DataError
+from diffstride.experiments.data.hashing import seed_of
 from diffstride.experiments.data.sound import LogMel, SoundData
 
 # Amplitudes of the harmonics 1, 2, 3, ..
@@ -25,22 +25,21 @@ TASKS = ("pitch", "timbre", "chirp")
 
 
 class SyntheticSounds(SoundData):
-    """Sounds whose class is known to sit at some frequencies, in white noise.
+    """Sounds in white noise whose class depends on known frequencies.
 
-    A tone of pitch `f` and timbre `a` is `sum_k a_k sin(2 pi k f t + phase_k)`, harmonics above half of the sample rate
-    left out, of random phases, at a level drawn from 0.1 to 1. It fades in and out over an eighth of the time each
-    (`sin^2`): an abrupt end would be heard at all frequencies. The tasks:
+    A tone of pitch `f` and timbre `a` is `sum_k a_k sin(2 pi k f t + phase_k)`, without harmonics above half of the
+    sample rate. Phases are random, the level is drawn from 0.1 to 1. A tone fades in and out over an eighth of the time
+    each (`sin^2`), because an abrupt end has all frequencies. The tasks:
 
-    - `"pitch"`: one of `pitches`, or none (noise alone, the class `rest`); the timbre is drawn. To tell the highest
-      pitch from a rest one must hear its fundamental (all that a `pure` tone has) or what lies above it. So a stride up
-      to `sample_rate / (2 max(pitches))` keeps what is needed inside a window; see `stride_limits`.
+    - `"pitch"`: one of `pitches`, or none (noise alone, the class `rest`); the timbre is drawn. To distinguish the
+      highest pitch from a rest, a network needs its fundamental (a `pure` tone has nothing else) or its harmonics. A
+      stride up to `sample_rate / (2 max(pitches))` keeps the fundamental inside a window; see `stride_limits`.
     - `"timbre"`: one of `pure`, `hollow` (odd harmonics), `bright` (five harmonics) and `octave` (two); the pitch is
-      drawn. It sits up to three times as high as the pitch.
-    - `"chirp"`: whether somewhere in the noise a tone rises through the pitches, from the lowest to the highest, within
-      a quarter of the time.
+      drawn. It needs frequencies up to three times the pitch.
+    - `"chirp"`: a tone that rises from the lowest pitch to the highest within a quarter of the time, or noise alone.
 
     Args:
-        task: what the classes are.
+        task: kind of the classes.
         pitches: Hz, rising.
         sample_rate: Hz.
         seconds: length of a sound.
@@ -49,7 +48,7 @@ class SyntheticSounds(SoundData):
         train_samples: number of training sounds.
         test_samples: number of test sounds.
         batch_size: sounds per batch.
-        seed: of the sounds and of the order.
+        seed: seed of the sounds and of the order.
     """
 
     def __init__(
@@ -68,34 +67,28 @@ class SyntheticSounds(SoundData):
         super().__init__(batch_size=batch_size, seed=seed)
         _validation.whole("sample_rate", sample_rate, 1)
         _validation.above_zero("seconds", seconds)
-        if not isinstance(task, str) or task not in TASKS:
-            near = did_you_mean(task, TASKS)
-            raise DataError(f"task must be one of {', '.join(TASKS)}, not {short_repr(task)}{near}")
+        _validation.one_of("task", task, TASKS)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
             raise DataError(
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
-        _validation.whole("train_samples", train_samples, 1)
-        _validation.whole("test_samples", test_samples, 1)
-        _validation.not_negative("noise", noise)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples
 
     def stride_limits(self, smoothness: float) -> tuple[float, float]:
-        """For waveforms and `"pitch"`, the strides that put the highest pitch at a window's edge and at its end.
+        """Return the strides that put the highest pitch at a window's edge and at its end, for waveforms and `"pitch"`.
 
-        On `N` samples it has `b = max(pitches) * seconds` cycles: the edge is there for `N / (2 b)`, the end of a ramp
-        of `smoothness` bins for `N / (2 (b - smoothness))`.
+        On `N` samples it has `b = max(pitches) * seconds` cycles. The strides are `N / (2 b)` and, for a ramp of
+        `smoothness` bins, `N / (2 (b - smoothness))`.
         """
-        _validation.not_negative("smoothness", smoothness)
         n, b = round(self.seconds * self.inputs.sample_rate), self.pitches[-1] * self.seconds
         return n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf
 
     def load(self) -> None:
         """Draw the sounds."""
-        self.settle_lengths()
+        self.check_lengths()
         self.classes = {
             "pitch": ("rest", *(f"{pitch:g} Hz" for pitch in self.pitches)),
             "timbre": tuple(TIMBRES),
@@ -138,7 +131,7 @@ class SyntheticSounds(SoundData):
         return tones * _fades(time / self.seconds)
 
     def _chirps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Linear chirps `sin(2 pi (f_0 s + (f_1 - f_0) s^2 / (2 d)))` for `0 <= s <= d`, from a random time on."""
+        """Return chirps `sin(2 pi (f_0 s + (f_1 - f_0) s^2 / (2 d)))`, `0 <= s <= d`, that begin at random times."""
         low, high, duration = self.pitches[0], self.pitches[-1], self.seconds / 4
         begin = (self.seconds - duration) * torch.rand(count, 1, generator=generator)
         since = torch.arange(self.inputs.samples) / self.inputs.sample_rate - begin
@@ -147,6 +140,6 @@ class SyntheticSounds(SoundData):
 
 
 def _fades(place: Tensor) -> Tensor:
-    """The level at a place of a sound that lasts from 0 to 1: an eighth to rise, an eighth to fall, 0 outside."""
+    """Return the level at a place of a sound from 0 to 1: an eighth to rise, an eighth to fall, 0 outside."""
     edge = (8 * torch.minimum(place, 1 - place)).clamp(0, 1)
     return torch.sin(math.pi / 2 * edge).square()

@@ -21,7 +21,7 @@ from diffstride.cost import Macs, count_macs, cutoff_frequencies, stride_cost
 from diffstride.errors import UsageError
 from diffstride.experiments import history
 from diffstride.experiments.data import ClassificationData
-from diffstride.experiments.data.base import seed_of
+from diffstride.experiments.data.hashing import seed_of
 from diffstride.experiments.figures.style import save
 from diffstride.experiments.figures.training import stride_trajectories
 from diffstride.experiments.provenance import provenance

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffstride._text import short_repr
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.errors import UsageError
-from diffstride.experiments.data.base import Batch, a_batch, mean_of_views
+from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
@@ -266,7 +266,7 @@ class Classifier(LightningModule):
 def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
     """A batch of one task is that of a task without a name."""
     parts = batch if isinstance(batch, Mapping) else {"": batch}
-    return {task: a_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
+    return {task: check_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
 
 
 def _counted(count: int | Mapping[str, int], noun: str) -> str:
