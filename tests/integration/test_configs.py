@@ -77,7 +77,9 @@ def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
 
 @pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
 def test_two_steps_on_both_tasks_of_real_sounds(tmp_path):
-    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(ROOT / "configs/fsdd-both.yaml")]
+    both = tmp_path / "both.yaml"
+    both.write_text((ROOT / "configs" / "fsdd-both.yaml").read_text().replace("data/fsdd", str(FSDD)))
+    options = ["--config", str(ROOT / "configs" / "fsdd.yaml"), "--config", str(both)]
     cli = train([*options, "--model.network.width", "0.0625", "--runs", str(tmp_path), *SHORT])
     result = json.loads((cli.run_folder / "result.json").read_text())
     assert result["accuracies"].keys() == {"digit", "speaker"}

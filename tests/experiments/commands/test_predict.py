@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(run, sounds, tmp_path
     error = capsys.readouterr().err
     for file in files[:3]:
         assert f"{file}: " in error
-    assert "not a readable sound" in error
+    assert "not a readable audio file" in error
     assert "it has no samples" in error
     assert "No such file" in error
     assert error.strip().splitlines()[-1] == ("diffstride: error: 3 of 4 files could not be read: they are named above")

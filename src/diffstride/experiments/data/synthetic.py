@@ -73,6 +73,8 @@ class SyntheticSounds(SoundData):
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
+        _validation.whole("train_samples", train_samples, 1)
+        _validation.whole("test_samples", test_samples, 1)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples
