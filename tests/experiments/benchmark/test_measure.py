@@ -148,7 +148,7 @@ def test_an_operator_that_a_dtype_lacks_is_noted_and_other_errors_are_not_hidden
 
     def case(message):
         candidates = {"fine": Candidate(lambda: torch.zeros(N).exp()), "failing": Candidate(lambda: fail(message))}
-        return Case("layers", {"dtype": "float32"}, lambda: candidates, {"fine": None})
+        return Case("layers", {"dtype": "float32"}, lambda facts, device: candidates, {"fine": None})
 
     rows, missing = measure(case("kernel not implemented for 'Half'\nmore"), 2, 0, CPU)
     assert [row["name"] for row in rows] == ["fine"]

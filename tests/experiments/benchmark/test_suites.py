@@ -6,7 +6,7 @@ import diffstride as ds
 from diffstride.experiments.benchmark import suites
 from diffstride.experiments.models import ResNet
 
-SETTINGS = suites.Settings(("float32",), torch.device("cpu"), quick=True, full=False)
+SETTINGS = suites.Settings(("float32",), quick=True, full=False)
 
 
 def test_gradients_are_those_of_input_weights_and_strides():
@@ -20,7 +20,7 @@ def test_gradients_are_those_of_input_weights_and_strides():
 def test_controls_are_the_same_network_with_maps_of_the_same_sizes(monkeypatch):
     monkeypatch.setattr(suites, "training_step", lambda network, *_: network)
     (case,) = suites.steps(SETTINGS)
-    networks = case.candidates()
+    networks = case.make(case.facts, torch.device("cpu"))
     images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     assert suites.stage_sizes(networks["DiffStride, R=4"], images) == [(24, 24), (20, 20), (18, 18)]
     assert len(suites.CONTROLS) == 2

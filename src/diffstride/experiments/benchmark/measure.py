@@ -57,13 +57,13 @@ class Case(NamedTuple):
     Attributes:
         suite: name of the suite.
         facts: the shape, the dtype and what else distinguishes the case.
-        candidates: makes the candidates, just before they are measured.
+        make: makes the candidates from the facts, on a device, just before they are measured.
         comparisons: names that are compared with a reference, by its name; None for all of them.
     """
 
     suite: str
     facts: dict[str, Any]
-    candidates: Callable[[], dict[str, Candidate]]
+    make: Callable[[dict[str, Any], torch.device], dict[str, Candidate]]
     comparisons: Mapping[str, Sequence[str] | None]
 
 
@@ -181,7 +181,7 @@ def measure(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     candidates, missing = {}, []
-    for name, candidate in case.candidates().items():
+    for name, candidate in case.make(case.facts, device).items():
         try:
             candidate.step()
         except RuntimeError as error:

@@ -26,7 +26,6 @@ class Settings(NamedTuple):
     """The options of the command line that choose cases."""
 
     dtypes: Sequence[str]
-    device: torch.device
     quick: bool
     full: bool
 
@@ -52,7 +51,7 @@ def layers(settings: Settings) -> Iterator[Case]:
     for dtype in settings.dtypes:
         for shape, memory_format in [*((shape, "contiguous") for shape in shapes), (shapes[0], "channels_last")]:
             facts = {"shape": list(shape), "stride": 2, "dtype": dtype, "memory_format": memory_format}
-            yield Case("layers", facts, partial(_layers, facts, settings.device), {"avg_pool2d": None})
+            yield Case("layers", facts, _layers, {"avg_pool2d": None})
 
 
 def _layers(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
@@ -78,7 +77,7 @@ def _layers(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candida
     }
     for function in functions.values():
         if isinstance(function, nn.Module):
-            _move(function, facts["memory_format"], device)
+            function.to(device, memory_format=MEMORY_FORMATS[facts["memory_format"]])  # type: ignore[call-overload]
     return {name: layer_step(function, x) for name, function in functions.items()}
 
 
@@ -92,8 +91,7 @@ def convolutions(settings: Settings) -> Iterator[Case]:
                     "shape": list(shape), "channels": [shape[1], channels], "stride": stride, "smoothness": smoothness,
                     "window": window, "dtype": dtype, "memory_format": "channels_last",
                 }  # fmt: skip
-                make = partial(_convolutions, facts, settings.device)
-                yield Case("convolutions", facts, make, {"convolution, then layer": None})
+                yield Case("convolutions", facts, _convolutions, {"convolution, then layer": None})
 
 
 def _convolutions(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
@@ -108,7 +106,7 @@ def _convolutions(facts: Mapping[str, Any], device: torch.device) -> dict[str, C
         "strided convolution": nn.Conv2d(cin, cout, 3, stride, padding=1),
     }
     for module in modules.values():
-        _move(module, facts["memory_format"], device, x.dtype)
+        module.to(device, x.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return {name: layer_step(module, x) for name, module in modules.items()}
 
 
@@ -138,7 +136,7 @@ def steps(settings: Settings) -> Iterator[Case]:
     for dtype in settings.dtypes:
         for width in widths:
             facts = {"width": width, "shape": list(shape), "dtype": dtype, "memory_format": "channels_last"}
-            yield Case("steps", facts, partial(_steps, facts, settings.device), comparisons)
+            yield Case("steps", facts, _steps, comparisons)
 
 
 def _steps(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
@@ -147,8 +145,7 @@ def _steps(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidat
 
     def network(downsample: Any, options: dict[str, Any]) -> ResNet:
         made = ResNet(width=facts["width"], downsample=downsample, strides=(2, 2, 2), downsample_options=options)
-        _move(made, facts["memory_format"], device)
-        return made
+        return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     networks = {name: network(*arguments) for name, arguments in NETWORKS.items()}
     for control, name in CONTROLS.items():
@@ -197,7 +194,7 @@ def calibration(settings: Settings) -> Iterator[Case]:
         for n in lengths:
             for shape in ([elements // (16 * n), 16, n], [max(1, elements // (16 * n * n)), 16, n, n]):
                 facts = {"shape": shape, "dtype": dtype, "memory_format": "contiguous"}
-                yield Case("calibrate", facts, partial(_backends, facts, settings.device), {"fft": None})
+                yield Case("calibrate", facts, _backends, {"fft": None})
 
 
 def _backends(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
@@ -224,10 +221,6 @@ def crossovers(rows: Iterable[Row]) -> dict[str, int]:
 def _input(facts: Mapping[str, Any], device: torch.device) -> Tensor:
     x = torch.randn(facts["shape"], device=device, dtype=DTYPES[facts["dtype"]])
     return x.contiguous(memory_format=MEMORY_FORMATS[facts["memory_format"]]).requires_grad_()
-
-
-def _move(module: nn.Module, memory_format: str, *where: torch.device | torch.dtype) -> None:
-    module.to(*where, memory_format=MEMORY_FORMATS[memory_format])  # type: ignore[call-overload]
 
 
 SUITES = {"layers": layers, "convolutions": convolutions, "steps": steps}

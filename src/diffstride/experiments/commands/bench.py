@@ -48,7 +48,7 @@ def bench(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     device = torch.device(options.device)
     repeats = options.repeats or (2 if options.quick else 20)
-    settings = Settings(tuple(dict.fromkeys(options.dtypes)), device, options.quick, options.full)
+    settings = Settings(tuple(dict.fromkeys(options.dtypes)), options.quick, options.full)
     suites = [calibration] if options.calibrate else [SUITES[name] for name in SUITES if name in options.suites]
     cases = [case for suite in suites for case in suite(settings)]
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, make_classifier
-from diffstride.nn import DiffStride2d, DiffStrideConv2d
+from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, fused, make_classifier
 
 
 class DenseLayer(nn.Module):
@@ -103,9 +102,7 @@ class DenseNet(Network):
         def convolve(in_channels: int, out_channels: int, kernel: int, stride: Stride | None) -> dict[str, nn.Module]:
             conv_stride, down = (1, nn.Identity()) if stride is None else make_downsample(downsample, stride, **options)
             conv = nn.Conv2d(in_channels, out_channels, kernel, conv_stride, padding=kernel // 2, bias=False)
-            if isinstance(down, DiffStride2d):
-                return {"conv": DiffStrideConv2d.fuse(conv, down), "down": nn.Identity()}
-            return {"conv": conv, "down": down}
+            return dict(zip(("conv", "down"), fused(conv, down), strict=True))
 
         channels = 2 * growth
         self.stem = nn.Sequential(OrderedDict(convolve(in_channels, channels, 3, stem_stride)))

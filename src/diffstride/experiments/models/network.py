@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride._text import short_repr
-from diffstride.nn import DiffStrideConv2d
+from diffstride.nn import DiffStride2d, DiffStrideConv2d
 
 
 class Network(nn.Module):
@@ -39,6 +39,11 @@ def make_classifier(in_features: int, num_classes: int | Mapping[str, int]) -> n
     if isinstance(num_classes, Mapping):
         return Heads(in_features, num_classes)
     return nn.Linear(in_features, num_classes)
+
+
+def fused(conv: Any, down: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return a convolution and the layer after it, as one operator and an identity where the stride is learned."""
+    return (DiffStrideConv2d.fuse(conv, down), nn.Identity()) if isinstance(down, DiffStride2d) else (conv, down)
 
 
 def widened(channels: Sequence[int], width: float) -> list[int]:

@@ -13,10 +13,11 @@ from diffstride.experiments.models.network import (
     Network,
     check_strides,
     draw_convolutions,
+    fused,
     make_classifier,
     widened,
 )
-from diffstride.nn import DiffStride2d, DiffStrideConv2d
+from diffstride.nn import DiffStride2d
 
 
 class _Architecture(NamedTuple):
@@ -84,10 +85,8 @@ class ResidualBlock(nn.Module):
         )
         # Kept, since `ds.freeze` may replace the layers by plain ones.
         self.fused = isinstance(self.down, DiffStride2d)
-        if isinstance(self.down, DiffStride2d):  # it shares its stride with the layer of the shortcut
-            conv = self.convs[self.downsample_at]
-            assert isinstance(conv, nn.Conv2d)
-            self.convs[self.downsample_at] = DiffStrideConv2d.fuse(conv, self.down)
+        if self.fused:  # the convolution shares its stride with the layer of the shortcut
+            self.convs[self.downsample_at], _ = fused(self.convs[self.downsample_at], self.down)
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (widths[:-1] if preactivation else channels))
         self.project: nn.Module | None = None
         if stride is not None or in_channels != channels[-1]:
@@ -227,10 +226,8 @@ def _stem(
     if stride is None and kind == "imagenet":
         conv_stride = 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv"] = conv = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
-    layers["down"] = down
-    if isinstance(down, DiffStride2d):
-        layers["conv"], layers["down"] = DiffStrideConv2d.fuse(conv, down), nn.Identity()
+    conv = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
+    layers["conv"], layers["down"] = fused(conv, down)
     if not preactivation:
         layers["norm"] = nn.BatchNorm2d(channels)
         layers["relu"] = nn.ReLU()
