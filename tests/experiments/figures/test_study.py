@@ -5,6 +5,7 @@ import torch
 from matplotlib.text import Text
 
 from diffstride.experiments.figures import study
+from diffstride.experiments.figures.style import PAPER
 
 
 def labels(texts):
@@ -39,7 +40,7 @@ def test_learned_strides(inside):
     assert paths == {(2.0, 1.5), (2.0, 1.7), (3.0, 1.6), (3.0, 4.0), (3.0, 5.0)}
     medians = {tuple(line.get_ydata()) for line in width.get_lines() if line.get_color() == "black"}
     assert (2.5, 2.5) in medians  # of 2.5, 2.5 and 2
-    hollow = [line.get_ydata()[0] for line in height.get_lines() if line.get_markerfacecolor() == study.PAPER]
+    hollow = [line.get_ydata()[0] for line in height.get_lines() if line.get_markerfacecolor() == PAPER]
     assert sorted(hollow) == [2, 2, 3, 3, 3]
     assert inside(figure)
 

@@ -208,7 +208,7 @@ def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
     windows = run_windows(run)
     assert "mine" in windows.get_suptitle()
     for panel, expected in zip(windows.axes[:2], input_windows(network, inputs), strict=True):
-        initial, present = (np.asarray(line.get_ydata()) for line in panel.get_lines())
+        present, initial = (np.asarray(line.get_ydata()) for line in panel.get_lines())
         assert initial == pytest.approx(expected.initial)
         assert present == pytest.approx(expected.learned)
         assert initial.tolist() != present.tolist()
@@ -228,17 +228,6 @@ def test_a_run_whose_data_cannot_be_read_names_the_reason(run, monkeypatch):
     with pytest.raises(UsageError, match=r"^the data cannot be loaded \(the hub is away\)$"):
         run_windows(run)
     pictures._data.cache_clear()
-
-
-def test_a_run_without_learned_strides_has_no_windows(run, tmp_path):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["network"]["init_args"]["downsample"] = "spectral"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "checkpoints").mkdir()
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if "stride" not in k}
-    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
-    assert run_windows(tmp_path) == run_resolutions({"": tmp_path}, "") == "the network has no learned strides"
 
 
 def test_a_study_shows_a_run_of_each_start(run, tmp_path):

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 from diffstride import functional
 from diffstride._files import atomic_write_text
@@ -30,6 +29,7 @@ from diffstride.experiments.figures.training import (
 )
 from diffstride.experiments.models import TinyCNN, downsample
 from diffstride.experiments.parser import CommandParser
+from diffstride.experiments.studies.probes import input_windows
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import FitCLI, has_several_processes, parse, train
 from diffstride.experiments.training.folders import runs_folder
@@ -153,11 +153,12 @@ def _draw(runs: Sequence[Run], folder: Path) -> None:
     limits = {f"along the {axis}": both for axis, both in _stride_limits(runs).items()}
     save(strides_over_bands(lines, limits), folder / "strides")
     images, _ = data.test_set if isinstance(data.test_set, tuple) else (torch.empty(0), None)
+    windows = {name: input_windows(run.layer, images) for name, run in learned.items()}
     panels = [
         WindowPanel(
             title=f"along the {axis}",
-            spectrum=_mean_amplitude(images, i - 2).tolist(),
-            windows={name: _window(run, i).tolist() for name, run in learned.items()},
+            spectrum=next(iter(windows.values()))[i].spectrum,
+            windows={name: found[i].learned for name, found in windows.items()},
             band=data.band[i],
         )
         for i, axis in enumerate(AXES)
@@ -185,15 +186,3 @@ def _data(run: Run) -> PlantedBands:
 def _stride_limits(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     (smoothness,) = {run.layer.smoothness for run in runs if run.method == "diffstride"}
     return _data(runs[0]).stride_limits(smoothness)
-
-
-def _mean_amplitude(images: Tensor, dim: int) -> Tensor:
-    amplitude = torch.fft.rfft(images, dim=dim, norm="forward").abs().movedim(dim, -1)
-    mean: Tensor = amplitude.flatten(0, -2).mean(0)
-    return mean
-
-
-def _window(run: Run, axis: int) -> Tensor:
-    layer = run.layer
-    size = _data(run).size[axis]
-    return functional.stride_mask(size, layer.strides[axis], layer.smoothness, window=layer.window, basis=layer.basis)

@@ -9,19 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from diffstride.experiments.figures.style import (
-    COLOURS,
-    LINES,
-    PAPER,
-    handles_of,
-    legend,
-    log_scale,
-    look,
-    marker_handles,
-    panels,
-    show_plain_text,
-    spread,
-)
+from diffstride.experiments.figures import style
 from diffstride.experiments.figures.training import lines_of
 from diffstride.experiments.history import StrideRow
 
@@ -29,27 +17,24 @@ from diffstride.experiments.history import StrideRow
 def trajectories_of_runs(runs: Mapping[str, Sequence[Sequence[StrideRow]]], *, title: str, varied: str) -> Figure:
     """Draw stride against step, a panel per layer and axis, a line per run: Figure 3a of the paper.
 
-    Args:
-        runs: rows of each run, by what the runs have in common; these share a colour and a style.
-        title: above all.
-        varied: title of the legend.
+    Rows are grouped by what runs have in common, which `varied` names in the legend. A group has one colour and style.
     """
     places = list(dict.fromkeys(place for group in runs.values() for rows in group for place in lines_of(rows)))
     columns = sum(layer == places[0][0] for layer, _ in places)
     width = max(4.2, 8.4 / columns)
-    figure, made = panels(len(places), columns, width=width, height=2.3, title=title, sharex=True, sharey="row")
+    figure, made = style.panels(len(places), columns, width=width, height=2.3, title=title, sharex=True, sharey="row")
     for i, (name, group) in enumerate(runs.items()):
         for lines in map(lines_of, group):
             for panel, place in zip(made, places, strict=True):
                 panel.plot(
-                    *lines.get(place, ([], [])), ls=LINES[i % len(LINES)], lw=1.4, label=name,
+                    *lines.get(place, ([], [])), ls=style.LINES[i % len(style.LINES)], lw=1.4, label=name,
                     # Markers of one group are at other places than those of the next.
-                    markevery=(0.02 + 0.25 * i / len(runs), 0.25), **look(i),
+                    markevery=(0.02 + 0.25 * i / len(runs), 0.25), **style.look(i),
                 )  # fmt: skip
     for k, (panel, (layer, axis)) in enumerate(zip(made, places, strict=True)):
         panel.set(title=f"{layer}, {axis}", ylim=(0.9, None), ylabel="" if k % columns else "stride")
         panel.set_xlabel("optimiser step" if k >= len(places) - columns else "")
-    legend(figure, handles_of(made), title=varied)
+    style.legend(figure, style.handles_of(made), title=varied)
     return figure
 
 
@@ -64,15 +49,11 @@ def learned_strides(
     Initial strides are on the left of a layer and the learned ones on the right. A box spans the quartiles of the
     learned ones, and whiskers span all of them.
 
-    Args:
-        strides: those of each run, by what the runs have in common.
-        axes_names: names of the entries of strides, "height" and so on.
-        title: above all.
-        varied: title of the legend.
+    Strides are grouped by what runs have in common, which `varied` names in the legend.
     """
     layers = list(dict.fromkeys(layer for group in strides.values() for _, learned in group for layer in learned))
     width = max(6.4, 2.8 * len(layers))
-    figure, made = panels(len(axes_names), width=width, height=2.7, title=title, sharex=True, sharey=True)
+    figure, made = style.panels(len(axes_names), width=width, height=2.7, title=title, sharex=True, sharey=True)
     for k, (panel, axis) in enumerate(zip(made, axes_names, strict=True)):
         for x, layer in enumerate(layers):
             ends = [learned[layer][k] for group in strides.values() for _, learned in group if layer in learned]
@@ -81,50 +62,47 @@ def learned_strides(
                 boxprops={"facecolor": "#999999"}, medianprops={"color": "black"},
             )  # fmt: skip
             for i, group in enumerate(strides.values()):
-                shift = 0.1 * spread(i, len(strides))
+                shift = 0.1 * style.spread(i, len(strides))
                 for initial, learned in group:
                     if layer in learned:
                         places, values = [x - 0.3 + shift, x + 0.14 + shift], [initial[layer][k], learned[layer][k]]
-                        panel.plot(places, values, lw=0.8, alpha=0.6, color=look(i)["color"])
-                        panel.plot(places[0], values[0], mfc=PAPER, ls="", **look(i))
-                        panel.plot(places[1], values[1], ls="", **look(i))
+                        panel.plot(places, values, lw=0.8, alpha=0.6, color=style.look(i)["color"])
+                        panel.plot(places[0], values[0], mfc=style.PAPER, ls="", **style.look(i))
+                        panel.plot(places[1], values[1], ls="", **style.look(i))
         for x in range(1, len(layers)):
             panel.axvline(x - 0.5, color="#999999", lw=0.5)
         panel.set(title=f"along the {axis}", ylabel="stride", xlim=(-0.55, len(layers) - 0.45))
         panel.set_ylim(bottom=min(0.9, panel.get_ylim()[0]))
         panel.tick_params(axis="x", length=0)
     made[-1].set_xticks(range(len(layers)), [f"start → learned\n{layer}" for layer in layers])
-    legend(figure, marker_handles(strides), title=varied)
+    style.legend(figure, style.marker_handles(strides), title=varied)
     return figure
 
 
 def striding_factors(factors: Mapping[str, tuple[float, Sequence[float]]], *, title: str, varied: str) -> Figure:
     """Draw how many times fewer samples the last map has than the first: Figure 3c of the paper.
 
-    Args:
-        factors: initial factor and those that the runs learned, by what the runs have in common.
-        title: above all.
-        varied: what the names of `factors` are.
+    The initial factor and the learned ones are grouped by what runs have in common, which `varied` names.
     """
-    figure, (panel,) = panels(1, width=7, height=0.6 + 0.38 * len(factors), title=title)
+    figure, (panel,) = style.panels(1, width=7, height=0.6 + 0.38 * len(factors), title=title)
     everything = [factor for _, learned in factors.values() for factor in learned]
     for i, (initial, learned) in enumerate(factors.values()):
-        heights = [i + 0.12 * spread(j, len(learned)) for j in range(len(learned))]
-        panel.plot([initial, statistics.geometric_mean(learned)], [i, i], lw=1, color=look(i)["color"])
-        panel.plot(initial, i, marker="D", mfc=PAPER, mec="black", ms=8, ls="", label="initial")
-        panel.plot(learned, heights, ls="", **look(i))
+        heights = [i + 0.12 * style.spread(j, len(learned)) for j in range(len(learned))]
+        panel.plot([initial, statistics.geometric_mean(learned)], [i, i], lw=1, color=style.look(i)["color"])
+        panel.plot(initial, i, marker="D", mfc=style.PAPER, mec="black", ms=8, ls="", label="initial")
+        panel.plot(learned, heights, ls="", **style.look(i))
     last = len(factors)
     quartiles = statistics.quantiles(everything, n=4, method="inclusive") if len(everything) > 1 else everything * 3
     panel.plot([min(everything), max(everything)], [last, last], "|-", ms=8, color="black", lw=1)
     panel.plot(quartiles[::2], [last, last], color="black", lw=5, label="all learned: range, quartiles, median")
-    panel.plot(quartiles[1], last, marker="o", mfc=PAPER, mec="black", ms=5, ls="")
+    panel.plot(quartiles[1], last, marker="o", mfc=style.PAPER, mec="black", ms=5, ls="")
     panel.set_yticks(range(last + 1), [*factors, "all learned"])
     shown = [*everything, *(initial for initial, _ in factors.values())]
     # Two powers of two at least, so that the scale can be read.
     panel.set(ylim=(last + 0.6, -0.6), ylabel=varied, xlim=(min(shown) / 2, 2 * max(shown)))
     panel.set_xlabel("striding factor: product of the strides of all layers and axes (log)")
-    log_scale(panel, "x", base=2)
-    legend(figure, handles_of([panel]))
+    style.log_scale(panel, "x", base=2)
+    style.legend(figure, style.handles_of([panel]))
     return figure
 
 
@@ -149,13 +127,8 @@ class Point(NamedTuple):
 
 
 def pareto(costs: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) -> Figure:
-    """Draw accuracy against cost, with a line for the best that each series reaches at no more than some cost.
-
-    Args:
-        costs: by the cost's name and unit, points by the name of their series.
-        title: above all.
-    """
-    figure, made = panels(len(costs), width=8.4, height=3.8, title=title)
+    """Draw accuracy against each cost, with a line for the best that each series reaches at no more than some cost."""
+    figure, made = style.panels(len(costs), width=8.4, height=3.8, title=title)
     names = list(dict.fromkeys(name for series in costs.values() for name in series))
     for panel, (cost, series) in zip(made, costs.items(), strict=True):
         everything = [p.cost for points in series.values() for p in points]
@@ -164,20 +137,18 @@ def pareto(costs: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) ->
             panel.errorbar(
                 [p.cost for p in points], [100 * p.accuracy for p in points],
                 xerr=[[p.cost - p.low for p in points], [p.high - p.cost for p in points]],
-                yerr=[100 * p.deviation for p in points], ls="", elinewidth=1, capsize=2, label=name, **look(i),
+                yerr=[100 * p.deviation for p in points], ls="", elinewidth=1, capsize=2, label=name, **style.look(i),
             )  # fmt: skip
             best = frontier(points)
             steps = [*(p.cost for p in best), max(everything)], [100 * p.accuracy for p in [*best, best[-1]]]
-            panel.plot(
-                *steps, drawstyle="steps-post", lw=1.2, alpha=0.7, ls=LINES[i % len(LINES)], color=look(i)["color"]
-            )
+            panel.plot(*steps, drawstyle="steps-post", lw=1.2, alpha=0.7, **style.line_look(i))
         panel.margins(0.12)
         if max(everything) > 4 * min(everything):
-            log_scale(panel, "x")
+            style.log_scale(panel, "x")
             cost = f"{cost}, log scale"
         panel.set(xlabel=cost, ylabel="accuracy (%), mean and deviation")
-    legend(figure, handles_of(made))
-    show_plain_text(figure)
+    style.legend(figure, style.handles_of(made))
+    style.show_plain_text(figure)
     figure.draw_without_rendering()  # computes the layout, on which the places of labels depend
     for panel, series in zip(made, costs.values(), strict=True):
         _label(panel, [p for points in series.values() for p in points])
@@ -219,18 +190,13 @@ class Spread(NamedTuple):
 
 
 def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, Spread]]], *, title: str) -> Figure:
-    """Draw accuracies as bars with deviations: by panel, method (colour) and task. Table 1 of the paper.
-
-    Args:
-        settings: accuracies from 0 to 1, by the panel's name, the method and the task.
-        title: above all.
-    """
+    """Draw accuracies from 0 to 1 as bars: by panel, method (colour) and task. Table 1 of the paper."""
     methods = list(dict.fromkeys(method for series in settings.values() for method in series))
     found = [value for series in settings.values() for tasks in series.values() for value in tasks.values()]
     lowest = min(s.mean - (s.deviation if s.deviation > 0 else 0) for s in found)
     bottom = max(0.0, 100 * lowest - 5)  # no more than what tells them apart
     note = f"\nThe scale begins at {bottom:.0f} %" if bottom else ""
-    figure, made = panels(len(settings), width=8.4, height=2.7, title=f"{title}{note}", sharey=True)
+    figure, made = style.panels(len(settings), width=8.4, height=2.7, title=f"{title}{note}", sharey=True)
     width = 0.8 / len(methods)
     for panel, (name, series) in zip(made, settings.items(), strict=True):
         tasks = list(dict.fromkeys(task for by_task in series.values() for task in by_task))
@@ -239,33 +205,28 @@ def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, Spread]]], *,
             places = [tasks.index(task) + (i - (len(methods) - 1) / 2) * width for task in by_task]
             bars = panel.bar(
                 places, [100 * s.mean for s in by_task.values()], 0.9 * width, label=method,
-                yerr=[100 * s.deviation for s in by_task.values()], capsize=2, color=COLOURS[i % len(COLOURS)],
+                yerr=[100 * s.deviation for s in by_task.values()], capsize=2, color=style.look(i)["color"],
             )  # fmt: skip
             panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="x-small")
         panel.set_xticks(range(len(tasks)), tasks)
         panel.set(title=name, ylabel="accuracy (%)", ylim=(bottom, 100 + (100 - bottom) / 8))
-    legend(figure, handles_of(made))
+    style.legend(figure, style.handles_of(made))
     return figure
 
 
 def cutoff_points(axes: Mapping[str, Mapping[str, Mapping[str, Spread]]], *, title: str) -> Figure:
-    """Draw cut-off frequencies: by axis (panel), way of reading (marker) and task. Table 2 of the paper.
-
-    Args:
-        axes: frequencies by the axis's name and unit, the way of reading and the task.
-        title: above all.
-    """
-    figure, made = panels(len(axes), len(axes), width=4.6, title=title)
+    """Draw cut-off frequencies: by axis (panel), way of reading (marker) and task. Table 2 of the paper."""
+    figure, made = style.panels(len(axes), len(axes), width=4.6, title=title)
     for panel, (name, series) in zip(made, axes.items(), strict=True):
         tasks = list(dict.fromkeys(task for by_task in series.values() for task in by_task))
         for i, (reading, by_task) in enumerate(series.items()):
-            places = [tasks.index(task) + 0.12 * spread(i, len(series)) for task in by_task]
+            places = [tasks.index(task) + 0.12 * style.spread(i, len(series)) for task in by_task]
             panel.errorbar(
                 [s.mean for s in by_task.values()], places,
-                xerr=[s.deviation for s in by_task.values()], ls="", capsize=3, label=reading, **look(i),
+                xerr=[s.deviation for s in by_task.values()], ls="", capsize=3, label=reading, **style.look(i),
             )  # fmt: skip
         panel.set_yticks(range(len(tasks)), tasks)
         panel.set(xlabel=name, ylim=(len(tasks) - 0.5, -0.5))
         panel.margins(x=0.15)
-    legend(figure, handles_of(made))
+    style.legend(figure, style.handles_of(made))
     return figure

@@ -63,6 +63,11 @@ def look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 6}
 
 
+def line_look(i: int) -> dict[str, Any]:
+    """Return colour and style of the `i`-th line."""
+    return {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)]}
+
+
 def spread(i: int, n: int) -> float:
     """Return the place of the `i`-th of `n` things between -1 and 1."""
     return 2 * i / (n - 1) - 1 if n > 1 else 0.0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from diffstride.experiments.figures.style import COLOURS, FAINT, LINES, STYLES, handles_of, legend, log_scale, panels
+from diffstride.experiments.figures import style
 from diffstride.experiments.history import StrideRow
 
 Line = tuple[Sequence[float], Sequence[float]]  # optimiser steps, and a value at each
@@ -25,37 +25,31 @@ def lines_of(rows: Iterable[StrideRow]) -> dict[tuple[str, str], Line]:
 
 
 def training_curves(quantities: Mapping[str, Mapping[str, Line]], *, title: str) -> Figure:
-    """Draw metrics against the optimiser step, a panel per quantity and a line per split.
-
-    Args:
-        quantities: by the quantity's name and unit, lines by the name of the split.
-        title: above all.
-    """
-    figure, made = panels(len(quantities), min(2, len(quantities)), title=title)
+    """Draw metrics against the optimiser step, a panel per quantity and a line per split, by their names."""
+    figure, made = style.panels(len(quantities), min(2, len(quantities)), title=title)
     splits = list(dict.fromkeys(split for lines in quantities.values() for split in lines))
     for panel, (quantity, lines) in zip(made, quantities.items(), strict=True):
         for split, line in lines.items():
-            i = splits.index(split)
             marker = "." if len(line[0]) < 50 else ""
-            panel.plot(*line, ls=LINES[i], marker=marker, lw=1.4, color=COLOURS[i], label=split)
+            panel.plot(*line, marker=marker, lw=1.4, label=split, **style.line_look(splits.index(split)))
         panel.set(xlabel="optimiser step", ylabel=quantity)
-    legend(figure, handles_of(made))
+    style.legend(figure, style.handles_of(made))
     return figure
 
 
 def stride_trajectories(rows: Sequence[StrideRow], *, title: str = "Strides while training") -> Figure:
     """Draw strides and sizes of maps against the step, by layer (colour) and axis (style): Figure 3a of the paper."""
-    figure, (strides, sizes) = panels(2, 2, title=title)
+    figure, (strides, sizes) = style.panels(2, 2, title=title)
     layers = list(dict.fromkeys(row.layer for row in rows))
     for layer, axis in lines_of(rows):
         own = [row for row in rows if (row.layer, row.axis) == (layer, axis)]
         steps = [row.step for row in own]
-        style = {"color": COLOURS[layers.index(layer) % len(COLOURS)], "ls": STYLES.get(axis, "-")}
-        strides.plot(steps, [row.stride for row in own], label=f"{layer}, {axis}", **style)
-        sizes.plot(steps, [row.size for row in own], drawstyle="steps-post", **style)
+        line = {"color": style.COLOURS[layers.index(layer) % len(style.COLOURS)], "ls": style.STYLES.get(axis, "-")}
+        strides.plot(steps, [row.stride for row in own], label=f"{layer}, {axis}", **line)
+        sizes.plot(steps, [row.size for row in own], drawstyle="steps-post", **line)
     strides.set(xlabel="optimiser step", ylabel="stride", ylim=(0.9, None))
     sizes.set(xlabel="optimiser step", ylabel="samples behind the layer", ylim=(0, None))
-    legend(figure, handles_of([strides]))
+    style.legend(figure, style.handles_of([strides]))
     return figure
 
 
@@ -70,17 +64,21 @@ def strides_over_bands(
             lets some of it through.
         ylabel: of the strides.
     """
-    figure, made = panels(len(runs), len(runs), width=8.4 / min(2, len(runs)), height=3, sharey=True)
+    figure, made = style.panels(len(runs), len(runs), width=max(3.1, 8.4 / len(runs)), height=3, sharey=True)
     top = 1.1 * max(max(strides) for lines in runs.values() for _, strides in lines.values())
     for panel, (title, lines) in zip(made, runs.items(), strict=True):
         whole, seen = limits[title]
-        panel.axhspan(1, whole, color=COLOURS[2], alpha=0.3, lw=0, label="keeps the class's band whole")
-        panel.axhspan(whole, min(seen, top), color=COLOURS[2], alpha=0.12, lw=0, label="keeps a part (on the ramp)")
+        panel.axhspan(1, whole, color=style.COLOURS[2], alpha=0.3, lw=0, label="keeps the class's band whole")
+        panel.axhspan(
+            whole, min(seen, top), color=style.COLOURS[2], alpha=0.12, lw=0, label="keeps a part (on the ramp)"
+        )
         for i, (name, line) in enumerate(lines.items()):
-            panel.plot(*line, ls=LINES[i % len(LINES)], color=COLOURS[i % len(COLOURS)], label=name)
+            panel.plot(
+                *line, ls=style.LINES[i % len(style.LINES)], color=style.COLOURS[i % len(style.COLOURS)], label=name
+            )
         panel.set(title=title, xlabel="optimiser step", ylim=(1, top))
     made[0].set_ylabel(ylabel)
-    legend(figure, handles_of(made))
+    style.legend(figure, style.handles_of(made))
     return figure
 
 
@@ -102,27 +100,29 @@ class WindowPanel(NamedTuple):
 
 def windows_over_spectrum(windows: Sequence[WindowPanel], columns: int, *, title: str = "") -> Figure:
     """Draw windows over the mean amplitude spectra that reach them, a panel per layer and axis."""
-    figure, made = panels(len(windows), columns, width=max(4.2, 8.4 / columns), height=2.3, title=title)
+    figure, made = style.panels(len(windows), columns, width=max(4.2, 8.4 / columns), height=2.3, title=title)
     spectra = []
     for panel, (name, spectrum, by_name, band) in zip(made, windows, strict=True):
         cycles = range(len(spectrum))
         spectra.append(behind := panel.twinx())
-        behind.bar(cycles, spectrum, width=1, color=FAINT, alpha=0.3, label="mean amplitude (right, log)")
+        behind.bar(cycles, spectrum, width=1, color=style.FAINT, alpha=0.3, label="mean amplitude (right, log)")
         visible = [amplitude for amplitude in spectrum if amplitude > 0] or [1.0]
         behind.set_ylim(min(visible) / 2, max(visible) * 1.5)
-        behind.set_ylabel("amplitude", color=FAINT)
-        log_scale(behind, "y")
-        behind.tick_params(axis="y", colors=FAINT)
+        behind.set_ylabel("amplitude", color=style.FAINT)
+        style.log_scale(behind, "y")
+        behind.tick_params(axis="y", colors=style.FAINT)
         behind.spines["top"].set_visible(False)
         panel.set_zorder(behind.get_zorder() + 1)
         panel.patch.set_visible(False)
         if band is not None:
-            panel.axvline(band, color=COLOURS[2], lw=1.5, label="the class is here")
+            panel.axvline(band, color=style.COLOURS[2], lw=1.5, label="the class is here")
         for i, (label, values) in enumerate(by_name.items()):
-            marker = {"marker": "so"[i % 2], "ms": 4, "markevery": math.ceil(len(cycles) / 40)}
-            panel.plot(cycles, values, label=label, ls=LINES[(i + 1) % 2], color=COLOURS[(i + 1) % 2], **marker)
+            marker = {"marker": style.MARKERS[i], "ms": 4, "markevery": math.ceil(len(cycles) / 40)}
+            panel.plot(
+                cycles, values, label=label, ls=style.LINES[(i + 1) % 2], color=style.COLOURS[(i + 1) % 2], **marker
+            )
         panel.set(title=name, xlabel="frequency (cycles per map)", ylabel="window", ylim=(-0.04, 1.1))
-    legend(figure, handles_of([*spectra, *made]))
+    style.legend(figure, style.handles_of([*spectra, *made]))
     return figure
 
 
@@ -131,30 +131,28 @@ def resolution_staircases(
 ) -> Figure:
     """Draw the sizes of maps from layer to layer, with initial (dotted) and with learned strides, a panel per run.
 
-    Args:
-        runs: by the run's name: layer, initial and learned sizes; first those of the input.
-        axes_names: names of the entries of sizes, "height" and so on.
-        title: above all.
+    Entries of `runs` are layer, initial and learned sizes by the run's name, first those of the input. Sizes are along
+    the axes `axes_names`.
     """
     columns = min(2, len(runs))
-    figure, made = panels(len(runs), columns, width=8.4 / columns, height=2.4, title=title, sharey=True)
+    figure, made = style.panels(len(runs), columns, width=8.4 / columns, height=2.4, title=title, sharey=True)
     sizes = [size for steps in runs.values() for _, *both in steps for end in both for size in end]
     for panel, (name, steps) in zip(made, runs.items(), strict=True):
         edges = [i - 0.5 for i in range(len(steps) + 1)]
         for i, axis in enumerate(axes_names):
             learned = [end[i] for _, _, end in steps]
-            style = {"baseline": None, "color": COLOURS[i]}
-            panel.stairs([start[i] for _, start, _ in steps], edges, ls=":", label=f"initial {axis}", **style)
-            panel.stairs(learned, edges, ls=STYLES.get(axis, "-"), lw=2, label=f"learned {axis}", **style)
+            shared = {"baseline": None, "color": style.COLOURS[i]}
+            panel.stairs([start[i] for _, start, _ in steps], edges, ls=":", label=f"initial {axis}", **shared)
+            panel.stairs(learned, edges, ls=style.STYLES.get(axis, "-"), lw=2, label=f"learned {axis}", **shared)
             for x, size in enumerate(learned):
                 if size not in steps[x][2][:i]:  # the first axis with this size has a number already
                     above = size == max(steps[x][2])
                     panel.annotate(
                         str(size), (x, size), (0, 3 if above else -3), textcoords="offset points", ha="center",
-                        va="bottom" if above else "top", color=COLOURS[i], fontsize="small",
+                        va="bottom" if above else "top", color=style.COLOURS[i], fontsize="small",
                     )  # fmt: skip
         panel.set(title=name, ylim=(min(sizes) / 1.6, max(sizes) * 1.5), ylabel="samples (log)")
-        log_scale(panel, "y", base=2)
+        style.log_scale(panel, "y", base=2)
         panel.set_xticks(range(len(steps)), [layer for layer, *_ in steps], rotation=30, ha="right", fontsize="small")
-    legend(figure, handles_of(made))
+    style.legend(figure, style.handles_of(made))
     return figure

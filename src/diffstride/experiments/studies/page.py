@@ -124,7 +124,7 @@ def run_report(study: Path, row: Row) -> Report:
     """
     folder = study / row.name
     result: Mapping[str, Any] = row.result or {}
-    text = _text_of(folder / "config.yaml")
+    text = read_text(folder / "config.yaml")
     remarks = [_summary(text, result), *_state(row, folder)]
     figures = {
         "Training": lambda: pictures.run_training(folder),
@@ -161,28 +161,18 @@ def _probe(folder: Path) -> tuple[dict[str, float], Mapping[str, Sequence[float]
     return {"macs": sum(macs), "resampling_macs": macs.resampling, "stride_cost": cost}, cutoffs
 
 
-def _text_of(file: Path) -> str:
-    try:
-        return read_text(file)
-    except ValueError as error:
-        return f"({file.name} cannot be shown: {one_line(error)})"
-
-
 def _summary(text: str, result: Mapping[str, Any]) -> str:
     """Return one sentence on what was trained on what."""
     try:
-        config = load_yaml(text)
-        network, data = config["model"]["network"], config["data"]
-        options = network.get("init_args") or {}
-        path = (data.get("init_args") or {}).get("path")
-        name = str(network["class_path"]).rsplit(".", 1)[-1]
-        method = METHODS.get(str(options.get("downsample")), "its own downsampling")
-        trained_on = Path(str(path)).name if path else str(data["class_path"]).rsplit(".", 1)[-1]
+        model, data = (load_yaml(text)[key] for key in ("model", "data"))
+        options, path = model["network"]["init_args"], data["init_args"].get("path")
+        network, source = (part["class_path"].rsplit(".", 1)[-1] for part in (model["network"], data))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return "A network."
     depth = f"-{options['depth']}" if "depth" in options else ""
+    method = METHODS.get(str(options.get("downsample")), "its own downsampling")
     length = f" for {result['steps']:,} steps ({result['epochs']} epochs)" if result.get("steps") else ""
-    return f"{name}{depth} with {method}, trained on {trained_on}{length}."
+    return f"{network}{depth} with {method}, trained on {Path(path).name if path else source}{length}."
 
 
 def _state(row: Row, folder: Path) -> Iterator[str]:
@@ -226,20 +216,19 @@ def _strides(folder: Path, result: Mapping[str, Any], cutoffs: Mapping[str, Sequ
         cutoffs, unit = result["cutoffs"]["exact"], ", ".join(result["axes"].values())
     start = {(row.layer, row.axis): row for row in reversed(rows)}
     end = {(row.layer, row.axis): row for row in rows}
+    remaining = {layer: iter(found) for layer, found in cutoffs.items()}
     lines = []
     for (layer, axis), last in end.items():
-        first = start[layer, axis]
-        own = [name for of_layer, name in end if of_layer == layer]
-        cutoff = dict(zip(own, cutoffs.get(layer, ()), strict=False)).get(axis)
-        numbers = _number(first.stride), _number(last.stride), str(first.size), str(last.size), _number(cutoff, ".3g")
-        lines.append((layer, axis, *numbers))
+        first, cutoff = start[layer, axis], _number(next(remaining.get(layer, iter(())), None), ".3g")
+        strides = _number(first.stride), _number(last.stride)
+        lines.append((layer, axis, *strides, str(first.size), str(last.size), cutoff))
     if lines:
         heading = ("layer", "axis", "start", "end", "map at the start", "map at the end", f"cut-off ({unit})")
         yield Table("Strides", heading, tuple(lines))
 
 
 def _provenance(facts: Mapping[str, Any]) -> Iterator[Table]:
-    names = ("commit", "hardware", "seed", "data", "data_fingerprint")
+    names = ("commit", "hardware", "seed", "data", "data_fingerprint", "time_of_all_runs")
     lines = [(name.replace("_", " "), facts.get(name)) for name in names]
     lines += (facts.get("versions") or {}).items()
     known = tuple((name, str(value)) for name, value in lines if value is not None)
@@ -267,9 +256,10 @@ def study_report(folder: Path, definition: Mapping[str, Any], rows: Sequence[Row
     name = str(definition.get("name") or folder.absolute().name)
     drawn = _draw(name, figures, remarks)
     try:
-        provenance: Mapping[str, Any] = read_json(folder / "provenance.json")
+        provenance: dict[str, Any] = read_json(folder / "provenance.json")
     except (OSError, ValueError):  # no run has ended yet
         provenance = {}
+    provenance["time_of_all_runs"] = _duration(provenance.get("seconds"))
     shown_keys = {key: value for key, value in definition.items() if key != "runs"}
     return Report(
         name=name,

@@ -263,7 +263,7 @@ def run_windows(run: Path) -> Figure | str:
     if not windows:
         return NO_STRIDES
     panels = [
-        WindowPanel(f"{w.layer}, {w.axis}", w.spectrum, {"initial window": w.initial, "learned window": w.learned})
+        WindowPanel(f"{w.layer}, {w.axis}", w.spectrum, {"learned window": w.learned, "initial window": w.initial})
         for w in windows
     ]
     columns = sum(w.layer == windows[0].layer for w in windows)
