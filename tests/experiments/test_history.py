@@ -27,29 +27,6 @@ def test_rows_of_a_model_have_strides_and_the_sizes_they_give():
     assert list(history.stride_rows(nn.Sequential(DiffStride1d(2.0)), 0, {})) == []
 
 
-def test_sizes_under_jitter_of_another_layer_hold_only_until_better_is_known():
-    model = nn.Sequential(DiffStride2d(4.0, 1), DiffStride2d(4.0, 1))
-    watch = InputSizes(model)
-    x = torch.randn(1, 1, 64, 64)
-    model[0].set_stride_scale(0.5)
-    model(x)
-    assert watch.sizes == {"0": (64, 64), "1": (34, 34)}  # 64/2 + 2
-    model[0].set_stride_scale(0.25)
-    model(x)
-    assert watch.sizes["1"] == (64, 64)
-    model[0].set_stride_scale(None)
-    model[1].set_stride_scale(0.5)  # does not change what reaches it
-    model(x)
-    assert watch.sizes["1"] == (18, 18)
-    model[0].set_stride_scale(0.5)
-    model(x)
-    assert watch.sizes["1"] == (18, 18)
-    with torch.no_grad():
-        model[0].stride.fill_(8.0)
-    model.eval()(x)
-    assert watch.sizes["1"] == (10, 10)
-
-
 def test_rows_survive_the_file_and_can_be_cut(tmp_path):
     path = tmp_path / "strides.csv"
     rows = [history.StrideRow(step, "a,b", "height", 2.0 + step / 8, 9) for step in range(5)]

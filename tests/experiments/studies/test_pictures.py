@@ -12,9 +12,17 @@ import torch
 import yaml
 
 from diffstride.errors import UsageError
-from diffstride.experiments.history import StrideRow, append_rows
+from diffstride.experiments.history import StrideRow, append_rows, read_dicts, read_rows
 from diffstride.experiments.studies import pictures
-from diffstride.experiments.studies.pictures import FIGURES, draw, draw_layer, run_resolutions, run_windows
+from diffstride.experiments.studies.pictures import (
+    FIGURES,
+    draw,
+    draw_layer,
+    run_resolutions,
+    run_strides,
+    run_training,
+    run_windows,
+)
 from diffstride.experiments.studies.probes import input_windows, resolutions, sample_inputs
 from diffstride.experiments.studies.results import read_study
 from diffstride.experiments.training.fit import train
@@ -182,11 +190,6 @@ def test_a_study_without_learned_strides_has_the_pareto_curve_alone(study):
     assert draw(study, ["pareto"]) == {"pareto": "no run with an accuracy is done"}
 
 
-def test_a_folder_that_is_no_study_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not the folder of a study"):
-        draw(tmp_path, ["pareto"])
-
-
 # Of networks
 
 
@@ -217,6 +220,18 @@ def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
     stairs = {patch.get_label(): patch.get_data().values.tolist() for patch in axes.patches}
     assert stairs["learned height"] == [32, layer.learned[0]]
     assert stairs["learned width"] == [32, layer.learned[1]]
+
+
+def test_a_run_shows_what_it_has_logged(run):
+    panels = {panel.get_ylabel(): panel.get_lines() for panel in run_training(run).axes}
+    logged = [row for row in read_dicts(run / "metrics.csv") if row["val/accuracy"]]
+    (accuracy,) = panels["accuracy (%)"]
+    # Lightning logs a step by the number of those before it.
+    assert list(accuracy.get_xdata()) == [int(row["step"]) + 1 for row in logged] == [3, 6]
+    assert accuracy.get_ydata() == pytest.approx([100 * float(row["val/accuracy"]) for row in logged])
+    rows = [row for row in read_rows(run / "strides.csv") if row.axis == "width"]
+    _, stride = run_strides(run).axes[0].get_lines()
+    assert stride.get_xydata().tolist() == [[row.step, row.stride] for row in rows]
 
 
 def test_a_run_whose_data_cannot_be_read_names_the_reason(run, monkeypatch):
