@@ -60,7 +60,7 @@ def test_bars_of_accuracy_are_by_setting_method_and_task(study):
         assert bars[name] == pytest.approx([*each, statistics.fmean(each)])
     assert [label.get_text() for label in multi.get_xticklabels()] == [*TASKS, "mean"]
     assert [label.get_text() for label in single.get_xticklabels()] == [*TASKS, "mean"]
-    # Whatever is drawn, the scale begins below it and is told.
+    # The scale begins below all bars, and the title says where.
     bottom = single.get_ylim()[0]
     assert bottom < min(min(heights) for heights in bars.values())
     assert f"begins at {bottom:.0f} %" in made.get_suptitle()
