@@ -88,7 +88,7 @@ class PaddedToItsStride(nn.Module):
         return self.conv(nn.functional.pad(x, sides)) + self.short(x)
 
 
-def test_maps_that_no_fixed_number_of_samples_makes_alike_are_left_alone():
+def test_maps_whose_difference_varies_are_left_alone():
     """The search for such a number once never ended."""
     model = PaddedToItsStride()
     plan = ds.convert(model, torch.randn(1, 3, 31, 37))

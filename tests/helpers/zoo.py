@@ -86,7 +86,7 @@ def mobilenet_v1():
 
 
 def mobilenet_v2():
-    """As `mobilenet_v1`, with `int(shape)` and a residual; from an output stride of 16 on it dilates (padding too)."""
+    """A network like `mobilenet_v1`, with `int(shape)` and a residual; behind an output stride of 16 it dilates."""
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     sizes = {"depth_multiplier": 0.25, "finegrained_output": False, "output_stride": 16}
@@ -228,7 +228,7 @@ def resnet_d():
 
 
 def resnet_3d():
-    """As a residual network in 2-D; the short axis of time is halved twice, to 2 samples."""
+    """A residual network whose short axis of time is halved twice, to 2 samples."""
     layers, width = [block(1, 8, 3, (1, 2, 2), dim=3)], 8
     for outputs in (8, 16, 16):
         stride = 1 if outputs == width else 2
@@ -410,7 +410,7 @@ def flatten_head():
 
 
 class FunctionalPooling(nn.Module):
-    """It halves the size twice, with no module to convert."""
+    """A network that halves the size twice, with no module to convert."""
 
     def __init__(self):
         super().__init__()

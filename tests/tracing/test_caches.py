@@ -247,7 +247,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_table_of_the_inputs_is_removed(place):
-    """It has no value in a trace; the model makes it anew."""
+    """Such a table has no value in a trace; the model makes it anew."""
     table = OfInputs(*PLACES[place])
     model, x = Two(table), torch.randn(2, 1, 64)
     y = model.one(x)

@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
     names: list[str]
     square: bool
-    """Whether sizes of different axes must agree, so that all axes share a stride too."""
+    """True: sizes of different axes must agree, so all axes share a stride too."""
 
 
 class Ties:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,16 +35,7 @@ def find(model: nn.Module, session: Session, converted: Iterable[str]) -> tuple[
     for name, method in candidates:
         fitting = (chain for chain in chains if _result(modules[name], method, chain.size) in chain.frames)
         if (chain := next(fitting, None)) is not None:
-            found.append(
-                LengthMethod(
-                    module=name,
-                    method=method,
-                    layers=tuple(step.module for step in chain.steps),
-                    axis=chain.axis,
-                    size=chain.size,
-                    frames=chain.frames,
-                )
-            )
+            found.append(replace(chain, module=name, method=method))
         elif any(other.startswith(name) for other in names):
             found.append(LengthMethod(module=name, method=method))
     return tuple(found)
@@ -64,28 +56,16 @@ def _result(module: nn.Module, method: str, size: int) -> int | None:
 
 
 class _Step(NamedTuple):
-    module: str
+    layer: str
     before: int
     after: int
 
 
-class _Chain(NamedTuple):
-    """Layers of which each takes the size that the one before it has made, along one axis."""
+def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[str]) -> Iterator[LengthMethod]:
+    """Yield the chains that end at a converted layer, the last one first, for methods that are not known yet.
 
-    axis: int
-    steps: list[_Step]
-
-    @property
-    def size(self) -> int:
-        return self.steps[0].before
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        return tuple(step.after for step in self.steps)
-
-
-def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[str]) -> Iterator[_Chain]:
-    """Yield the chains that end at a converted layer, the last one first."""
+    Each layer of a chain takes the size that the one before it has made, along one axis.
+    """
     for axis in range(3):
         steps = []
         for call in session.calls:
@@ -97,9 +77,10 @@ def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[s
                     if before != after or call.module in converted:
                         steps.append(_Step(call.module, before, after))
         for end in range(len(steps))[::-1]:
-            if steps[end].module in converted:
+            if steps[end].layer in converted:
                 chain = [steps[end]]
                 for step in steps[:end][::-1]:
                     if step.after == chain[0].before:
                         chain.insert(0, step)
-                yield _Chain(axis, chain)
+                layers, sizes, frames = zip(*chain, strict=True)
+                yield LengthMethod(module="", method="", layers=layers, axis=axis, size=sizes[0], frames=frames)

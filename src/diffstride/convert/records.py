@@ -15,12 +15,12 @@ class Site:
     kind: str
     """The module's class."""
     fused: bool
-    """Whether a `DiffStrideConv` replaces the module. If not, the module stays, at stride 1, with a layer behind it."""
+    """True: a `DiffStrideConv` replaces the module. False: the module stays, at stride 1, with a layer behind it."""
     stride: tuple[int, ...]
     group: int
     """Number of the group. Sites of a group share one stride and one output size."""
     shared: bool = False
-    """Whether all axes have one stride, because the model needs square maps."""
+    """True: all axes have one stride, because the model needs square maps."""
     size_offset: tuple[int, ...] = ()
     """Number of samples by which the map at stride 1 is smaller than the largest in the group."""
     input_size: tuple[int, ...] = ()

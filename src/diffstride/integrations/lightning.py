@@ -60,8 +60,9 @@ class ExploreStrides(Callback):
             )
         if self.seed is None:
             self.seed = trainer.strategy.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        if not self._sizes:
+        if not self._sizes:  # the sizes of the first step serve throughout, so that resuming changes nothing
             self._inputs = InputSizes(pl_module)
+            self._sizes = self._inputs.sizes
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get the number of steps. Asked sooner, Lightning sets up the data before a checkpoint is restored."""
@@ -73,16 +74,11 @@ class ExploreStrides(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Scale the strides."""
         assert self.seed is not None
-        if self._inputs is not None:
-            # The sizes of the first step serve throughout, so that resuming does not change the fraction.
-            self._sizes = dict(self._inputs.sizes)
         self.exploration.set_strides(pl_module, trainer.global_step, self._steps, seed=self.seed)
         self._batch_fraction = self.exploration.batch_fraction(pl_module, self._sizes)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop watching sizes after the first step."""
-        if self._inputs is not None:
-            self._sizes = dict(self._inputs.sizes)
         self._close()
 
     def samples(self, batch_size: int) -> int:

@@ -4,16 +4,14 @@ from diffstride.tracing.evaluate import evaluator
 from diffstride.tracing.inputs import ExampleInputs, on_examples
 from diffstride.tracing.restore import preserved
 from diffstride.tracing.run import Forward, run
-from diffstride.tracing.session import Call, Relation, Session, TraceError, Work, described, expression, shape
+from diffstride.tracing.session import Call, Session, TraceError, described, expression, shape
 
 __all__ = [
     "Call",
     "ExampleInputs",
     "Forward",
-    "Relation",
     "Session",
     "TraceError",
-    "Work",
     "described",
     "evaluator",
     "expression",

@@ -218,7 +218,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = func._overloadpacket
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=output)
-            self.session.work.append(Work(self.session.module, packet.__name__, expression(flops) / 2))
+            self.session.work.append(Work(self.session.module, expression(flops) / 2))
         if _is_strided(func, args):
             self.session.strided.append((self.session.module, packet.__name__))
         return output

@@ -36,7 +36,6 @@ class Work(NamedTuple):
     """An operation that multiplies: a convolution, a matrix product or an attention."""
 
     module: str
-    operation: str
     macs: Expr
 
 
