@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -133,6 +133,14 @@ class Neighbour(NamedTuple):
     cost: int
 
 
+class _Sizes(NamedTuple):
+    """The sizes in a call of a layer, exact or relaxed."""
+
+    batch: Any
+    spatial: Sequence[Any]
+    new: Sequence[Any]
+
+
 class Program:
     """The cost as expressions, compiled."""
 
@@ -161,20 +169,17 @@ class Program:
         self._answers = [bool(truth) if truth in (True, False) else int(truth) for truth in asked.values()]
         self._asked = tracing.evaluator(list(asked), symbols, derived)
 
-    def count(self, strides: Any) -> int:
+    def count(self, strides: Strides) -> int:
         """Return the exact cost at these strides."""
-        sizes = list(self._whole(strides))
-        own = sum(
-            self._own(record, batch, spatial, new, spatial, new, strides)
-            for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
-        )
-        total: float = self._others(*(n for _, _, new in sizes for n in new))[0] + own
+        calls = list(self._exact(strides))
+        own = sum(self._own(record, sizes, sizes, strides) for record, sizes in calls)
+        total: float = self._others(*_outputs(calls))[0] + own
         return round(total)
 
     def neighbours(self) -> Iterator[Neighbour]:
         """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger."""
         seen = set()
-        for record, (_, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
+        for record, (_, spatial, new) in self._exact(in_use):
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
             for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
@@ -187,35 +192,34 @@ class Program:
                     if relaxed > 0:
                         stride = (n + layer.size_offset[axis]) / relaxed
                         moved = [stride if i == axis or layer.shared else s for i, s in enumerate(in_use(layer))]
-                        cost = self.count(_instead(layer.stride_id, moved))
+                        cost = self.count(_instead(layer.stride_id, tuple(moved)))
                         yield Neighbour(layer.stride_id, entry, stride, cost)
 
     def by_module(self) -> dict[str, int]:
         """Return the multiply-accumulates by module, at the sizes of the trace."""
         macs = dict(self._by_module)
-        for record, (batch, spatial, new) in zip(self.records, self._whole(in_use), strict=True):
+        for record, sizes in self._exact(in_use):
             name = self._names[record.layer]
-            macs[name] = macs.get(name, 0) + self._own(record, batch, spatial, new, spatial, new)
+            macs[name] = macs.get(name, 0) + self._own(record, sizes, sizes)
         return macs
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling itself, where it is dense."""
-        sizes = list(self._whole(in_use))
-        total = sum(
+        calls = list(self._exact(in_use))
+        total: int = sum(
             batch * record.layer.schedule(spatial, new).resampling_macs(record.channels, spatial, new)
-            for record, (batch, spatial, new) in zip(self.records, sizes, strict=True)
+            for record, (batch, spatial, new) in calls
         )
         for layer, evaluate in self._resizes:
-            shapes = evaluate(*(n for _, _, new in sizes for n in new))
+            shapes = evaluate(*_outputs(calls))
             shape, output = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
             axes = functional.resize_axes(shape[-layer.ndim :], output[-layer.ndim :], layer.basis, layer.norm)
             total += dense_macs(axes, "auto", shape)
         return total
 
-    def holds(self, strides: Any) -> bool:
+    def holds(self, strides: Strides) -> bool:
         """Return whether every question about sizes in the trace has the same answer at these strides."""
-        values = [n for _, _, new in self._whole(strides) for n in new]
-        return self._asked(*values) == self._answers
+        return self._asked(*_outputs(self._exact(strides))) == self._answers
 
     def runs(self, strides: Strides) -> bool:
         """Return whether no map is empty at these strides."""
@@ -249,13 +253,13 @@ class Program:
                 values[i] = math.exp(low)
         return strides
 
-    def _whole(self, strides: Any) -> Iterator[tuple[int, list[int], tuple[int, ...]]]:
-        """Yield the batch, the sizes of the input and those of the output of each record."""
+    def _exact(self, strides: Strides) -> Iterator[tuple[Record, _Sizes]]:
+        """Yield the calls with their exact sizes at these strides."""
         values: list[int] = []
         for record, evaluate in zip(self.records, self._spatial, strict=True):
             batch, *spatial = evaluate(*values)
             new = record.layer.sizes_at(strides(record.layer), spatial)
-            yield batch, spatial, new
+            yield record, _Sizes(batch, spatial, new)
             values += new
 
     def gradient(self, strides: Mapping[int, Tensor]) -> Gradient:
@@ -278,52 +282,43 @@ class Program:
     def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor]) -> Tensor:
         """Return the relaxed cost at strides by `stride_id`, and note in `room` which of them can move."""
         values: list[Any] = []
-        exact: list[int] = []
         own: Any = 0
-        for record, evaluate in zip(self.records, self._spatial, strict=True):
+        for (record, whole), evaluate in zip(self._exact(in_use), self._spatial, strict=True):
             layer = record.layer
-            (batch, *spatial), (_, *whole) = evaluate(*values), evaluate(*exact)
-            new_whole = layer.sizes_at(in_use(layer), whole)
+            batch, *spatial = evaluate(*values)
             stride = strides[layer.stride_id].expand(layer.ndim)
-            seen = zip(
-                layer.window_size(spatial), layer.window_size(whole), stride.unbind(), layer.size_offset, strict=True
-            )
+            seen, whole_seen = layer.window_size(spatial), layer.window_size(whole.spatial)
             new = []
-            for axis, (n, whole_n, s, more) in enumerate(seen):
-                size, moves = _relaxed_size(layer, n + more, whole_n + more, s)
+            for axis, more in enumerate(layer.size_offset):
+                size, moves = _relaxed_size(layer, seen[axis] + more, whole_seen[axis] + more, stride[axis])
                 new.append(size)
                 room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
-            own = own + self._own(record, batch, spatial, new, whole, new_whole)
+            own = own + self._own(record, _Sizes(batch, spatial, new), whole)
             values += new
-            exact += new_whole
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
 
-    def _own(
-        self,
-        record: Record,
-        batch: Any,
-        spatial: Sequence[Any],
-        new: Sequence[Any],
-        whole: Sequence[int],
-        new_whole: Sequence[int],
-        strides: Strides = in_use,
-    ) -> Any:
+    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = in_use) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
-        schedule = record.layer.schedule(whole, new_whole)
+        schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
-            return batch * schedule.macs(spatial, new)
+            return sizes.batch * schedule.macs(sizes.spatial, sizes.new)
         elements = schedule.saved_elements(
             record.channels,
-            spatial,
-            new,
+            sizes.spatial,
+            sizes.new,
             strides(record.layer),
             learning=record.learning,
             weight_learning=record.weight_learning,
         )
-        return batch * record.itemsize * elements
+        return sizes.batch * record.itemsize * elements
 
 
-def _instead(stride_id: int, strides: Sequence[float]) -> Any:
+def _outputs(calls: Iterable[tuple[Record, _Sizes]]) -> list[Any]:
+    """Return the output sizes of all calls."""
+    return [n for _, sizes in calls for n in sizes.new]
+
+
+def _instead(stride_id: int, strides: tuple[float, ...]) -> Strides:
     """Return a function that gives layers of this `stride_id` other strides than those in use."""
     return lambda layer: strides if layer.stride_id == stride_id else in_use(layer)
 

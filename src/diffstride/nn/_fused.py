@@ -98,7 +98,7 @@ class Schedule:
     before: tuple[Axis | None, ...]
     """The operators of the input's axes; None leaves an axis as it is."""
     after: tuple[Axis | None, ...]
-    """Likewise of the convolution's result."""
+    """The operators of the convolution's axes, in the same way."""
     backend: Backend
     convolution: Convolution | None = None
     """The convolution as it runs, strided on fused axes; None in a layer that only resamples."""

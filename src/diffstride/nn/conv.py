@@ -56,7 +56,7 @@ class DiffStrideConvNd(LearnableStrides):
     `DiffStride2d`. Weights of an `nn.Conv2d` can be loaded. The same seed initialises both alike.
 
     Shape:
-        `[B, in_channels, *spatial]` to `[B, out_channels, *output_size(spatial)]`; unbatched likewise.
+        `[B, in_channels, *spatial]` to `[B, out_channels, *output_size(spatial)]`; also unbatched.
     """
 
     bias: nn.Parameter | None

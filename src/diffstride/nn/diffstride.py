@@ -24,7 +24,7 @@ class DiffStrideNd(LearnableStrides):
     `N' = min(N, floor(N/S + 2R))` (Riad et al. 2022, Algorithm 1). The strides are trained with the model.
 
     Shape:
-        `[B, C, *spatial]` to `[B, C, *output_size(spatial)]`; unbatched `[C, *spatial]` likewise.
+        `[B, C, *spatial]` to `[B, C, *output_size(spatial)]`; also unbatched, `[C, *spatial]`.
     """
 
     def __init__(

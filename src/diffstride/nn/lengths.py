@@ -14,26 +14,26 @@ from diffstride.tracing._torch import FakeTensor
 
 
 class OutputLengths:
-    """Takes the place of a method that gives the number of frames for a number of samples.
+    """A replacement of a method that computes the number of frames for a number of samples.
 
-    Networks for speech compute by such a method which frames of a padded batch are real, with the strides of their
-    configuration (`_get_feat_extract_output_lengths` of transformers). Here each layer on the way gives its own output
-    size. Other arguments of the method decide how far the way goes, which the method itself tells: as far as to the
-    layer whose map, at the strides of the configuration, had as many frames as the method gives for the example.
+    Networks for speech compute with such a method which frames of a padded batch are real, from the strides of their
+    configuration (`_get_feat_extract_output_lengths` of transformers). Here the number follows from the output sizes of
+    the layers. Other arguments of the method decide at which layer the frames are counted. This is the layer whose map,
+    at the strides of the configuration, had as many frames as the method returns for the example.
     """
 
     def __init__(
         self, owner: nn.Module, method: str, layers: Sequence[nn.Module], axis: int, size: int, frames: Sequence[int]
     ) -> None:
-        """Make it.
+        """Make the replacement.
 
         Args:
             owner: the module that has the method.
-            method: its name.
-            layers: in the order of their calls.
-            axis: of the layers' maps that is counted, from 0.
-            size: of the example along this axis.
-            frames: what each layer made of it at the strides of the configuration.
+            method: the method's name.
+            layers: the layers in the order of their calls.
+            axis: the axis of the layers' maps that is counted, from 0.
+            size: the size of the example along this axis.
+            frames: the size of each layer's map for the example, at the strides of the configuration.
         """
         self.owner, self.method, self.layers = owner, method, list(layers)
         self.axis, self.size, self.frames = axis, size, list(frames)
@@ -42,7 +42,7 @@ class OutputLengths:
     def __call__(self, input_lengths: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the number of frames for each length, as the method would."""
         original = getattr(type(self.owner), self.method)
-        if isinstance(input_lengths, FakeTensor):  # a trace, which follows sizes alone
+        if isinstance(input_lengths, FakeTensor):  # in a trace
             return original(self.owner, input_lengths, *args, **kwargs)
         reached = int(original(self.owner, torch.tensor([self.size]), *args, **kwargs))
         if reached not in self.frames:
@@ -59,7 +59,7 @@ class OutputLengths:
         return found if isinstance(input_lengths, Tensor) else int(found)
 
     def freeze(self, size: int) -> None:
-        """Keep what the strides make of every length up to `size`, and forget the layers."""
+        """Replace the layers by tables of the numbers of frames for every length up to `size`."""
         size = max(size, self.size)
         self.tables = [
             torch.tensor([self._frames(n, count) for n in range(size + 1)]) for count in range(1, len(self.layers) + 1)
@@ -74,7 +74,7 @@ class OutputLengths:
 
 
 def _output_size(layer: Any, size: int, axis: int) -> int:
-    """Return what a convolution or pooling, with a layer behind it or not, makes of an axis; 0 where nothing fits."""
+    """Return the output size of a convolution or pooling and of a layer behind it; 0 where nothing fits."""
     if isinstance(layer, LearnableStrides):
         try:
             return layer.output_size(max(1, size))[axis] if size else 0
