@@ -51,7 +51,7 @@ class Call(NamedTuple):
     strides: tuple[float, ...]
     """One per axis, not clamped; of `spectral_resize` the sizes."""
     options: dict
-    """Those of `kind`, by keyword."""
+    """The keyword arguments of `kind`."""
     dtype: str
     parameters: str
     """dtype of the layer, or of the tensor of strides"""
@@ -78,7 +78,7 @@ class Call(NamedTuple):
 
     @property
     def sizes(self):
-        """What the resampling sees."""
+        """The sizes that the resampling sees."""
         return convolved_sizes(self.spatial, self.options) if self.kind == "DiffStrideConv" else self.spatial
 
     @property
@@ -153,7 +153,7 @@ def draw_stride(r, size):
 
 
 def draw_window(r, call):
-    """The options of a learnable stride, in place, and what is set on the layer after its construction."""
+    """Draw the options of a learnable stride, in place, and what is set on the layer after its construction."""
     ndim = call.ndim
     longest = max(call.spatial)
     narrow = {call.dtype, call.autocast} & set(NARROW)  # whose range ends where a ramp is a step
@@ -201,7 +201,7 @@ def convolved_sizes(spatial, options):
 
 
 def sides(options):
-    """Samples of padding before and after each axis."""
+    """Return the samples of padding before and after each axis."""
     taken = [d * (k - 1) for d, k in zip(options["dilation"], options["kernel_size"], strict=True)]
     if options["padding"] == "same":
         return [(t // 2, t - t // 2) for t in taken]
@@ -209,7 +209,7 @@ def sides(options):
 
 
 class Expected:
-    """What a call should give at these strides: the naive matrix of each axis, and its slope."""
+    """The expected result of a call at these strides: the naive matrix of each axis, and its slope."""
 
     def __init__(self, call, strides):
         self.strides = strides
@@ -250,7 +250,7 @@ class Expected:
         return reference.along_axes(self.matrices, self._sampled(x, weight, bias))
 
     def gradients(self, upstream, x, weight=None, bias=None):
-        """Of the input, of the strides (one per axis), and of a convolution's weight and bias."""
+        """Return the gradients of the input, of the strides (one per axis), and of a convolution's weight and bias."""
         sampled = self._sampled(x, weight, bias)
         found = {"input": reference.along_axes([m.T for m in self.matrices], upstream)}
         if self.slopes:
@@ -270,7 +270,7 @@ class Expected:
         return reference.inwards(slope, self.strides[axis], *self.ranges[axis])
 
     def magnitudes(self):
-        """The same with all terms positive: what an element might be, which errors are measured against."""
+        """Return a copy with all terms positive. Its elements are the largest possible, by which errors are divided."""
         other = copy.copy(self)
         other.matrices, other.slopes = [list(map(np.abs, matrices)) for matrices in (self.matrices, self.slopes)]
         other.ranges = [(-math.inf, math.inf)] * len(self.ranges)
@@ -337,7 +337,7 @@ def draw_tensor(shape, dtype, generator, device, amplitude=1.0):
 
 
 def lay_out(x, layout, ndim):
-    """The same values (but for `expanded`, which repeats one) in other strides of memory."""
+    """Return the values in other strides of memory; `expanded` repeats one of them."""
     if layout == "channels_last" and x.ndim == ndim + 2 and ndim > 1:
         return x.contiguous(memory_format=CHANNELS_LAST[ndim])
     if layout == "strided":
@@ -348,7 +348,7 @@ def lay_out(x, layout, ndim):
 
 
 def make(call, generator, device):
-    """What is called, and the parameters to differentiate by."""
+    """Return the function to call, and the parameters to differentiate by."""
     parameters = getattr(torch, call.parameters)
     if call.kind in FUNCTIONS:
         function = getattr(ds if call.kind == "spectral_resize" else functional, call.kind)
@@ -403,7 +403,7 @@ def run(call, function, x):
 
 
 def promised_format(call, x):
-    """What goes in comes out, and what is neither becomes contiguous; None: as a convolution's weights have it."""
+    """Return the memory format of the result; None where that of a convolution's weights decides."""
     if call.ndim > 1 and x.ndim == call.ndim + 2 and not x.is_contiguous():
         last = CHANNELS_LAST[call.ndim]
         if x.is_contiguous(memory_format=last):
@@ -413,7 +413,7 @@ def promised_format(call, x):
 
 
 def on_a_kink(call, expected):
-    """Whether rounding decides on which side of the end of a ramp a frequency lies."""
+    """Return whether rounding decides on which side of the end of a ramp a frequency lies."""
     if not expected.slopes:
         return False
     smoothness, window = call.options["smoothness"], call.options["window"]
@@ -436,7 +436,7 @@ class Convolutions(TorchDispatchMode):
         return results
 
     def wrong(self):
-        """Those that are not what they are in float64."""
+        """Yield the operations whose results differ from those in float64."""
         for func, args, kwargs, results in self.done:
             args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.double, (args, kwargs))
             pairs = zip(tree_leaves(results), tree_leaves(func(*args, **kwargs)), strict=True)
@@ -447,14 +447,14 @@ class Convolutions(TorchDispatchMode):
 
 
 def faults_of_torch(call, device):
-    """What PyTorch's own convolutions get wrong in a call that has disagreed."""
+    """Return the errors of PyTorch's own convolutions in a call that has disagreed."""
     with Convolutions() as convolutions, suppress(Exception):
         check(call, device)
     return list(convolutions.wrong())
 
 
 def compare(what, found, expected, largest, dtype):
-    """The largest difference, relative to the largest that an element might be."""
+    """Return the largest difference, relative to the largest that an element might be."""
     found = found.detach().double().cpu().numpy().reshape(np.shape(expected))
     assert np.isfinite(found).all(), f"{what} is not finite"
     difference, scale = np.abs(found - expected).max(initial=0), np.max(largest, initial=0)

@@ -1,4 +1,4 @@
-"""What strides mean as frequencies, against table 2's formula and spacings computed by hand."""
+"""Cut-off frequencies against table 2's formula and spacings computed by hand."""
 
 import itertools
 import math
@@ -111,7 +111,7 @@ TABLE_2 = {
 
 
 def _as_printed(values, mean, deviation, digits, ddof):
-    """Whether values have a mean and a deviation that are printed like that, give or take one in the last digit."""
+    """Return whether values have this printed mean and deviation, up to one in the last digit."""
     step = 10.0**-digits
     return abs(np.mean(values) - mean) <= 0.5001 * step and abs(np.std(values, ddof=ddof) - deviation) <= step
 

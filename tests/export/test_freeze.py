@@ -431,19 +431,11 @@ def test_a_layer_is_products_and_convolutions_alone(size):
         assert called <= {"matmul.default", f"conv{len(size)}d.default"} | layout
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # in torch's own backend
 def test_torch_compile(backend):
     model, x = image_model(), torch.randn(2, 3, 32, 30)
     compiled = torch.compile(freeze(model, x), fullgraph=True, backend=backend)
-    with torch.no_grad():
-        assert relative(compiled(x), model(x)) < 1e-5
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # in torch's own backend
-def test_torch_compile_with_inductor():
-    model, x = image_model(), torch.randn(2, 3, 32, 30)
-    compiled = torch.compile(freeze(model, x), fullgraph=True)
     with torch.no_grad():
         assert relative(compiled(x), model(x)) < 1e-5
 

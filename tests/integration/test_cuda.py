@@ -1,4 +1,4 @@
-"""What only a GPU shows: values there, no waiting for it, graphs, gradient scaling, one process of many."""
+"""On a GPU alone: values there, no waiting for it, graphs, gradient scaling, one process of many."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What is kept: little per step, and nothing that grows."""
+"""Memory: little is kept per step, and nothing grows."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ def live_bytes():
 
 
 def resident_bytes():
-    """What the process holds; only Linux says so at any moment."""
+    """Return the memory of the process, which only Linux has at any moment."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
@@ -161,15 +161,6 @@ def test_huge_operators_are_not_kept():
     before = resample._kept_operator.cache_info().currsize
     ds.DiffStride1d(1.7, 8.0, backend="matmul")(torch.randn(1, 1, 1500))
     assert resample._kept_operator.cache_info().currsize == before
-
-
-def test_operators_made_in_inference_mode_serve_training():
-    layer = ds.DiffStride2d((1.77, 2.11), 1.0)
-    x = torch.randn(1, 2, 19, 21)
-    with torch.inference_mode():
-        layer(x)
-    layer(x).sum().backward()
-    assert layer.stride.grad is not None
 
 
 def test_fake_tensors_leave_nothing_behind():

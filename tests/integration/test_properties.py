@@ -1,4 +1,4 @@
-"""What the names promise: means kept, transposition, band-limited signals, composition, scipy's rule."""
+"""Properties: means kept, transposition, band-limited signals, composition, scipy's rule."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ both = pytest.mark.parametrize(
 
 
 def band_limited(size, basis, top, seed=0, n=None):
-    """A sum of waves of frequencies up to `top`, sampled at `n` points of the same interval."""
+    """Return a sum of waves of frequencies up to `top`, sampled at `n` points of the same interval."""
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, top + 1))
     n = n or size
@@ -66,7 +66,7 @@ def test_a_band_limited_signal_is_resampled_exactly(options):
 
 @both
 def test_size_multiple_keeps_the_signal(options):
-    """The same trigonometric polynomial, sampled finer: resized down again it is what it was."""
+    """A multiple samples the same trigonometric polynomial finer: resized down again it is unchanged."""
     x = torch.randn(1, 2, 41, dtype=torch.float64)
     plain, finer = (ds.DiffStride1d(2.2, 3.0, size_multiple=k, **options).double() for k in (1, 8))
     assert plain.output_size(41) == (24,)
@@ -129,16 +129,6 @@ def test_a_flip_is_a_flip_for_the_dct():
     x = torch.randn(1, 2, 21, dtype=torch.float64)
     layer = ds.DiffStride1d(2.3, 2.0, basis="dct").double()
     torch.testing.assert_close(layer(x.flip(-1)), layer(x).flip(-1))
-
-
-def test_norms_differ_by_the_gain_of_the_design():
-    x = torch.randn(1, 2, 20, 30, dtype=torch.float64)
-    forward, ortho, backward = (
-        ds.DiffStride2d((2, 3), 2, norm=n).double()(x) for n in ("forward", "ortho", "backward")
-    )
-    gain = (20 * 30) / (forward.shape[-2] * forward.shape[-1])
-    torch.testing.assert_close(backward, forward * gain)
-    torch.testing.assert_close(ortho, forward * gain**0.5)
 
 
 def test_ortho_keeps_the_energy_of_what_it_keeps():

@@ -35,7 +35,7 @@ class Graphs:
         return torch.compile(model, fullgraph=True, backend=self)
 
     def compile_parts(self, function):
-        """What torch can of it."""
+        """Compile the parts that torch can compile."""
         return torch.compile(function, backend=self)
 
 

@@ -98,7 +98,7 @@ def test_gradients_of_every_order_are_those_of_the_two_layers(kernel, arguments,
 
 
 def at_fixed_sizes(layer, order, sizes):
-    """The layer as a function of its input and parameters, for finite differences."""
+    """Return the layer as a function of its input and parameters, for finite differences."""
 
     def f(x, weight, bias, stride):
         return scheduled(layer, x, order, sizes).run(x, weight, bias, stride, tuple(stride.tolist()))
@@ -173,24 +173,9 @@ def test_narrow_dtypes_and_channels_last(dtype, order, size):
     assert (y.double() - expected).norm() < tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 8, 8)], ids=["2d", "3d"])
-def test_autocast_gives_what_a_convolution_gives(size):
-    layer = FUSED[len(size)](4, 6, 3, 2.0, padding=1)
-    x = torch.randn(2, 4, *size)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(x)
-        y.float().square().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert (y.float() - layer(x)).norm() < 2e-2 * layer(x).norm()
-    assert layer.stride.grad.dtype == layer.weight.grad.dtype == torch.float32
-
-
-def test_unbatched_empty_and_transposed():
+def test_the_transpose_of_a_convolution():
     layer = ds.DiffStrideConv2d(4, 6, 3, (1.7, 2.4), padding=1, smoothness=1)
     x = torch.randn(2, 4, 14, 11)
-    torch.testing.assert_close(layer(x[0]), layer(x)[0])
-    empty = layer(x[:0])
-    assert empty.shape == (0, 6, *layer.output_size((14, 11)))
     flipped = copy.deepcopy(layer)
     with torch.no_grad():
         flipped.stride.copy_(layer.stride.flip(0))
@@ -209,17 +194,6 @@ def test_other_padding_modes_are_those_of_the_convolution(mode, size):
     last = layer(x.contiguous(memory_format=layout))
     assert last.is_contiguous(memory_format=layout)
     torch.testing.assert_close(last, pool(conv(x)))
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("size", [(9, 10), (5, 6, 4)], ids=["2d", "3d"])
-def test_padding_by_name(padding, size):
-    layer = make((4, 3, 2)[: len(size)], {"padding": padding})
-    conv, pool = two_layers(layer)
-    x = torch.randn(2, 4, *size, dtype=torch.float64)
-    for order in ORDERS:
-        torch.testing.assert_close(run(layer, x, order), pool(conv(x)))
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -357,13 +331,3 @@ def test_wrong_arguments_are_one_line(arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         ds.DiffStrideConv2d(*arguments)
     assert "\n" not in str(caught.value)
-
-
-def test_wrong_inputs_are_one_line():
-    layer = ds.DiffStrideConv2d(4, 6, 5)
-    with pytest.raises(ValueError, match="input must have 4 channels"):
-        layer(torch.randn(1, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"kernel_size must fit the padded input, got sizes \(8, 4\)"):
-        layer(torch.randn(1, 4, 8, 4))
-    with pytest.raises(ValueError, match="input must have 4 dimensions"):
-        layer(torch.randn(4, 8))

@@ -188,12 +188,6 @@ def test_no_write_is_missed_on_a_device(on_device):
     assert host_values(stride) == (3.0, 3.0)
 
 
-def test_strides_without_values_say_what_to_do():
-    layer = ds.DiffStride1d(2.0, device="meta")
-    with pytest.raises(ValueError, match="got none on the meta device: use to_empty, then reset_parameters"):
-        layer.output_size(8)
-
-
 def test_a_parametrization_keeps_its_place():
     class Twice(nn.Module):
         def forward(self, stride):

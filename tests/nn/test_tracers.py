@@ -1,4 +1,4 @@
-"""What torch's tracers make of the layers."""
+"""Torch's tracers on the layers: leaves of a graph, or an error that names freeze."""
 
 import io
 

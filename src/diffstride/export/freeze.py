@@ -64,8 +64,8 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
     given = ExampleInputs.of(example_inputs)
     arguments = (given.args, given.kwargs)
     with on_examples(model):
-        uses, expected = _observe(copy_without_notes(model), arguments)
-    frozen = copy_without_notes(model, and_those_that_work=True)
+        uses, expected = _observe(copy_without_observers(model), arguments)
+    frozen = copy_without_observers(model, attached_only=True)
     fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
     for module in frozen.modules():
         for name, child in module._modules.items():
@@ -91,18 +91,17 @@ class _Use(NamedTuple):
     device: torch.device
 
 
-def copy_without_notes(model: nn.Module, and_those_that_work: bool = False) -> nn.Module:
+def copy_without_observers(model: nn.Module, attached_only: bool = False) -> nn.Module:
     """Copy a model in evaluation mode without the library's hooks that only observe.
 
-    Hooks of `diffstride.nn` are part of the forward pass and stay. With `and_those_that_work`, they are removed, too,
-    except those of attached layers.
+    Hooks of `diffstride.nn` are part of the forward pass and stay; with `attached_only`, only those of attached layers.
     """
     with _DetachingCopies():
         copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
     for module in copied.modules():
         for hooks, *options in _hooks(module):
             for key, hook in list(hooks.items()):
-                ours = _is_of(hook, "diffstride") and (and_those_that_work or not _is_of(hook, "diffstride.nn"))
+                ours = _is_of(hook, "diffstride") and (attached_only or not _is_of(hook, "diffstride.nn"))
                 if ours and hook is not _then:
                     for registry in (hooks, *options):
                         registry.pop(key, None)

@@ -21,7 +21,7 @@ from diffstride._text import one_line
 from diffstride.errors import RunError, UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.export._packages import require
-from diffstride.export.freeze import copy_without_notes, freeze
+from diffstride.export.freeze import copy_without_observers, freeze
 from diffstride.tracing import ExampleInputs
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def to_onnx(
     if dtypes := {str(t.dtype) for t in tensors(arguments) if t.is_floating_point()} - {"torch.float32"}:
         raise UsageError(f"example_inputs must be float32 for ONNX, got {', '.join(dtypes)}: use model.float()")
     several = max(2, batch)  # torch.export takes a batch of one sample for a constant
-    frozen, eager = freeze(model, example_inputs), copy_without_notes(model)
+    frozen, eager = freeze(model, example_inputs), copy_without_observers(model)
     program = _program(frozen, arguments, batch, several)
     onnx.helper.set_model_props(program, dict(metadata or {}))
     try:

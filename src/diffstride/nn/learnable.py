@@ -69,8 +69,6 @@ class LearnableStrides(Traceable):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if dtype is not None and dtype not in _validation.FLOATS:
-            raise ValueError(f"dtype must be floating point ({_validation.FLOAT_NAMES}), got {dtype}")
         initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
         lower, upper = options.bounds
         if not all(lower <= s and (upper is None or s <= upper) for s in initial):
