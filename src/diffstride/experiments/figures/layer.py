@@ -29,7 +29,7 @@ def layer_steps(image: Tensor, spectrum: Tensor, window: Tensor, kept: Tensor, o
     height, width = spectrum.shape
     for panel, picture, name in ((made[0], image, "1. image"), (made[5], output, "6. output")):
         h, w = picture.shape[-2:]
-        shown = style.array(picture.clamp(0, 1).movedim(0, -1) if picture.ndim == 3 else picture)
+        shown = (picture.clamp(0, 1).movedim(0, -1) if picture.ndim == 3 else picture).numpy()
         panel.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(0, w, h, 0), interpolation="nearest")
         panel.set(title=f"{name}, {h} × {w}", xlabel="width (pixels)", xlim=(0, width), ylim=(height, 0))
         panel.set_ylabel("height (pixels)")
@@ -45,7 +45,7 @@ def layer_steps(image: Tensor, spectrum: Tensor, window: Tensor, kept: Tensor, o
     ):
         visible = values if values is window else values.clamp(min=1e-4 * top)
         h, w = values.shape
-        panel.imshow(style.array(visible), extent=_cycles(h, w), interpolation="nearest", **options)
+        panel.imshow(visible.numpy(), extent=_cycles(h, w), interpolation="nearest", **options)
         panel.set(title=f"{name}, {h} × {w}", xlabel="cycles per width", xlim=whole[:2], ylim=whole[2:])
         panel.set_ylabel("cycles per height")
         if values is not spectrum:
@@ -69,7 +69,7 @@ def before_and_after(pictures: Mapping[str, Tensor]) -> Figure:
     """Draw images `[H, W]` of one field of view side by side, each over its own range of grey, with name and size."""
     figure, made = style.panels(len(pictures), len(pictures), width=3)
     for panel, (name, picture) in zip(made, pictures.items(), strict=True):
-        panel.imshow(style.array(picture), cmap="gray", extent=(0, 1, 1, 0), interpolation="nearest")
+        panel.imshow(picture.numpy(), cmap="gray", extent=(0, 1, 1, 0), interpolation="nearest")
         panel.set_title(f"{name}\n{picture.shape[0]} x {picture.shape[1]}", fontsize="medium")
         panel.set_axis_off()
     return figure
@@ -80,7 +80,7 @@ def spectrograms(pictures: Mapping[str, Tensor], extent: tuple[float, float], *,
     figure, made = style.panels(len(pictures), 2, width=4.4, height=2.5, title=title)
     for panel, (name, values) in zip(made, pictures.items(), strict=True):
         panel.imshow(
-            style.array(values.mT), origin="lower", aspect="auto", cmap="magma", interpolation="nearest",
+            values.mT.numpy(), origin="lower", aspect="auto", cmap="magma", interpolation="nearest",
             extent=(0, extent[0], 0, extent[1]),
         )  # fmt: skip
         time, frequency = values.shape

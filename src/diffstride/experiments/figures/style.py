@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from torch import Tensor
 
 from diffstride._files import atomic_path
 from diffstride._text import printable
@@ -103,11 +102,6 @@ def handles_of(made: Sequence[Any]) -> list[Any]:
 def marker_handles(names: Iterable[str]) -> list[Line2D]:
     """Return handles of a legend with the markers of `look`."""
     return [Line2D([], [], ls="", label=name, **look(i)) for i, name in enumerate(names)]
-
-
-def array(values: Tensor) -> Any:
-    """Return a tensor of any device and precision as matplotlib takes it."""
-    return values.detach().float().cpu().numpy()
 
 
 def save(figure: Figure, path: str | Path) -> None:

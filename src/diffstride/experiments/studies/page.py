@@ -39,16 +39,7 @@ DASH = "–"  # for what is missing or not finite
 
 
 class Report(NamedTuple):
-    """Content of a page: a run, or a study as a whole.
-
-    Attributes:
-        name: of the run or study.
-        remarks: sentences, the first of which says what it is.
-        tables: of numbers.
-        pictures: `svg` elements.
-        provenance: tables of code, machine and data.
-        config: text of the YAML file.
-    """
+    """Content of a page on a run, or on a study as a whole. The first remark is a summary."""
 
     name: str
     remarks: list[str]
@@ -79,16 +70,16 @@ def render(folder: Path, say: Callable[[str], None]) -> str:
         runs = []
         for i, row in enumerate(started := [row for row in rows if (folder / row.name / "config.yaml").is_file()]):
             say(f"run {i + 1} of {len(started)}: {row.name}")
-            runs.append(run_report(folder, row))
+            runs.append(_report_run(folder, row))
         say("the study")
-        report = study_report(folder, definition, rows)
+        report = _report_study(folder, definition, rows)
         return template.render(question=definition.get("question"), report=report, runs=runs, listed=_list(rows))
     if not (folder / "config.yaml").is_file():
         problem = "is not the folder of a run or of a study" if folder.is_dir() else "is not there"
         raise UsageError(f"the folder {folder} {problem}: give one that `diffstride fit` or `diffstride study` made")
     study, name = folder.absolute().parent, folder.absolute().name
     say(name)
-    report = run_report(study, row_of(study, name, {}))
+    report = _report_run(study, row_of(study, name, {}))
     return template.render(question=None, report=report, runs=[], listed=None)
 
 
@@ -115,13 +106,8 @@ def _draw(name: str, figures: Mapping[str, Callable[[], Figure | str]], remarks:
 # A run
 
 
-def run_report(study: Path, row: Row) -> Report:
-    """Return the report of a run in its folder, whether it has ended or not.
-
-    Args:
-        study: folder that the run's folder is in.
-        row: state and result of the run.
-    """
+def _report_run(study: Path, row: Row) -> Report:
+    """Return the report of a run in the folder `study`, whether it has ended or not."""
     folder = study / row.name
     result: Mapping[str, Any] = row.result or {}
     text = read_text(folder / "config.yaml")
@@ -239,14 +225,8 @@ def _provenance(facts: Mapping[str, Any]) -> Iterator[Table]:
 # A study
 
 
-def study_report(folder: Path, definition: Mapping[str, Any], rows: Sequence[Row]) -> Report:
-    """Return the report of a study as a whole.
-
-    Args:
-        folder: of the study.
-        definition: content of its `study.yaml`.
-        rows: its runs.
-    """
+def _report_study(folder: Path, definition: Mapping[str, Any], rows: Sequence[Row]) -> Report:
+    """Return the report of a study as a whole."""
     counts = {state: sum(row.state == state for row in rows) for state in ("done", "failed", "unfinished", "open")}
     remarks = [f"{len(rows)} runs: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}."]
     remarks += [str(definition["notes"])] if definition.get("notes") else []
