@@ -235,17 +235,6 @@ def test_wrong_options(folder, options, message):
         ready(folder.path, **options)
 
 
-def test_two_columns_of_labels(tmp_path):
-    coarse = datasets.ClassLabel(names=["a", "b"]), [0, 1, 1]
-    for split in ("train", "test"):
-        files = [encoded(picture(i)) for i in range(3)]
-        write(tmp_path / f"{split}.parquet", files, [0, 1, 2], label="fine", coarse=coarse)
-    with pytest.raises(DataError, match="2 columns could be the label_column: set label_column to one of fine, coarse"):
-        ready(tmp_path)
-    data = ready(tmp_path, label_column="coarse")
-    assert (data.num_classes, data.train_set[1].tolist()) == (2, [0, 1, 1])
-
-
 def test_a_label_that_training_never_saw(tmp_path):
     for split, labels in ("train", ["x", "y"]), ("test", ["x", "z"]):
         word = datasets.Value("string"), labels

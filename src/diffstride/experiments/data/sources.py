@@ -180,7 +180,8 @@ def _from_class_folders(path: str, local: Path, splits: dict[str, list[folders.P
     classes = datasets.ClassLabel(names=sorted({kind for files in splits.values() for _, kind, _ in files}))
     file_of = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
-    paths = {split: [local.absolute().joinpath(*file) for file in found] for split, found in splits.items()}
+    root = local.absolute()
+    paths = {split: [root.joinpath(*file) for file in found] for split, found in splits.items()}
 
     @functools.cache
     def load(split: str) -> datasets.Dataset:
