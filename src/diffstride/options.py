@@ -45,15 +45,17 @@ class LayerOptions:
 
     def axis(self, size: int, new_size: int, taps: Taps | None = None) -> Axis:
         """Return the operator from `size` to `new_size` samples, which lacks nothing but the stride."""
+        lower, upper = geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis)
         return Axis(
-            size,
-            new_size,
-            self.basis,
-            geometry.gain(size, new_size, self.norm),
-            self.smoothness,
-            self.window,
-            *geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis),
-            taps,
+            n=size,
+            size=new_size,
+            basis=self.basis,
+            gain=geometry.gain(size, new_size, self.norm),
+            smoothness=self.smoothness,
+            window=self.window,
+            lower=lower,
+            upper=upper,
+            taps=taps,
         )
 
     def output_sizes(self, spatial: Sequence[int], strides: Sequence[float], owner: object = None) -> tuple[int, ...]:

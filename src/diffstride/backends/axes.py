@@ -34,11 +34,11 @@ def along_axes(
     ndim, channels_last = len(axes), is_channels_last(x)
     steps = [
         Step(
-            i - ndim - channels_last,
-            axis,
-            i,
-            None if host_strides is None else host_strides[i],
-            is_dense(axis, backend, x.dtype) or x.numel() == 0,  # FFT libraries refuse empty batches
+            dim=i - ndim - channels_last,
+            axis=axis,
+            entry=i,
+            stride=None if host_strides is None else host_strides[i],
+            dense=is_dense(axis, backend, x.dtype) or x.numel() == 0,  # FFT libraries refuse empty batches
         )
         for i, axis in enumerate(axes)
         if axis is not None

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-
-class HasSizes(Protocol):
-    """A layer whose sizes follow from a parameter."""
-
-    @property
-    def stride_id(self) -> int:
-        """A number that layers have in common where they share a stride."""
-
-    def refresh_sizes(self) -> None:
-        """Compute the sizes from the present strides."""
+if TYPE_CHECKING:
+    from diffstride.nn.learnable import LearnableStrides
 
 
-_watched: WeakSet[Any] = WeakSet()
+_watched: WeakSet[LearnableStrides] = WeakSet()
 
 
-def watch(layer: HasSizes) -> None:
+def watch(layer: LearnableStrides) -> None:
     """Refresh the layer's sizes after each step of any optimizer, as long as the layer lives."""
     _install()
     _watched.add(layer)
@@ -42,7 +34,7 @@ def _refresh(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             layer.refresh_sizes()
 
 
-def refresh_sharers(layer: HasSizes) -> None:
+def refresh_sharers(layer: LearnableStrides) -> None:
     """Refresh every watched layer that has the stride of this one."""
     for other in list(_watched):
         if other.stride_id == layer.stride_id:

@@ -197,9 +197,15 @@ class DiffStrideConvNd(LearnableStrides):
         else:
             sides = tuple((p, p) for p in self.padding)
         return Convolution(
-            self.in_channels, self.out_channels, self.kernel_size, sides, self.dilation, (1,) * self.ndim, self.groups,
-            self.padding_mode,
-        )  # fmt: skip
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            kernel=self.kernel_size,
+            padding=sides,
+            dilation=self.dilation,
+            stride=(1,) * self.ndim,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+        )
 
     def schedule(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> Schedule:
         """Return the cheapest order of convolution and resampling."""
