@@ -37,7 +37,7 @@ def _is_number(text: str) -> bool:
 
 
 def short_repr(value: object) -> str:
-    """A value that was given, as messages show it: in one line, however large it is."""
+    """Return a value in one line of at most 100 characters, for messages."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, nn.Module):
@@ -55,9 +55,9 @@ def one_line(error: BaseException | str) -> str:
 
 
 def did_you_mean(given: object, names: Collection[str]) -> str:
-    """The end of a message about an unknown name: the nearest of those that there are; "" where none is near.
+    """Return the end of a message about an unknown name: the nearest known one, or "" if none is near.
 
-    Where names are the keys of a mapping, it is told what the nearest stands for.
+    If `names` is a mapping, the message has the value of the nearest name.
     """
     near = difflib.get_close_matches(str(given), list(names), 1)
     if not near:

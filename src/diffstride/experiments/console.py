@@ -1,4 +1,4 @@
-"""Where the commands print: text is shown as it is, whatever it contains and whatever the terminal can show."""
+"""The console of the commands, which shows text from outside as it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PlainConsole(Console):
             self.width = width
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return `text` as rich prints it: `print` and the cells of tables come here."""
+        """Return `text` without markup. rich calls this for lines and for the cells of tables."""
         return super().render_str(printable(text), **options)
 
     def say(self, line: str) -> None:
@@ -35,7 +35,7 @@ class PlainConsole(Console):
         self.print(line, soft_wrap=True)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
-        """Show what is being worked on."""
+        """Show a spinner with a text."""
         return super().status(plain(status) if isinstance(status, str) else status, **options)
 
 

@@ -14,7 +14,7 @@ from diffstride import __version__
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit, versions and hardware: what a figure needs to be believed."""
+    """Return the commit, versions and hardware that belong to a measured figure."""
     cuda = device.type == "cuda"
     return {
         "commit": _commit(),
@@ -30,7 +30,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, marked when files differ from it; None for an installed wheel."""
+    """Return the commit of the source tree, marked if files differ from it; None for an installed wheel."""
     here = Path(__file__).parent
     try:
         described = subprocess.run(

@@ -32,7 +32,6 @@ from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.studies.probes import input_windows
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import FitCLI, has_several_processes, parse, train
-from diffstride.experiments.training.folders import runs_folder
 from diffstride.nn import DiffStride2d
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
@@ -83,7 +82,7 @@ def demo(arguments: Sequence[str]) -> None:
         raise UsageError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
     if has_several_processes(config.trainer):
         raise UsageError(f"{options.config}: the demo trains on one device: set trainer.devices to 1")
-    folder = runs_folder(options.runs) / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+    folder = Path(options.runs).expanduser() / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
 
     console = PlainConsole()
     runs = []

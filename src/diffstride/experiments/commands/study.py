@@ -20,7 +20,7 @@ from diffstride.experiments.studies.runner import check_same, estimate_costs, ru
 from diffstride.experiments.studies.study import Study, label_of, load_study
 from diffstride.experiments.training.documents import load_yaml
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.folders import STUDY, check_name, held, runs_folder
+from diffstride.experiments.training.folders import STUDY, check_name, held
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
 
@@ -39,7 +39,7 @@ def study(arguments: Sequence[str]) -> None:
     options, settings = _options(arguments)
     plan = load_study(options.file, settings, tuple(FIGURES))
     source = f"{options.file}: the name of the study" if options.name is None else "--name"
-    folder = runs_folder(options.runs) / check_name(source, plan.name if options.name is None else options.name)
+    folder = Path(options.runs).expanduser() / check_name(source, plan.name if options.name is None else options.name)
     check_same(plan, folder)
     console = PlainConsole(width=100)
     if options.dry_run:

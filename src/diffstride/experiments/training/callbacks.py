@@ -1,4 +1,4 @@
-"""What happens around a training step: strides kept in bounds, their history written, the result left behind."""
+"""Callbacks of a run: random numbers by step, the history of strides, costs, and the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from diffstride._files import atomic_write_text
 from diffstride.cost import Macs, count_macs, cutoff_frequencies, stride_cost
-from diffstride.errors import UsageError
 from diffstride.experiments import history
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.data.hashing import seed_of
@@ -26,16 +25,15 @@ from diffstride.experiments.figures.style import save
 from diffstride.experiments.figures.training import stride_trajectories
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.classifier import Classifier, axes_of, network_of
-from diffstride.experiments.training.schema import check_kind
 from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import strides
 
 
 class SeedSteps(Callback):
-    """Make every random number of a step, that of dropout for example, a function of the seed, the step and the rank.
+    """A callback that makes random numbers of a step, as of dropout, a function of seed, step and rank.
 
-    So a resumed training draws what one never interrupted does, and processes draw different numbers.
+    So a resumed training draws the same numbers as an uninterrupted one, and processes draw different ones.
 
     Args:
         seed: of the run.
@@ -45,23 +43,17 @@ class SeedSteps(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed torch, on all devices."""
+        """Seed torch on all devices."""
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # those of an accumulated gradient differ
         torch.manual_seed(seed_of(self.seed, batches, trainer.global_rank))
 
 
-def _must_be_a_folder(said: str, folder: Path) -> None:
-    """Tell before a training what would stop it, or lose what came of it."""
-    if not folder.is_dir():
-        raise UsageError(f"{said}, got {folder}: make it, or give another")
-
-
 class StrideHistory(Callback):
-    """Write `strides.csv` and the TensorBoard curves of strides and output sizes.
+    """A callback that writes `strides.csv` and the TensorBoard curves of strides and output sizes.
 
     Args:
-        path: of the CSV file.
-        every_n_steps: optimiser steps between two entries; what is evaluated is always there.
+        path: the CSV file.
+        every_n_steps: optimiser steps between two entries; each validation has one, too.
     """
 
     def __init__(self, path: Path, every_n_steps: int = 10) -> None:
@@ -69,13 +61,8 @@ class StrideHistory(Callback):
         self._written = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start watching the sizes that reach the layers; go on behind the rows that a resumed run has."""
-        if trainer.is_global_zero:
-            _must_be_a_folder("path must lie in a folder that is there", self.path.parent)
-        if self.path.is_dir():
-            raise UsageError(f"path must be a CSV file, got the folder {self.path}")
-        if self.path.exists():
-            self._written = max((row.step for row in history.read_rows(self.path)), default=-1)
+        """Record the sizes of the layers' inputs; continue after the rows of a resumed run."""
+        self._written = max((row.step for row in history.read_rows(self.path)), default=-1)
         self._inputs = InputSizes(network_of(pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -84,16 +71,16 @@ class StrideHistory(Callback):
             self._write(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was evaluated; before the first step, the initial strides."""
+        """Write the strides that were evaluated; before the first step, the initial ones."""
         self._write(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop watching."""
+        """Remove the hooks."""
         if hasattr(self, "_inputs"):
             self._inputs.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop watching: Lightning tears down only what went well."""
+        """Remove the hooks: Lightning calls no teardown after an error."""
         self.teardown(trainer, pl_module, "fit")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,11 +97,11 @@ class StrideHistory(Callback):
 
 
 class LiveCost(Callback):
-    """Show in TensorBoard, at each validation, the multiply-accumulates that the strides have come to."""
+    """A callback that shows the multiply-accumulates at the current strides in TensorBoard, at each validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count them, in all processes, since a network may be spread over these."""
-        if trainer.sanity_checking and trainer.global_step:  # a resumed run has shown them
+        """Count in all processes, since a network may be sharded over them."""
+        if trainer.sanity_checking and trainer.global_step:  # a resumed run has already logged them
             return
         assert isinstance(pl_module, Classifier)
         macs = _macs(trainer, pl_module).model
@@ -124,7 +111,7 @@ class LiveCost(Callback):
 
 
 def _macs(trainer: Trainer, module: Classifier) -> Macs:
-    """Of one input, at the strides now in use."""
+    """Count the multiply-accumulates of one input at the current strides."""
     with trainer.precision_plugin.forward_context():
         return count_macs(module.network, module.example())
 
@@ -133,7 +120,7 @@ class StrideProgressBar(RichProgressBar):
     """Lightning's rich progress bar with the current strides at the end of the line."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics of the line."""
+        """Return the metrics of the line."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         learned = strides(network_of(pl_module)).values()
@@ -143,7 +130,7 @@ class StrideProgressBar(RichProgressBar):
 
 
 class WriteResult(Callback):
-    """Notes what a run's result needs; `write` leaves `result.json` and the figures.
+    """A callback that collects the result of a run; `write` leaves `result.json` and the figure of the strides.
 
     Args:
         folder: of the run.
@@ -161,8 +148,6 @@ class WriteResult(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time, and the strides of a run that is not resumed."""
-        if trainer.is_global_zero:
-            _must_be_a_folder("folder must be one that is there", self.folder)
         self._start = time.perf_counter() - self._seconds
         self._initial = self._initial or strides(network_of(pl_module))
         _reset_peak_memory(trainer.strategy.root_device)
@@ -172,7 +157,7 @@ class WriteResult(Callback):
         self._first = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return the values that a resumed run continues from."""
         return {
             "initial": self._initial,
             "seconds": time.perf_counter() - self._start,
@@ -181,32 +166,28 @@ class WriteResult(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of the run that is resumed: the strides at its start, the time it has taken, what was evaluated last."""
-        check_kind(state_dict, _Noted, "the state of WriteResult")
+        """Restore the initial strides, the time and the last evaluation of a resumed run."""
         self._initial, self._seconds = state_dict["initial"], state_dict["seconds"]
-        # Checkpoints of earlier versions have no evaluation: it is done again.
-        self.validated_step, self._metrics = state_dict.get("validated_step", -1), state_dict.get("metrics", {})
+        self.validated_step, self._metrics = state_dict["validated_step"], state_dict["metrics"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take the time of the step, its data included."""
+        """Note the time of the step, which includes that of its data."""
         self.has_stepped = trainer.global_step > self._first
         self._ends.append(time.perf_counter())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the accuracy, and the step it belongs to."""
+        """Note the metrics and their step."""
         if not trainer.sanity_checking:
             self.validated_step = trainer.global_step
             found = trainer.callback_metrics.items()
             self._metrics = {name: float(value) for name, value in found if name.startswith("val/")}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the time."""
+        """Note the time."""
         self._seconds = time.perf_counter() - self._start
 
     def write(self, trainer: Trainer, module: Classifier) -> None:
         """Write the result of a run that has ended."""
-        if trainer.lightning_module is not module or trainer.datamodule is None:  # type: ignore[attr-defined]
-            raise UsageError("trainer must have trained this module, with trainer.fit(module, datamodule=data)")
         result = self._result(trainer, module)
         if trainer.is_global_zero:
             atomic_write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
@@ -243,22 +224,15 @@ class WriteResult(Callback):
         }
 
 
-class _Noted(TypedDict, total=False):
-    initial: dict[str, list[float]]
-    seconds: float
-    validated_step: int
-    metrics: dict[str, float]
-
-
 def _by_task(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Of several tasks, one figure each."""
+    """Return a metric of each task."""
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | None:
-    """By layer the cut-off frequencies along the axes, exact and in whole bins.
+    """Return the cut-off frequencies by layer along the axes, exact and in whole bins.
 
-    None where the axes are not measured in anything, or a network cannot be followed from its input to its layers.
+    Return None if the axes have no unit, or the network cannot be traced from its input to its layers.
     """
     spacing = [axis.spacing for axis in data.axes]
     if not spacing:
@@ -271,7 +245,7 @@ def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | N
 
 
 def _reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak of what ran before in this process; on the CPU only Linux can."""
+    """Reset the peak of earlier work in this process. On the CPU only Linux can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -280,7 +254,7 @@ def _reset_peak_memory(device: torch.device) -> None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU, or the process's largest resident size."""
+    """Return the largest number of bytes: allocated on the GPU, or resident in memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if platform.system() == "Darwin" else 1024

@@ -1,4 +1,4 @@
-"""Checkpoints that outlive what may happen to a machine: written whole or not at all, often, and read with care."""
+"""Checkpoints of a run: written completely or not at all, often, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -16,9 +16,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
-from diffstride._files import describe_os_error
+from diffstride._files import atomic_path, describe_os_error
 from diffstride._text import printable
 from diffstride.errors import UsageError
 from diffstride.experiments.training.schema import Saved, check_kind
@@ -26,66 +25,48 @@ from diffstride.experiments.training.signals import EndTogether
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint beside its place, then puts it there in one move: what was there is whole until then.
+    """A writer of checkpoints that replaces the previous file in one move, when the new one is on disk.
 
     Lightning's own writes to the folder of temporary files; from another disk, the move is a copy that can be cut off.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write it; a UsageError that names the last good one where that cannot be done."""
+        """Write a checkpoint; where the disk refuses, raise a UsageError that names the last good one."""
         path = Path(path)
-        unfinished = path.with_name(f"{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with atomic_path(path) as unfinished, unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):  # in a folder that can no longer be written
-                unfinished.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
             if not isinstance(cause, OSError):
                 raise
-            raise UsageError(cannot_go_on(cause, path, path.parent)) from error
+            raise UsageError(disk_error(cause, path, path.parent)) from error
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint at the end of each epoch, under a name of its own.
+    """Lightning's checkpoint at the end of each epoch, as a class of its own.
 
-    So `trainer.callbacks` can have a further `ModelCheckpoint`: Lightning tells callbacks apart by their classes.
+    Lightning distinguishes callbacks by class, so `trainer.callbacks` can have a further `ModelCheckpoint`.
     """
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint has, once it is checked."""
-        check_kind(state_dict, _Paths, "the state of EpochCheckpoint")
-        super().load_state_dict(state_dict)
-
-
-class _Paths(TypedDict):
-    best_model_path: str
-    kth_best_model_path: str
-    last_model_path: str
-    best_k_models: dict[str, Tensor]
 
 
 class SaveWithinEpochs(Checkpoint):
-    """Keep `last.ckpt` of a long epoch recent, so that little is lost with the machine; nothing where it gives notice.
+    """A callback that keeps `last.ckpt` of a long epoch recent, and saves when the machine gives notice.
 
-    Notice is SIGTERM, as clusters send it before they take a machine away: Lightning then ends the training between
+    Notice is SIGTERM, as clusters send it before they take a machine away. Lightning then ends the training between
     two batches. Several processes end, and save, together: see `EndTogether`.
 
-    A `Checkpoint`, which Lightning calls behind all other callbacks, the model's own too: what these do after a step is
-    in it.
+    Lightning calls a `Checkpoint` after all other callbacks, so a checkpoint includes their work after a step.
 
-    The first process looks at its clock once in `log_every_n_steps` steps, and the others follow it. The step after
-    one that is logged is taken: the row of a step is written behind this hook, and would be lost with a process that
-    ends just there.
+    The first process reads its clock once in `log_every_n_steps` steps, and the others follow it. A checkpoint is
+    written one step after a logged one, because the row of a step is written after this callback.
 
     Args:
-        path: of the checkpoint.
-        minutes: between two of them, at least.
+        path: the checkpoint.
+        minutes: minimum time between two checkpoints.
     """
 
     def __init__(self, path: Path, minutes: float) -> None:
@@ -93,23 +74,23 @@ class SaveWithinEpochs(Checkpoint):
         self._end = EndTogether()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals."""
+        """Listen for signals."""
         self._end.listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and listen to signals."""
+        """Start the clock, and listen for signals."""
         self._saved, self._step, self._stepped = time.monotonic(), trainer.global_step, False
         self._end.listen(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End here, where the last epoch is saved."""
+        """End here on a signal, when the last epoch is saved."""
         self._end.agree(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save where it is time, after a step of the optimiser."""
+        """Save when it is time, after a step of the optimiser."""
         self._stepped = trainer.global_step != self._step
         self._step = trainer.global_step
-        if not self._stepped or trainer.is_last_batch:  # the end of an epoch is saved with what is evaluated there
+        if not self._stepped or trainer.is_last_batch:  # the end of an epoch is saved with its evaluation
             return
         self._end.agree(trainer)
         every: int = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
@@ -119,33 +100,35 @@ class SaveWithinEpochs(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where the machine has given notice, unless gradients are half accumulated."""
+        """Save when the machine has given notice, unless gradients are partly accumulated."""
         noticed = isinstance(exception, SIGTERMException)
         if noticed and trainer.training and self._stepped and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Any checkpoint will do."""
+        """Note the time: any checkpoint counts."""
         self._saved = time.monotonic()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint of a run contains. Nothing in the file is executed.
+    """Return the content of a run's checkpoint. Nothing in the file is executed.
 
     Raises:
         UsageError: a file that is damaged, or no checkpoint of a run; it names the last good one beside it.
     """
     try:
         return _read(path)
-    except PermissionError:  # which says nothing of what is in it
+    except PermissionError:
         raise
-    except Exception as error:  # whatever a damaged file makes the unpickler say
+    except Exception as error:  # the unpickler raises anything for a damaged file
         why = f" ({error})" if isinstance(error, ValueError) else ""
-        raise UsageError(f"{path} is not a readable checkpoint{why}: {_other_than(path)}") from error
+        good = _last_good(path.parent)
+        other = f"there is no other in {path.parent}" if good is None else f"the last good one is {_described(good)}"
+        raise UsageError(f"{path} is not a readable checkpoint{why}: {other}") from error
 
 
 def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint at `path`; where it is damaged, the last good one beside it, which standard error says.
+    """Return the checkpoint at `path`. If it is damaged, print a line and return the last good one beside it.
 
     Raises:
         UsageError: there is none.
@@ -155,28 +138,26 @@ def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
     except UsageError:
         if (good := _last_good(path.parent)) is None:
             raise
-    other, content = good
-    say(f"{path} is damaged: going on from {other.name} (step {content['global_step']})")
+    warn(f"{path} is damaged: resuming from {good[0].name} (step {good[1]['global_step']})")
     return good
 
 
-def cannot_go_on(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
-    """What a disk has refused, and how to go on: the last good checkpoint of a folder."""
-    said = describe_os_error(error, path)
+def disk_error(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
+    """Return a message about a disk's error and how to resume: from the last good checkpoint of a folder."""
+    problem = describe_os_error(error, path)
     if (good := _last_good(checkpoints)) is None:
-        return f"{said}, and start again; there is no checkpoint yet"
+        return f"{problem}, and start again; there is no checkpoint yet"
     last, content = good
     name = "last" if last.name == "last.ckpt" else last
-    return f"{said}, and resume with --ckpt_path {name} (step {content['global_step']})"
+    return f"{problem}, and resume with --ckpt_path {name} (step {content['global_step']})"
 
 
-def checkpoint_from_before(trainer: Trainer) -> str:
-    """What a training that failed has left: the last good checkpoint, in words."""
+def earlier_checkpoint(trainer: Trainer) -> str:
+    """Return a phrase that names the last good checkpoint of a training that failed."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (good := _last_good(Path(callback.dirpath or ""))) is not None:
-            last, content = good
-            return f"the checkpoint from before is {last} (step {content['global_step']})"
-    return "there is no checkpoint from before"
+            return f"the last good checkpoint is {_described(good)}"
+    return "there is no earlier checkpoint"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -188,18 +169,16 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _other_than(damaged: Path) -> str:
-    if (good := _last_good(damaged.parent)) is None:
-        return f"there is no other in {damaged.parent}"
-    other, content = good
-    return f"the last good one is {other} (step {content['global_step']})"
+def _described(checkpoint: tuple[Path, dict[str, Any]]) -> str:
+    path, content = checkpoint
+    return f"{path} (step {content['global_step']})"
 
 
 def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the folder's best checkpoint that can be read: one to resume from, of most steps, called `last.ckpt`."""
+    """Return the readable checkpoint of most steps; before others one to resume from, or called `last.ckpt`."""
     found = []
     for path in folder.glob("*.ckpt"):
-        with contextlib.suppress(Exception):  # a damaged one is none of those
+        with contextlib.suppress(Exception):  # a damaged one
             found.append((path, _read(path)))
 
     def merit(one: tuple[Path, dict[str, Any]]) -> tuple[bool, int, bool]:
@@ -210,6 +189,6 @@ def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 @rank_zero_only
-def say(line: str) -> None:
+def warn(line: str) -> None:
     """Print a line to standard error, in the first process."""
     print(f"diffstride: {printable(line)}", file=sys.stderr)

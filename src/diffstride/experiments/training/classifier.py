@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffstride._text import short_repr
+from diffstride._text import one_line
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
@@ -25,32 +25,32 @@ from diffstride.nn import Exploration, learnable_layers, param_groups
 
 
 class Classifier(LightningModule):
-    """Cross-entropy plus `cost_weight` times Eq. 6, SGD with momentum, piecewise constant rates as in the paper.
+    """A classifier trained with SGD and piecewise constant rates, as in the paper.
 
-    Several tasks at once, where batches and the network's logits are mappings from their names (`MultiTask`, and
-    `num_classes` by task): one pass of all samples through the network, the loss is the mean of the tasks' losses, and
-    the accuracy that of their accuracies.
+    The loss is the cross-entropy plus `cost_weight` times the cost of strides (Eq. 6). With several tasks (`MultiTask`,
+    and `num_classes` by task), batches and logits are mappings from task names. All samples pass through the network
+    together; the loss is the weighted mean of the tasks' losses, and the accuracy the mean of their accuracies.
 
     Args:
-        network: inputs to logits. A class derived from diffstride.experiments.models.Network, by name.
+        network: the network, from inputs to logits. A class derived from diffstride.experiments.models.Network.
         learning_rates: rates of the weights, one more than `milestones`.
-        milestones: optimiser steps at which the rate goes on to the next.
-        momentum: of SGD, for weights and strides alike.
+        milestones: optimiser steps at which the next rate begins.
+        momentum: of SGD, for weights and strides.
         weight_decay: of the weights; strides never decay.
-        stride_lr: rate of the strides where `learning_rates` is highest; elsewhere in proportion.
+        stride_lr: rate of the strides while `learning_rates` is highest; otherwise in proportion.
         stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
-            is a sum over batch and channels, and now and then a very large one.
+            is a sum over batch and channels, and occasionally very large.
         label_smoothing: of the cross-entropy in training.
-        task_weights: weights of the tasks' losses in their mean, by the names of the tasks; those not named have 1.
-        cost_weight: weight of the cost of strides (Eq. 6) in the loss; larger ones give larger strides.
-        budget: multiply-accumulates to end at, as a fraction of those that the network would have with strided layers
-            in place of learnable ones (`CostModel.original`); null: no budget.
-        exploration: `Sweep` or `Jitter`: for a part of the training, windows other than the learned ones, so that
-            strides find what their start hides; null: none. A `Sweep` takes fewer samples into steps that cost more.
-        channels_last: run 2-d convolutions in this memory format, faster on most hardware.
+        task_weights: weights of the tasks' losses by task name; the default weight is 1.
+        cost_weight: weight of the cost of strides in the loss; larger weights give larger strides.
+        budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
+            of learnable ones (`CostModel.baseline`); null: no budget.
+        exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
+            strides can recover from a bad initial choice; null: none. A `Sweep` uses fewer samples in costly steps.
+        channels_last: run 2-d convolutions in this memory format, which is faster on most hardware.
 
     Raises:
-        ValueError: rates and milestones that do not fit together, a negative value.
+        ValueError: rates and milestones that do not fit together, or a negative value.
     """
 
     def __init__(
@@ -89,9 +89,8 @@ class Classifier(LightningModule):
                 raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
         if stride_clip is not None and not stride_clip > 0:
             raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
-        for task, weight in (task_weights or {}).items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"task_weights must be >= 0 and finite, got {weight} for {task}")
+        if not all(0 <= weight < math.inf for weight in (task_weights or {}).values()):
+            raise ValueError(f"task_weights must be >= 0 and finite, got {task_weights}")
         self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
@@ -118,14 +117,14 @@ class Classifier(LightningModule):
             self._set_budget(data)
 
     def on_fit_start(self) -> None:
-        """Try the network on the data's shape, so that a misfit is told before any training."""
+        """Try the network on the data's shape, so that a mismatch is found before any training."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None:  # None: plain loaders, in a loop of the user's own
+        if data is not None:  # None: the user's own loaders
             with self.trainer.precision_plugin.forward_context():
                 self._try_on(data, self.example())
 
     def try_on(self, data: Any) -> None:
-        """Check that the network and the settings fit loaded data, before there is a trainer.
+        """Check that the network and the settings fit loaded data. This needs no trainer.
 
         Raises:
             UsageError: an input that the network cannot take, another number of classes, a budget out of reach.
@@ -148,12 +147,9 @@ class Classifier(LightningModule):
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
-                f"in_channels for example): {' '.join(str(error).split())}"
+                f"in_channels for example): {one_line(error)}"
             ) from error
         several = isinstance(logits, Mapping)
-        for own in logits.values() if several else [logits]:
-            if not isinstance(own, Tensor):
-                raise UsageError(f"network must give logits, one tensor (for each task), got {short_repr(own)}")
         outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
         expected = getattr(data, "outputs", data.num_classes)
         if outputs != expected:
@@ -161,26 +157,22 @@ class Classifier(LightningModule):
                 f"the data has {_counted(expected, 'classes')} but the network {_counted(outputs, 'outputs')}: "
                 f"set model.network.num_classes to {expected}"
             )
-        if isinstance(outputs, dict):
-            if unknown := sorted(self.task_weights.keys() - outputs.keys()):
-                raise UsageError(f"task_weights must be of {', '.join(outputs)}, got {unknown[0]}")
-            if not any(self.task_weights.get(task, 1.0) for task in outputs):
-                raise UsageError("task_weights must not be 0 for all tasks")
-        elif self.task_weights:
-            raise UsageError("task_weights must be null: the data has one task")
+        tasks = set(outputs) if several else set()
+        if unknown := sorted(self.task_weights.keys() - tasks):
+            raise UsageError(f"task_weights must name tasks of the data, got {unknown[0]}")
 
     def example(self) -> Tensor:
-        """One input of the data's shape, as the trainer's precision has it."""
+        """Return one input of the data's shape, in the trainer's precision."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         zeros: Tensor = self.trainer.precision_plugin.convert_input(torch.zeros(1, *data.sample_shape))
         return zeros.to(self.device)
 
     def forward(self, x: Tensor) -> Any:
-        """Logits, of several tasks by their names."""
+        """Return the logits; those of several tasks by name."""
         return self.network(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         parts = _by_task(batch)
         if self.explorer is not None:
             for task, (inputs, targets) in parts.items():
@@ -210,7 +202,7 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and accuracy of one batch; their means over the set, of each task, are logged."""
+        """Log the loss and accuracy of one batch, by task; Lightning averages them."""
         parts = _by_task(batch)
         logits = self._logits(parts)
         for task, (_, labels) in parts.items():
@@ -221,37 +213,36 @@ class Classifier(LightningModule):
             self.log("/".join(filter(None, ("val/accuracy", task))), correct, prog_bar=not task, **options)
 
     def on_validation_epoch_end(self) -> None:
-        """The mean over tasks."""
+        """Log the means over tasks."""
         for name in ("val/loss", "val/accuracy"):
             found = [value for key, value in self.trainer.callback_metrics.items() if key.startswith(f"{name}/")]
             if found:
                 self.log(name, torch.stack(found).mean(), prog_bar=name == "val/accuracy", sync_dist=True)
 
     def _logits(self, parts: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Of each task's inputs, in one pass."""
-        found = self(
-            torch.cat([inputs for inputs, _ in parts.values()]) if len(parts) > 1 else next(iter(parts.values()))[0]
-        )
+        """Return each task's logits, computed in one pass."""
+        inputs = [inputs for inputs, _ in parts.values()]
+        found = self(torch.cat(inputs) if len(inputs) > 1 else inputs[0])
         if not isinstance(found, Mapping):
             return dict.fromkeys(parts, found)
         logits, start = {}, 0
-        for task, (inputs, _) in parts.items():
-            logits[task] = found[task][start : start + len(inputs)]
-            start += len(inputs)
+        for task, (own, _) in parts.items():
+            logits[task] = found[task][start : start + len(own)]
+            start += len(own)
         return logits
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip each layer's stride gradient, apart from the weights'."""
+        """Clip each layer's stride gradient separately from the weights'."""
         if self.stride_clip is not None:
             for _, layer in learnable_layers(self.network):
                 clip_grad_norm_(layer.stride_parameters, self.stride_clip)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The exploration's."""
+        """Return the callback of the exploration."""
         return [] if self.explorer is None else [self.explorer]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD over weights and strides, and the schedule that both follow."""
+        """Return SGD over weights and strides, and the schedule of both."""
         highest = max(self.learning_rates)
         groups = param_groups(self.network, highest, stride_lr=self.stride_lr, weight_decay=self.weight_decay)
         optimizer = torch.optim.SGD(groups, momentum=self.momentum)
@@ -264,7 +255,7 @@ class Classifier(LightningModule):
 
 
 def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
-    """A batch of one task is that of a task without a name."""
+    """Return a batch by task; a single task has the name ""."""
     parts = batch if isinstance(batch, Mapping) else {"": batch}
     return {task: check_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
 
@@ -274,11 +265,11 @@ def _counted(count: int | Mapping[str, int], noun: str) -> str:
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:
-    """The network by whose names layers are called."""
+    """Return the network that names its layers."""
     return pl_module.network if isinstance(pl_module, Classifier) else pl_module
 
 
 def axes_of(trainer: Trainer) -> list[str]:
-    """What the data calls its axes, where it does."""
+    """Return the names of the data's axes, if it has any."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return [axis.name for axis in getattr(data, "axes", ())]

@@ -1,13 +1,11 @@
-"""`diffstride fit`: one training, from a YAML file and arguments to a run folder."""
+"""`diffstride fit`: train one network, from a YAML file and arguments to a run folder."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import os
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +13,21 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from multiprocessing import resource_sharer
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch
 import torch
-from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
+from jsonargparse import ArgumentError, DefaultHelpFormatter
 from jsonargparse.typing import NonNegativeFloat
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
-import diffstride.experiments.data
-import diffstride.experiments.models
-from diffstride._files import DISK_ERRORS, atomic_path, atomic_write_text, remove_unfinished
+from diffstride._files import DISK_ERRORS, PATH_ERRORS, atomic_write_text, remove_unfinished
 from diffstride._text import one_line, printable
 from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments import history
@@ -48,158 +43,85 @@ from diffstride.experiments.training.checkpoints import (
     AtomicCheckpointIO,
     EpochCheckpoint,
     SaveWithinEpochs,
-    cannot_go_on,
+    disk_error,
     read_checkpoint,
     read_last,
 )
 from diffstride.experiments.training.classifier import Classifier
-from diffstride.experiments.training.config_errors import in_plain_words, unknown_key, unreadable_config
+from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
-from diffstride.experiments.training.folders import check_name, check_new, clear, held, is_run, runs_folder
+from diffstride.experiments.training.folders import check_name, check_new, clear, held, is_run
 from diffstride.experiments.training.runs import read_result
-from diffstride.experiments.training.schema import check_kind
 from diffstride.experiments.training.signals import end_with_parent
 from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.lightning import ClampStrides
 
-DESCRIPTION = """Train one network; everything it leaves is in RUNS/NAME.
+DESCRIPTION = """Train one network. Everything that the run leaves is in the folder RUNS/NAME.
 
   diffstride fit --config configs/cifar10-small.yaml
   diffstride fit --config configs/cifar10-small.yaml --name strided --model.network.downsample conv
   diffstride fit --config configs/cifar10-small.yaml --name strided --ckpt_path last      (resume)
 
-The arguments most used: --name, --data.path, --data.batch_size, --model.network.downsample, --model.network.strides,
---model.cost_weight, --model.budget, --model.stride_lr, --trainer.max_epochs, --seed_everything. Choices of a class:
---model.network.help ResNet, --data.help ImageData. All of them, as YAML: --print_config."""
-
-# What libraries say to each other, and what a data set in memory need not be told.
-HARMLESS = (
-    "LightningCLI's args parameter",
-    "JsonargparseDeprecationWarning",
-    r"(``)?\w+(``)?( parameter)? was deprecated in v4",  # jsonargparse to Lightning
-    "LeafSpec",
-    "does not have many workers",
-    "number of training batches",
-    "exists and is not empty",
-    "The dirpath has changed",  # of a run whose folder was moved
-)
+The most common arguments are --name, --data.path, --data.batch_size, --model.network.downsample,
+--model.network.strides, --model.cost_weight, --model.budget, --model.stride_lr, --trainer.max_epochs and
+--seed_everything. To list the arguments of a class: --model.network.help ResNet, --data.help ImageData. To print all
+arguments as YAML: --print_config."""
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(_own_words(ex) or one_line(message)) from ex
-
-
-class _MetricsWriter(ExperimentWriter):
-    """Lightning's, made to keep what is there: a run that is resumed loses no row, however often it is killed."""
-
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        if rows := history.read_dicts(self.metrics_file_path):
-            self.metrics_keys = list(rows[0])
-
-    def _check_log_dir_exists(self) -> None:
-        """Lightning's deletes the file that is there."""
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Lightning's empties the file before it writes."""
-        rows = history.read_dicts(self.metrics_file_path)
-        with atomic_path(Path(self.metrics_file_path)) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames)
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-class ContinuedCSVLogger(CSVLogger):
-    """Lightning's logger, which deletes what it finds, made to go on after the rows of a resumed run."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The writer of `metrics.csv`."""
-        if self._experiment is None:
-            self._experiment = _MetricsWriter(self.log_dir)
-        return self._experiment
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Lightning's, which empties the file before it writes, made to write it whole or not at all."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """In the run folder."""
-        text = self.parser.dump(self.config, skip_none=False)
-        atomic_write_text(runs_folder(self.config.runs) / self.config.name / "config.yaml", text)
+    """A formatter that keeps the lines of the description."""
 
 
 class FitCLI(LightningCLI):
-    """LightningCLI with a run folder."""
+    """Lightning's command line with a run folder."""
 
     run_folder: Path
     result: WriteResult
-    resumes = False  # a run in its own folder
-    resumed_step: int | None = None  # of the checkpoint, whosever it is
+    resumes = False  # in the run's own folder
+    resumed_step: int | None = None  # of the checkpoint, which may be another run's
 
     def __init__(self, *args: Any, holds: ExitStack, **kwargs: Any) -> None:
         self._holds, self._is_first = holds, not _get_rank()  # None where there is one process
         super().__init__(*args, **kwargs)
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose errors are one line."""
-        parser = _Parser(allow_abbrev=False, **kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; later arguments override it")
-        return parser
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an unknown key is named with the nearest right one."""
-        if (unreadable := unreadable_config(args)) is not None:
-            raise UsageError(unreadable)
+        """Parse the arguments; name an unknown key with the nearest right one."""
         try:
             super().parse_arguments(parser, args)
-        except (UsageError, UnicodeDecodeError) as error:
-            raise UsageError(unknown_key(parser, args) or in_plain_words(str(error), args)) from error
+        except (ArgumentError, UnicodeDecodeError) as error:
+            own = next((cause for cause in _causes(error) if isinstance(cause, UsageError)), error)
+            raise UsageError(unknown_key(parser, args) or one_line(own)) from error
         seed = self.config.seed_everything
-        if seed is not True and not 0 <= seed < 2**32:  # as numpy has it
+        if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The name and place of the run; one seed for all."""
-        parser.add_argument(
-            "--name", type=str, default=None, help="folder of the run inside RUNS; default: date and time"
-        )
+        """Add the run's name and place, and pass the seed to the data."""
+        parser.add_argument("--name", type=str, default=None, help="name of the run (default: date and time)")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from; `last` is the run's own last"
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from; `last`: the run's last one"
         )
         parser.add_argument(
             "--checkpoint_minutes",
             type=NonNegativeFloat,
             default=10.0,
-            help="between checkpoints within an epoch, at least; the end of each epoch has one",
+            help="minimum time between checkpoints within an epoch; each epoch ends with one",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run folder, so that nothing is overwritten and nothing lost."""
+        """Choose the run folder, so that nothing is overwritten and nothing lost."""
         config = self.config
         for option in ("logger", "default_root_dir"):
             if config.trainer[option] is not None:
-                raise UsageError(f"trainer.{option} cannot be set: records are kept in RUNS/NAME (--runs, --name)")
+                raise UsageError(f"trainer.{option} cannot be set: a run logs to its folder (--runs, --name)")
         if config.trainer.enable_checkpointing is False:
             raise UsageError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
-        if config.name is not None:
-            check_name("--name", config.name)
-        elif inherited := os.environ.get(_RUN_NAME):  # by processes that Lightning starts for further devices
-            config.name = check_name(_RUN_NAME, inherited)
-        else:
-            config.name = datetime.now().strftime("%Y%m%d-%H%M%S")
-        os.environ[_RUN_NAME] = config.name
-        self.run_folder = runs_folder(config.runs) / config.name
+        # Lightning starts a process for each further device with the same arguments: the name must be the same, too.
+        config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
+        os.environ[_RUN_NAME] = check_name("--name", config.name)
+        self.run_folder = Path(config.runs).expanduser() / config.name
         if config.ckpt_path:
             self._resume(config)
         if not self.resumes and self._is_first:
@@ -212,7 +134,7 @@ class FitCLI(LightningCLI):
         if not path.is_file():
             raise UsageError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
         self.resumes = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
-        if self.resumes and self._is_first:  # before it is read: another process may be about to write the next one
+        if self.resumes and self._is_first:  # before reading: another process may be about to write the next one
             self._holds.enter_context(held(folder, adopt=True))
             remove_unfinished(folder / "checkpoints")
         if config.ckpt_path == "last":
@@ -220,16 +142,17 @@ class FitCLI(LightningCLI):
         else:
             saved = read_checkpoint(path)
         if "loops" not in saved:
-            raise UsageError(f"{path} has weights alone: resume from a checkpoint that `diffstride fit` left")
+            raise UsageError(f"{path} has weights alone: resume from a checkpoint of `diffstride fit`")
         self.resumed_step, self._resumed = saved["global_step"], saved
         config.ckpt_path = str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that leaves what a run leaves."""
+        """Return a trainer with the callbacks and loggers of a run."""
         folder = self.run_folder
         self.result = WriteResult(folder)
-        trainer = self._get(self.config_init, "trainer")
+        given = self._get(self.config_init, "trainer")
         checkpoints = folder / "checkpoints"
+        self._csv = CSVLogger(folder, name="", version="")
         callbacks = [
             EpochCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
@@ -242,33 +165,29 @@ class FitCLI(LightningCLI):
             self.result,
             SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),
         ]
-        further = _as_list(trainer.get("callbacks"))
+        further = _as_list(given.get("callbacks"))
         for callback in further:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = str(callback.dirpath or folder / "more_checkpoints")
                 if Path(callback.dirpath).resolve() == checkpoints.resolve():
                     raise UsageError(f"dirpath of a ModelCheckpoint must not be {checkpoints}, which has the run's own")
-        if trainer.get("enable_progress_bar") is not False and sys.stderr.isatty():
+        if given.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
         else:
             kwargs["enable_progress_bar"] = False
-        loggers = [
-            ContinuedCSVLogger(folder, name="", version=""),
-            LiveView(folder, self.resumed_step),
-        ]
-        made = super().instantiate_trainer(
-            logger=loggers,
+        trainer = super().instantiate_trainer(
+            logger=[self._csv, LiveView(folder, self.resumed_step)],
             callbacks=[*further, *callbacks],
-            plugins=[*_as_list(trainer.get("plugins")), AtomicCheckpointIO()],
+            plugins=[*_as_list(given.get("plugins")), AtomicCheckpointIO()],
             default_root_dir=str(folder),
             **kwargs,
         )
-        if isinstance(made.strategy.launcher, _MultiProcessingLauncher):  # what such a process notes is lost with it
-            raise UsageError("trainer.strategy must start processes of their own, as ddp does, not copies of this one")
-        return made
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # its processes would keep the results
+            raise UsageError("trainer.strategy must start separate processes, as ddp does, not copies of this one")
+        return trainer
 
     def run(self) -> None:
-        """Train, evaluate what was trained, write the result."""
+        """Train, evaluate the trained network, write the result."""
         try:
             if self._is_first:
                 self._check()
@@ -277,53 +196,47 @@ class FitCLI(LightningCLI):
             if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self.result.write(self.trainer, self.model)
-        except (UsageError, RunError, MisconfigurationException, torch.OutOfMemoryError):
+        except (UsageError, RunError, torch.OutOfMemoryError):
             raise
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has put everything away
-            if not self._is_first:  # which prints for all; with another status, Lightning would kill it
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has torn down everything
+            if not self._is_first:  # the first process prints for all; with another status, Lightning would kill it
                 sys.exit(0)
-            raise InterruptedRunError(f"interrupted: {self._how_to_go_on()}") from stop
+            raise InterruptedRunError(f"interrupted: {self._how_to_resume()}") from stop
         except Exception as error:
-            if isinstance(error, OSError) and _is_of_a_disk(error):
-                where = error.filename or f"in {self.run_folder}"  # a write itself has no name
-                raise UsageError(cannot_go_on(error, where, self.run_folder / "checkpoints")) from error
-            if (explained := self._explained(error)) is None:
+            if (explained := self._explain(error)) is None:
                 raise
             raise explained from error
 
-    def _explained(self, error: Exception) -> Exception | None:
-        """Return what users can cure of an error that a library has raised, in one line; None for any other."""
-        for one in _causes(error):
-            if isinstance(one, RuntimeError) and str(one).startswith("DataLoader worker (pid"):
-                if "Terminated" in str(one):  # who ends a whole group of processes ends the workers, too
-                    return InterruptedRunError(f"interrupted: {self._how_to_go_on()}")
-                return self._lost_worker(one_line(one).rstrip("."))
-            if _is_of_a_handover(one):  # PyTorch did not yet know that it has ended
-                return self._lost_worker(
-                    f"DataLoader worker (pid unknown) ended while it handed over a batch ({one!r})"
+    def _explain(self, error: Exception) -> Exception | None:
+        """Return a one-line error for a failure that users can cure; None for any other."""
+        for cause in _causes(error):
+            if _is_lost_worker(cause):
+                if "Terminated" in str(cause):  # a signal to a group of processes ends the workers, too
+                    return InterruptedRunError(f"interrupted: {self._how_to_resume()}")
+                return RunError(
+                    f"DataLoader worker ended ({one_line(cause).rstrip('.')}): lower data.num_workers or "
+                    f"data.batch_size if memory was short, then {self._how_to_resume()}"
                 )
+            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS | PATH_ERRORS:
+                where = cause.filename or f"in {self.run_folder}"  # a failed write names no file
+                return UsageError(disk_error(cause, where, self.run_folder / "checkpoints"))
         if self.trainer.world_size > 1 and _is_of_other_processes(error):
-            return RunError(f"another process of the training has ended: {self._how_to_go_on()}")
+            return RunError(f"another process of the training has ended: {self._how_to_resume()}")
         if _is_of_lightning(error):
             return UsageError(one_line(error))
-        if self.resumed_step is None or self.result.has_stepped or isinstance(error, OSError):
+        if self.resumed_step is None or self.result.has_stepped:
             return None
-        # Whatever libraries make of a checkpoint that is damaged, or of another program.
         return UsageError(
             f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give another "
             "checkpoint with --ckpt_path, or start without it"
         )
 
-    def _lost_worker(self, what: str) -> RunError:
-        cure = "lower data.num_workers or data.batch_size if memory was short"
-        return RunError(f"{what}: {cure}, then {self._how_to_go_on()}")
-
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         resumable = (self.run_folder / "checkpoints" / "last.ckpt").exists()
         return "resume with the same arguments and --ckpt_path last" if resumable else "start it again"
 
     def _check(self) -> None:
-        """Find what would stop the training at its start, before anything is written."""
+        """Find mistakes that would stop the training at its start, before anything is written."""
         if self.resumed_step is not None:
             self._check_resumed(self._resumed)
             del self._resumed
@@ -333,16 +246,12 @@ class FitCLI(LightningCLI):
         self.model.try_on(self.datamodule)
 
     def _check_resumed(self, saved: dict[str, Any]) -> None:
-        """Find that a checkpoint is of such a training, and that there are steps left to do."""
+        """Check that a checkpoint is of the same network, and that there are steps left."""
         path, folder, trainer = self.config.ckpt_path, self.run_folder, self.config.trainer
-        try:
-            _check_like(saved["loops"], {"fit_loop": self.trainer.fit_loop.state_dict()}, "loops")
-            epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        except (KeyError, ValueError) as error:
-            raise UsageError(f"{path} does not tell how far its training was ({error}): give another") from error
+        epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         for option, done in ("max_steps", saved["global_step"]), ("max_epochs", epochs):
             over = (trainer[option] or -1) != -1 and done >= trainer[option]
-            if over and (folder / "result.json").exists():  # without it, the end was cut off: evaluate, and write it
+            if over and (folder / "result.json").exists():  # otherwise the run was cut off before its evaluation
                 raise UsageError(
                     f"{folder} is finished ({option} {done}): raise --trainer.{option}, or give another --name"
                 )
@@ -354,27 +263,24 @@ class FitCLI(LightningCLI):
             raise UsageError(f"{path} is of another network: resume with --config {folder}/config.yaml")
 
     def _open(self) -> None:
-        """Make the folder of a new run; in that of a resumed one, drop the rows that will be written again."""
-        if not self.resumes:
-            self._holds.enter_context(held(self.run_folder))
-            check_new(self.run_folder)  # another process may have used it meanwhile
-            clear(self.run_folder)
-            return
-        assert self.resumed_step is not None
-        # Lightning numbers metrics by steps done before, strides.csv by steps done.
-        firsts = {"strides.csv": self.resumed_step + 1, "metrics.csv": self.resumed_step}
-        for name in firsts:  # both can be read before either is written
-            history.read_dicts(self.run_folder / name)
-        for name, first in firsts.items():
-            history.drop_rows_from(self.run_folder / name, first)
-
-
-def _check_like(found: Any, expected: Any, where: str) -> None:
-    """Check that the entries of a state are of the kinds that those of another one have."""
-    check_kind(found, type(expected), where)
-    for key in expected if isinstance(expected, dict) else ():
-        if key in found:  # the library that reads it says what another version of it left out
-            _check_like(found[key], expected[key], f"{where}[{key!r}]")
+        """Make the folder of a new run; in a resumed one, drop the rows that the run will write again."""
+        folder = self.run_folder
+        if self.resumed_step is None or not self.resumes:
+            self._holds.enter_context(held(folder))
+            check_new(folder)  # another process may have used it meanwhile
+            clear(folder)
+        else:
+            # strides.csv counts the steps done, metrics.csv the steps done before.
+            strides, metrics = folder / "strides.csv", folder / "metrics.csv"
+            history.read_dicts(metrics)  # check both files before changing one
+            history.drop_rows_from(strides, self.resumed_step + 1)
+            history.drop_rows_from(metrics, self.resumed_step)
+            rows = history.read_dicts(metrics)
+            writer: Any = self._csv.experiment  # it deletes the file that it finds
+            writer.metrics.extend(rows)
+            writer.save()
+        config = self.parser.dump(self.config, skip_none=False)
+        atomic_write_text(folder / "config.yaml", config)
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -386,41 +292,33 @@ _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries' chatter off; put back after."""
+    """Silence Lightning's notes and advice, and restore them afterwards."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
-    said_of_threads = threading.excepthook
     with warnings.catch_warnings():
-        for harmless in HARMLESS:
-            warnings.filterwarnings("ignore", f"(?s).*{harmless}")
+        warnings.filterwarnings("ignore", module="lightning")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
-        # TensorBoard writes in a thread, which passes the errors of files on.
-        threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else said_of_threads(failed)
         try:
             yield
         finally:
-            threading.excepthook = said_of_threads
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 
 
-def _is_of_a_disk(error: BaseException | None) -> bool:
-    """Whether a disk has refused, whatever wrote there."""
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
-
-
 def train(arguments: Sequence[str]) -> FitCLI:
-    """Train with the arguments of `diffstride fit`; the result has `model`, `datamodule`, `trainer`, `run_folder`."""
+    """Train with the arguments of `diffstride fit`.
+
+    Returns:
+        The command line with `model`, `datamodule`, `trainer` and `run_folder`.
+    """
     inherited = os.environ.get(_RUN_NAME)
     with quiet(), ExitStack() as holds:
         try:
-            if _get_rank():  # of the processes of one machine, the first one starts the others
+            if _get_rank():  # the first process of a machine starts the others
                 end_with_parent()
             cli = _construct(arguments, holds)
             cli.run()
-        except MisconfigurationException as error:
-            raise UsageError(one_line(str(error))) from error
         finally:
             if inherited is None:
                 os.environ.pop(_RUN_NAME, None)
@@ -428,7 +326,7 @@ def train(arguments: Sequence[str]) -> FitCLI:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The complete configuration that arguments of `diffstride fit` mean; nothing is built or written.
+    """Return the complete configuration of some arguments of `diffstride fit`. Nothing is built or written.
 
     Raises:
         UsageError: arguments that `fit` would refuse before it builds anything.
@@ -438,9 +336,9 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def has_several_processes(config: Mapping[str, Any]) -> bool:
-    """Return whether a training with such arguments of the trainer has several processes, which Lightning starts.
+    """Return whether a training with these arguments of the trainer has several processes, which Lightning starts.
 
-    Lightning starts them with the command line of this process, which must be that of the training and of nothing else.
+    Lightning starts them with the command line of this process, which must be that of one training.
     """
     given = {name: config[name] for name in ("accelerator", "devices", "num_nodes")}
     strategy = config["strategy"] if isinstance(config["strategy"], str) else "auto"
@@ -450,21 +348,21 @@ def has_several_processes(config: Mapping[str, Any]) -> bool:
                 **given, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False
             )
             return bool(trainer.world_size > 1)
-    except (MisconfigurationException, RuntimeError, ValueError):  # the training itself says what is wrong
+    except (MisconfigurationException, RuntimeError, ValueError):  # the training itself explains the mistake
         return False
 
 
 class _ParsedFit(FitCLI):
-    """Parses, and leaves it at that."""
+    """A command line that parses its arguments and does nothing else."""
 
     def _set_seed(self) -> None:
-        """No run, no seed."""
+        """Leave the random numbers as they are."""
 
     def before_instantiate_classes(self) -> None:
-        """No run, no folder."""
+        """Choose no folder."""
 
     def instantiate_classes(self) -> None:
-        """Nothing."""
+        """Build nothing."""
 
 
 def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
@@ -482,26 +380,21 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
                 "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
                 "description": DESCRIPTION,
                 "formatter_class": _HelpFormatter,
+                "allow_abbrev": False,
+                "exit_on_error": False,
             },
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_callback=None,
             args=list(arguments),
             holds=holds,
         )
     except UsageError:
         raise
-    except (ValueError, TypeError, ModuleNotFoundError) as error:  # what a class says of its arguments
-        raise UsageError(_own_words(error) or one_line(str(error))) from error
-    except RuntimeError as error:
+    except (ValueError, TypeError, ModuleNotFoundError, ArgumentError) as error:  # a class refuses its arguments
+        raise UsageError(one_line(error)) from error
+    except Exception as error:
         if not _is_of_lightning(error):
             raise
         raise UsageError(one_line(error)) from error
-
-
-def _own_words(error: BaseException | None) -> str | None:
-    """What a class of ours has said of its arguments, where the parser has wrapped it in words of its own."""
-    own = os.path.dirname(diffstride.__file__)
-    return next((str(one) for one in _causes(error) if isinstance(one, UsageError) or _is_of(own, one)), None)
 
 
 def _is_of_other_processes(error: Exception) -> bool:
@@ -509,26 +402,23 @@ def _is_of_other_processes(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
-def _is_of_a_handover(error: BaseException) -> bool:
-    """Return whether a connection to a worker of a data loader broke while tensors came through it."""
-    places = traceback.extract_tb(error.__traceback__)
-    handover = any(place.filename == resource_sharer.__file__ for place in places)
-    return handover and isinstance(error, OSError | EOFError)
+def _is_lost_worker(error: BaseException) -> bool:
+    """Return whether a worker of a data loader ended, be it while it handed over a batch."""
+    handover = any(place.filename == resource_sharer.__file__ for place in traceback.extract_tb(error.__traceback__))
+    return str(error).startswith("DataLoader worker (pid") or (handover and isinstance(error, OSError | EOFError))
 
 
 def _is_of_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself raised an error: of a callback that the user has set wrongly, mostly."""
-    return isinstance(error, RuntimeError | ValueError) and _is_of(os.path.dirname(lightning.pytorch.__file__), error)
-
-
-def _is_of(package: str, error: BaseException) -> bool:
-    """Return whether code of a package raised an error."""
-    places = traceback.extract_tb(error.__traceback__)
-    return bool(places) and places[-1].filename.startswith(package)
+    """Return whether Lightning itself refuses a setting, most often of a callback."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    package = os.path.dirname(lightning.pytorch.__file__)
+    raised_there = traceback.extract_tb(error.__traceback__)[-1].filename.startswith(package)
+    return raised_there and isinstance(error, RuntimeError | ValueError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what caused it, and so on."""
+    """Yield an error, its cause, and so on."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:  # an error that is raised again may be among its own causes
         yield error
@@ -537,20 +427,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def fit(arguments: Sequence[str]) -> None:
-    """`diffstride fit`: train, then say in one line what came of it."""
+    """Run `diffstride fit`: train, then print the outcome in one line."""
     cli = train(arguments)
     if cli.trainer.is_global_zero:
         print(printable(summary(cli.run_folder)))
 
 
 def summary(folder: Path) -> str:
-    """One line about a finished run."""
+    """Return one line about a finished run."""
     result = read_result(folder)
     assert result is not None, folder
     parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
     if result["strides"]:
-        parts.append(
-            "strides " + ", ".join("x".join(f"{s:.2f}" for s in layer) for layer in result["strides"].values())
-        )
-    parts.append(f"{result['macs'] / 1e6:.2f} million MACs an image")
+        layers = ("x".join(f"{stride:.2f}" for stride in layer) for layer in result["strides"].values())
+        parts.append(f"strides {', '.join(layers)}")
+    parts.append(f"{result['macs'] / 1e6:.2f} million MACs per sample")
     return f"{folder}: {', '.join(parts)}"

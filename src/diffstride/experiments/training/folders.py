@@ -1,25 +1,20 @@
-"""Folders of runs and studies: how they may be called, who may write to them, what in them may be deleted."""
+"""Folders of runs and studies: their names, who may write to them, and which files may be deleted."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
-from diffstride._files import describe_os_error
-from diffstride._text import printable, short_repr
+from diffstride._text import short_repr
 from diffstride.errors import UsageError
-from diffstride.experiments.training.documents import read_yaml
 
-RUN, STUDY = ".diffstride-run", ".diffstride-study"  # marks in folders that a run, or a study, has made
+RUN, STUDY = ".diffstride-run", ".diffstride-study"  # marks in the folders of runs and of studies
 LOCK = ".lock"
-_WAIT = 6.0  # seconds; workers of a training that was killed take up to five to end, and older file locks with them
-_LONGEST = 255  # bytes, in the file systems of today
+_WAIT = 6.0  # seconds; the workers of a killed training, which inherit its lock, take up to five to end
 
 
 def check_name(what: str, name: str) -> str:
@@ -30,62 +25,41 @@ def check_name(what: str, name: str) -> str:
         name: from the user.
 
     Raises:
-        UsageError: a name that leads elsewhere, that is hidden, that looks like an option, or that is too long.
+        UsageError: a name that leads elsewhere, is hidden, resembles an option, or is too long.
     """
     plain = name.strip() == name and name[:1] not in (*".-~", "") and name.isprintable() and not {*name} & {*"/\\"}
-    if not plain or len(name.encode()) > _LONGEST:
+    if not plain or len(name.encode()) > 255:
         raise UsageError(
             f"{what} must be a plain file name (without / and \\, not beginning with '.', '-' or '~', at most "
-            f"{_LONGEST} bytes), got {short_repr(name)}"
+            f"255 bytes), got {short_repr(name)}"
         )
     return name
 
 
 def as_name(text: str) -> str:
-    """Return text as a plain file name; what such a name cannot have becomes `_`."""
+    """Return text as a plain file name, with `_` for each part that a name cannot have."""
     return re.sub(r"^[.-]+|[^\w.-]+", "_", text) or "_"
 
 
-def runs_folder(text: str) -> Path:
-    """Return the folder of all runs; `~` is the user's home.
-
-    Raises:
-        UsageError: `~NAME` without a user of that name.
-    """
-    if (path := os.path.expanduser(text)).startswith("~"):
-        raise UsageError(
-            f"--runs names the home of a user who does not exist: {short_repr(text)} (./{printable(text)} is a folder)"
-        )
-    return Path(path)
-
-
 def is_run(folder: Path) -> bool:
-    """Return whether `diffstride fit` made the folder: by its mark, or by the files of versions that left no mark."""
-    if (folder / RUN).is_file():
-        return True
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
-        return False
-    try:
-        config = read_yaml(folder / "config.yaml")
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(config, dict) and {"name", "runs", "model", "data", "trainer"} <= config.keys()
+    """Return whether `diffstride fit` made the folder."""
+    return (folder / RUN).is_file()
 
 
 @contextmanager
 def held(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None]:
-    """Hold the folder of a run or of a study, which no other process can meanwhile; make it if it is not there.
+    """Hold the folder of a run or of a study against other processes. Make it if it does not exist.
 
-    The hold ends with the process, however that ends. A mark in the folder says whose it is: what is in a folder
-    without one is not touched.
+    The hold ends with the process, however that ends. A mark in the folder names its owner, and a folder of files
+    without a mark is not touched.
 
     Args:
         folder: of the run or of the study.
         mark: `RUN` or `STUDY`.
-        adopt: hold a folder without a mark, too.
+        adopt: also hold a folder without a mark.
 
     Raises:
-        UsageError: a folder with files of something else, one that another process holds, one that cannot be written.
+        UsageError: a folder with other files, one that another process holds, or one that cannot be written.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -96,9 +70,8 @@ def held(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None
             lock.acquire(timeout=_WAIT)
         (folder / mark).touch()
     except Timeout:
-        raise UsageError(
-            f"{folder} is being worked on by another process: wait for it, or give another --name"
-        ) from None
+        problem = f"{folder} is being worked on by another process: wait for it, or give another --name"
+        raise UsageError(problem) from None
     except OSError as error:
         raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
     try:
@@ -108,18 +81,13 @@ def held(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None
 
 
 def check_unused(folder: Path, mark: str) -> None:
-    """Check that nothing in the folder belongs to something else.
+    """Check that the folder has the mark, or no files.
 
     Raises:
         UsageError: the folder has files, but no mark.
     """
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise UsageError(describe_os_error(error)) from error
-    if mark not in names and (others := sorted({*names} - {LOCK})):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if mark not in names and (others := sorted(names - {LOCK})):
         raise UsageError(f"{folder} has files of something else (such as {others[0]}): give another --name")
 
 
@@ -127,7 +95,7 @@ def check_new(folder: Path) -> None:
     """Check that a run may start in the folder.
 
     Raises:
-        UsageError: the folder has a run, or files of something else.
+        UsageError: the folder has a run, or other files.
     """
     if is_run(folder) and any((folder / file).exists() for file in ("checkpoints/last.ckpt", "result.json")):
         raise UsageError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
@@ -135,13 +103,10 @@ def check_new(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete what a run that never reached a checkpoint has written, and nothing else."""
-    records = [folder / name for name in ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv")]
+    """Delete the records of a run that never reached a checkpoint, and nothing else."""
     events = folder / "tensorboard"
-    if not events.is_symlink():
-        records += [events / "hparams.yaml", *events.glob("events.out.tfevents.*")]
-    for file in records:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            file.unlink()
-    with suppress(OSError):  # it is not there, or has something else
+    names = ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv", "tensorboard/hparams.yaml")
+    for file in [*(folder / name for name in names), *events.glob("events.out.tfevents.*")]:
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # missing, or with other files
         events.rmdir()

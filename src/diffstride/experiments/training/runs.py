@@ -1,4 +1,4 @@
-"""A run's folder read back: its network with what it learned, its data, its result."""
+"""A run's folder read back: its trained network, its data, its result."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.training.checkpoints import read_checkpoint
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.documents import read_json, read_yaml
-from diffstride.experiments.training.schema import Result, check_data_state, check_result
+from diffstride.experiments.training.schema import DataState, Result, check_kind, check_result
+
+# Errors of a configuration that does not describe a network or data.
+_BUILDING = (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
 
 
 class Run(NamedTuple):
-    """A run's network, in evaluation mode, and the configuration that built it."""
+    """A run's network in evaluation mode, and the configuration that built it."""
 
     network: nn.Module
     config: dict[str, Any]
 
 
 def find_run(given: Path) -> tuple[Path, Path]:
-    """The checkpoint and the configuration of a run, from its folder or from a checkpoint in it."""
+    """Return the files of a run's checkpoint and configuration, from its folder or from a checkpoint in it."""
     checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
     if not checkpoint.is_file():
         raise UsageError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
@@ -38,16 +41,16 @@ def find_run(given: Path) -> tuple[Path, Path]:
 
 
 def load_run(given: Path) -> Run:
-    """The network of a run, from its folder or from a checkpoint in it.
+    """Return the network of a run, from its folder or from a checkpoint in it.
 
     Raises:
-        UsageError: files that are not there, cannot be read or do not belong together.
+        UsageError: files that do not exist, cannot be read or do not belong together.
     """
     checkpoint, config_file = find_run(given)
     try:
         config = _read_config(config_file)
         network = build_classifier(config["model"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+    except _BUILDING as error:
         raise UsageError(f"{config_file} does not describe a network: {one_line(error)}") from error
     state = read_checkpoint(checkpoint)["state_dict"]
     try:
@@ -60,59 +63,52 @@ def load_run(given: Path) -> Run:
 def _read_config(file: Path) -> dict[str, Any]:
     config = read_yaml(file)
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
-        raise ValueError("it must have model and data, as `diffstride fit` left it")
+        raise ValueError("it must have model and data")
     return config
 
 
 def load_data(given: Path) -> ClassificationData:
-    """The data of a run as its checkpoint knows it: enough to read and prepare files like its samples, nothing loaded.
+    """Return the data of a run from its checkpoint, without loading samples.
+
+    It can read and prepare files like the samples of the run.
 
     Raises:
-        UsageError: files that are not there, cannot be read or do not belong together.
+        UsageError: files that do not exist, cannot be read or do not belong together.
     """
     checkpoint, config_file = find_run(given)
     try:
         data = _make_data(_read_config(config_file)["data"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError) as error:
+    except _BUILDING as error:
         raise UsageError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
         state = read_checkpoint(checkpoint)[type(data).__qualname__]
         for own in state.values() if isinstance(data, MultiTask) else [state]:
-            check_data_state(own)
+            check_kind(own, DataState)
         data.load_state_dict(state)
-    except KeyError as error:
-        raise UsageError(
-            f"{checkpoint} does not know its data's classes, as those of earlier versions did not: train once more"
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{checkpoint} does not describe its data ({one_line(error)}): train once more") from error
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UsageError(f"{checkpoint} does not describe its data ({one_line(error)}): train again") from error
     return data
 
 
 def read_result(folder: Path) -> Result | None:
-    """Return the checked `result.json` of a run; None where the run has not ended.
+    """Return the checked `result.json` of a run; None if the run has not ended.
 
     Raises:
         UsageError: a file that is damaged, or not of a run.
     """
     file = folder / "result.json"
     try:
-        content = read_json(file)
+        return check_result(read_json(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UsageError(f"{file} is damaged ({one_line(error)}): {_ANEW}") from error
-    try:
-        return check_result(content)
-    except ValueError as error:
-        raise UsageError(f"{file} is not the result of a run ({one_line(error)}): {_ANEW}") from error
-
-
-_ANEW = "remove it; the run, resumed with --ckpt_path last, or its study writes it anew"
+        raise UsageError(
+            f"{file} is damaged ({one_line(error)}): remove it, and resume the run with --ckpt_path last to write it"
+        ) from error
 
 
 def build_classifier(model: Mapping[str, Any]) -> Classifier:
-    """What `fit` trains, from the part `model` of a configuration."""
+    """Return the module that `fit` trains, from the part `model` of a configuration."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Classifier, "model")
     made: Classifier = parser.instantiate_classes(parser.parse_object({"model": model})).model
@@ -120,7 +116,7 @@ def build_classifier(model: Mapping[str, Any]) -> Classifier:
 
 
 def build_data(data: Mapping[str, Any]) -> ClassificationData:
-    """The data of a run, loaded, from the part `data` of its configuration."""
+    """Return the loaded data of a run, from the part `data` of its configuration."""
     made = _make_data(data)
     made.setup()
     return made

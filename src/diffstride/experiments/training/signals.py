@@ -1,4 +1,4 @@
-"""The end of a training that several processes do together: one is asked to end, or dies, and all end."""
+"""The end of a training of several processes: when one is asked to end, or dies, all end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning.pytorch import Trainer
 
 
 class EndTogether:
-    """Have all processes of a training end between the same two steps when one of them gets SIGINT or SIGTERM.
+    """An agreement of all processes to end between the same two steps when one of them gets SIGINT or SIGTERM.
 
-    A process that ended on its own would leave the others waiting for it. So a signal is noted only, and after each
-    step the processes agree whether any of them has one. All then end as Lightning ends a training on SIGTERM.
-    Where they cannot agree within `GRACE` seconds, because a process hangs or a validation takes long, the process
-    that got the signal is killed, and the others follow it.
+    A process that ended alone would leave the others waiting for it. So a signal is only noted, and after each step
+    the processes agree whether any of them has one. All then end as Lightning ends a training on SIGTERM. If they
+    cannot agree within `GRACE` seconds, because a process hangs or a validation takes long, the process that got the
+    signal is killed, and the others follow it.
     """
 
     GRACE = 20  # seconds; clusters mostly wait for 30 before they kill
@@ -26,7 +26,7 @@ class EndTogether:
         self._asked, self._process = False, os.getpid()
 
     def listen(self, trainer: Trainer) -> None:
-        """Note signals from now on. Lightning puts back what was there before when its work is done."""
+        """Note signals from now on. Lightning restores the earlier handlers at its end."""
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._note)
             signal.signal(signal.SIGTERM, self._note)  # Lightning's own waits for the others within the handler
@@ -39,14 +39,14 @@ class EndTogether:
         signal.alarm(self.GRACE)
 
     def agree(self, trainer: Trainer) -> None:
-        """End the training, where any process has noted a signal. All processes must call this at the same step."""
+        """End the training if any process has noted a signal. All processes must call this at the same step."""
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             signal.alarm(0)
-            trainer._signal_connector.received_sigterm = True  # Lightning looks at it behind the loggers
+            trainer._signal_connector.received_sigterm = True  # Lightning checks it after the loggers
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it has ended, since it would wait for that one for minutes."""
+    """End this process soon after its parent, for which it would otherwise wait for minutes."""
     parent = os.getppid()
 
     def watch() -> None:
