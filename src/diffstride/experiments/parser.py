@@ -36,7 +36,7 @@ def check_new_file(path: Path, force: bool) -> None:
     """Check that a file can be written, and replaces another one only with `force`."""
     check_file(path)
     if path.exists() and not force:
-        raise UsageError(f"{path} is there already: give another path, or --force to replace it")
+        raise UsageError(f"{path} exists already: give another path, or --force to replace it")
 
 
 def check_file(path: Path) -> None:

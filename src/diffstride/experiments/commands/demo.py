@@ -1,4 +1,4 @@
-"""`diffstride demo`: three ways to downsample on planted bands, from a good and from a poor initial stride."""
+"""`diffstride demo`: compare three ways to downsample on planted bands, from a good and a poor initial stride."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from diffstride.experiments.figures.training import (
     strides_over_bands,
     windows_over_spectrum,
 )
-from diffstride.experiments.models import TinyCNN, downsample
+from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.studies.probes import input_windows
 from diffstride.experiments.training.documents import read_json
@@ -35,8 +36,8 @@ from diffstride.experiments.training.fit import FitCLI, has_several_processes, p
 from diffstride.nn import DiffStride2d
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
-METHODS = {name: downsample.METHODS[name] for name in ("conv", "spectral", "diffstride")}
-# (4, 2) are the largest strides that keep the default bands whole, N / (2 b); (3, 3) suits neither axis.
+COMPARED = ("conv", "spectral", "diffstride")
+# (4, 2) are the largest strides that keep the whole default bands, N / (2 b); (3, 3) suits neither axis.
 STARTS = {"good": (4, 2), "poor": (3, 3)}
 AXES = ("height", "width")
 
@@ -51,7 +52,7 @@ class Run(NamedTuple):
 
     @property
     def layer(self) -> DiffStride2d:
-        """The layer whose stride was learned."""
+        """The layer with a learned stride."""
         network = self.cli.model.network
         assert isinstance(network, TinyCNN)
         assert isinstance(network.down, DiffStride2d)
@@ -59,27 +60,26 @@ class Run(NamedTuple):
 
     @property
     def history(self) -> list[history.StrideRow]:
-        """The strides while training."""
+        """The strides during the training."""
         return history.read_rows(self.cli.run_folder / "strides.csv")
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Train, print the table, draw the pictures."""
+    """Train the networks, print a table and draw the figures."""
     parser = CommandParser(
         prog="diffstride demo",
-        description="Train strided convolution, spectral pooling and DiffStride on planted bands (built in), from a "
-        "good and from a poor initial stride; print a table and draw pictures. About two minutes on two cores.",
+        description="Compare strided convolution, spectral pooling and DiffStride on generated images.\n"
+        "Each trains one small network from a good and one from a poor initial stride. The command prints a table\n"
+        "and draws figures. It takes about two minutes on two cores.",
     )
-    parser.add_argument(
-        "config", nargs="?", default=CONFIG, help="YAML file of one run (default: the one that comes with the package)"
-    )
+    parser.add_argument("config", nargs="?", default=CONFIG, help="YAML file of one run (default: that of the package)")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
     options = parser.parse_args(arguments)
     if not Path(options.config).is_file():
-        raise UsageError(f"there is no file {options.config}: leave it out, for the one that comes with the package")
+        raise UsageError(f"there is no file {options.config}: leave it out to use that of the package")
     config = parse(["--config", options.config])
     if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
-        raise UsageError("the demo is about PlantedBands and TinyCNN: leave its file out, or use `diffstride fit`")
+        raise UsageError("the demo needs PlantedBands and TinyCNN: leave the file out, or use `diffstride fit`")
     if has_several_processes(config.trainer):
         raise UsageError(f"{options.config}: the demo trains on one device: set trainer.devices to 1")
     folder = Path(options.runs).expanduser() / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
@@ -88,10 +88,10 @@ def demo(arguments: Sequence[str]) -> None:
     runs = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(METHODS) * len(STARTS))
+        task = progress.add_task("", total=len(COMPARED) * len(STARTS))
         for start_name, start in STARTS.items():
-            for method, title in METHODS.items():
-                progress.update(task, description=f"{title} from {start}")
+            for method in COMPARED:
+                progress.update(task, description=f"{METHODS[method]} from {start}")
                 cli = _train([
                     "--config", options.config, "--runs", str(folder), "--name", f"{start_name}-{method}",
                     "--model.network.downsample", method, "--model.network.strides", str([list(start)]),
@@ -104,19 +104,18 @@ def demo(arguments: Sequence[str]) -> None:
     atomic_write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
     _print(runs, console)
     _draw(runs, folder)
-    console.say(f"Results, pictures and the runs are in {folder}/ (see strides.png, windows.png, example.png).")
+    console.say(f"Results, figures and runs are in {folder}/ (see strides.png, windows.png, example.png).")
 
 
 def _train(arguments: Sequence[str]) -> FitCLI:
     try:
-        cli = train(arguments)
+        return train(arguments)
     except InterruptedRunError as error:
         raise InterruptedRunError("interrupted: start the demo again, its runs are short") from error
-    return cli
 
 
 def _print(runs: Sequence[Run], console: PlainConsole) -> None:
-    table = Table(title="Planted bands: one stride to learn, and the right one known")
+    table = Table(title="Planted bands: the right stride is known")
     table.add_column("method")
     for heading in ("start", "end", "accuracy", "MACs/image", "time"):
         table.add_column(heading, justify="right")
@@ -136,10 +135,10 @@ def _print(runs: Sequence[Run], console: PlainConsole) -> None:
     data = _data(runs[0])
     b, (height, width) = data.band, _stride_limits(runs).values()
     console.say(
-        f"The class sits at up to {b[0]} cycles along the height and {b[1]} along the width, where strides up to "
-        f"({height[0]:g}, {width[0]:g}) keep it whole."
+        f"The class is at up to {b[0]} cycles along the height and {b[1]} along the width, which strides up to "
+        f"({height[0]:g}, {width[0]:g}) keep."
     )
-    console.say("One lost axis leaves an accuracy of 0.5, two leave 0.25.")
+    console.say("Losing one axis leaves an accuracy of 0.5, losing both 0.25.")
 
 
 def _draw(runs: Sequence[Run], folder: Path) -> None:

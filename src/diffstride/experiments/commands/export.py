@@ -1,4 +1,4 @@
-"""`diffstride export`: a trained run as an ONNX or a safetensors file, what was learned, and how fast it runs."""
+"""`diffstride export`: write a trained run as an ONNX or a safetensors file, and measure its latency."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ DESCRIPTION = """Write a trained network as one file, in the format that its suf
   diffstride export runs/NAME/checkpoints/last.ckpt model.onnx --batch 8
   diffstride export runs/NAME model.safetensors
 
-.onnx: with its learned strides fixed, ready for onnxruntime. The file takes any batch size, and maps of the size that
-the network was trained on. Before it is put in its place it is run on random inputs and compared with the network. Then
-times are measured: of the network as trained, with its strides fixed, and in onnxruntime; and of the same network with
-strided convolutions (random weights), where there is one.
+.onnx: the network with its learned strides fixed, for onnxruntime. The file accepts any batch size, and samples of the
+size that the network was trained on. The command compares the file with the network on random inputs before it keeps
+the file. It then measures the latency of the network as trained, with fixed strides, and in onnxruntime, and that of
+the same network with strided convolutions (with random weights) if there is one.
 
-.safetensors: weights and strides as they are, to go on with in PyTorch. Nothing in such a file is executed. Build the
-network as its metadata say, then
+.safetensors: the weights and strides, to use in PyTorch. Nothing in such a file is executed. Build the network that the
+metadata describe, then
 
   from safetensors.torch import load_file
   network.load_state_dict(load_file("model.safetensors"))
 
-Both have metadata, each a JSON text: network (class and arguments), strides, sample_shape, classes, mean and std (by
-which inputs are normalised, if they are), accuracy and versions. Of several tasks, `tasks` has classes, mean, std."""
+Both formats have metadata, each a JSON text: network (class and arguments), strides, sample_shape, classes, mean and
+std (if inputs are normalised), accuracy and versions. With several tasks, `tasks` has classes, mean and std of each."""
 
 
 class TimedModel(NamedTuple):
-    """Something whose latency is measured."""
+    """A model whose latency is measured."""
 
     model: str
     runtime: str
@@ -72,7 +72,7 @@ class TimedModel(NamedTuple):
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Load the run, write the file, print what was learned, measure."""
+    """Load the run, print its learned strides, write the file, measure."""
     options = _options(arguments)
     (require_onnx if options.target.suffix == ".onnx" else require_safetensors)()
     console = PlainConsole(width=100)
@@ -105,13 +105,13 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
-    """What the checkpoint knows of its data; `shape` of a sample is that of --input."""
+    """Return the description of the data in the checkpoint, with the shape of a sample from --input if given."""
     try:
         data = load_data(given)
     except UsageError as error:
         if shape is None:
             raise UsageError(
-                f"the run does not tell the shape of a sample: give it, as in --input 3,32,32 ({one_line(error)})"
+                f"the run has no shape of a sample: give it, as in --input 3,32,32 ({one_line(error)})"
             ) from error
         return {"sample_shape": shape}
     known = data.state_dict()
@@ -121,7 +121,7 @@ def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
 
 
 def _metadata(given: Path, run: Run, known: dict[str, Any]) -> dict[str, str]:
-    """What a file says of the network in it, as JSON texts."""
+    """Return the metadata of a file as JSON texts."""
     checkpoint, config_file = find_run(given)
     facts: dict[str, Any] = {
         "network": run.config["model"]["network"],
@@ -130,20 +130,20 @@ def _metadata(given: Path, run: Run, known: dict[str, Any]) -> dict[str, str]:
         "versions": provenance(torch.device("cpu"))["versions"],
     }
     result = read_result(config_file.parent)
-    if result is not None and result["steps"] == read_checkpoint(checkpoint)["global_step"]:  # not of an earlier one
+    if result is not None and result["steps"] == read_checkpoint(checkpoint)["global_step"]:  # of this checkpoint
         facts["accuracy"] = result["accuracy"]
     return {name: json.dumps(fact, default=Tensor.tolist) for name, fact in facts.items()}
 
 
 @torch.no_grad()
 def _learned(network: nn.Module, example: Tensor) -> Table:
-    """The layers' strides at the start and at the end, and the sizes of their maps."""
+    """Return a table of the layers' initial and learned strides, and the sizes of their maps."""
     sizes = InputSizes(network)
     try:
         network(example)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"the network cannot take inputs of {by(example.shape[1:])} (--input says another shape): {one_line(error)}"
+            f"the network cannot take inputs of {by(example.shape[1:])} (see --input): {one_line(error)}"
         ) from error
     finally:
         sizes.close()
@@ -161,7 +161,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
 
 
 def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
-    """Measure, and print the table."""
+    """Measure the latencies and print them as a table."""
     models = [
         TimedModel("as trained", "PyTorch", _eager(run.network, example)),
         TimedModel("strides fixed", "PyTorch", _eager(freeze(run.network, example), example)),
@@ -217,7 +217,7 @@ def _onnxruntime(path: Path, example: Tensor) -> Callable[[], object]:
 
 
 def _strided(run: Run) -> nn.Module | str:
-    """The run's network with strided convolutions of the initial strides, or why there is none."""
+    """Return the run's network with strided convolutions of the initial strides, or the reason that there is none."""
     kind = type(run.network)
     if "downsample" not in inspect.signature(kind).parameters:
         return f"{kind.__name__} has no argument `downsample`"
@@ -226,7 +226,7 @@ def _strided(run: Run) -> nn.Module | str:
     if options.get("downsample") == "conv":
         return "the network has strided convolutions itself"
     strided = network | {"init_args": options | {"downsample": "conv"}}
-    model = run.config["model"] | {"network": strided, "budget": None}  # which needs learnable strides
+    model = run.config["model"] | {"network": strided, "budget": None}  # a budget needs learnable strides
     try:
         return build_classifier(model).network.eval()
     except (ValueError, ArgumentError) as error:  # fractional strides, for example
@@ -238,7 +238,7 @@ def _strided(run: Run) -> nn.Module | str:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="diffstride export", description=DESCRIPTION)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("target", type=Path, metavar="FILE", help="file to write: FILE.onnx or FILE.safetensors")
     parser.add_argument(
         "--input",
@@ -246,11 +246,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="C,H,W",
         help="shape of one sample (default: that of the run's data)",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help=".onnx: samples at a time when timed (default: 1)")
+    parser.add_argument("--batch", type=int, metavar="N", help=".onnx: samples per batch when timed (default: 1)")
     parser.add_argument(
-        "--repeats", type=int, metavar="N", help=f".onnx: times that each is timed; 0: none (default: {REPEATS})"
+        "--repeats", type=int, metavar="N", help=f".onnx: number of timings of each model, or 0 (default: {REPEATS})"
     )
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     options = parser.parse_args(arguments)
     for name in ("batch", "repeats"):
         if options.target.suffix == ".safetensors" and getattr(options, name) is not None:

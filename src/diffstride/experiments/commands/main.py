@@ -1,4 +1,4 @@
-"""The `diffstride` command: finds the command, prints a user's mistake in one line."""
+"""The entry point `diffstride`: run a command, and print a user's mistake in one line."""
 
 from __future__ import annotations
 
@@ -14,39 +14,26 @@ from diffstride._files import DISK_ERRORS, PATH_ERRORS, describe_os_error
 from diffstride._text import did_you_mean, printable
 from diffstride.errors import RunError, UsageError
 
-# Name: module, function, what it does.
 COMMANDS = {
-    "fit": ("diffstride.experiments.training.fit", "fit", "train one network; its run folder keeps everything"),
-    "study": (
-        "diffstride.experiments.commands.study",
-        "study",
-        "do the many runs of a table or a figure, here or on a cluster",
-    ),
-    "report": (
-        "diffstride.experiments.commands.report",
-        "report",
-        "make one page of a run or of a study, for a browser",
-    ),
-    "demo": ("diffstride.experiments.commands.demo", "demo", "compare three ways to downsample on images made by code"),
-    "bench": ("diffstride.experiments.commands.bench", "bench", "measure speed and memory against the alternatives"),
-    "predict": ("diffstride.experiments.commands.predict", "predict", "say what a trained network takes files for"),
-    "export": (
-        "diffstride.experiments.commands.export",
-        "export",
-        "write a trained network as an ONNX or a safetensors file",
-    ),
+    "fit": "train one network; its run folder keeps everything",
+    "study": "train the networks of a table or a figure, here or on a cluster",
+    "report": "make a web page of a run or of a study",
+    "demo": "compare three ways to downsample on generated images, in two minutes",
+    "bench": "measure speed and memory against the alternatives",
+    "predict": "classify image or audio files with a trained network",
+    "export": "write a trained network as an ONNX or a safetensors file",
 }
 
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
 
 commands:
-{"".join(f"  {name:7s} {text}{chr(10)}" for name, (_, _, text) in COMMANDS.items())}
-`diffstride COMMAND --help` says more. DIFFSTRIDE_TRACEBACK=1 shows where an error arose."""
+{"".join(f"  {name:7s} {text}{chr(10)}" for name, text in COMMANDS.items())}
+`diffstride COMMAND --help` describes a command. DIFFSTRIDE_TRACEBACK=1 shows the traceback of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0 when done, 2 for a user's mistake, 1 where the work failed."""
-    for stream in sys.stdout, sys.stderr:  # a terminal that lacks a character shows its escape
+    """Run a command. Return 0 when it is done, 2 for a user's mistake, 1 if the work failed."""
+    for stream in sys.stdout, sys.stderr:  # a terminal without a character shows its escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -63,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
-    except OSError as error:  # of files that a user has named, or of the disk they are on
+    except OSError as error:  # of files that a user names, or of their disk
         if error.errno not in DISK_ERRORS | PATH_ERRORS:
             raise
         return _fail(describe_os_error(error), 2)
@@ -74,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:
     if name not in COMMANDS:
-        raise UsageError(
-            f"unknown command {name!r}; there are {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS.keys())}"
-        )
-    module, function, _ = COMMANDS[name]
+        near = did_you_mean(name, COMMANDS.keys())
+        raise UsageError(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}{near}")
     try:
-        command: Callable[[Sequence[str]], None] = getattr(importlib.import_module(module), function)
+        package = "training" if name == "fit" else "commands"
+        module = importlib.import_module(f"diffstride.experiments.{package}.{name}")
     except ModuleNotFoundError as error:
         raise UsageError(f"{name} needs the package {error.name}: pip install 'diffstride[train]'") from error
+    command: Callable[[Sequence[str]], None] = getattr(module, name)
     return command
 
 

@@ -1,4 +1,4 @@
-"""`diffstride predict`: what a trained network takes files for."""
+"""`diffstride predict`: classify image or audio files with a trained network."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from diffstride.experiments.parser import CommandParser, by, check_new_file
 from diffstride.experiments.training.fit import quiet
 from diffstride.experiments.training.runs import load_data, load_run
 
-DESCRIPTION = """Say what a trained network takes images or sounds for: the most likely classes, with probabilities.
+DESCRIPTION = """Classify image or audio files with a trained network. Print the most likely classes with probabilities.
 
   diffstride predict runs/NAME picture.png
   diffstride predict runs/NAME/checkpoints/last.ckpt sounds/*.wav --top 1 --csv predictions.csv
 
-A folder stands for all files in it. Files are prepared as those of the test split were. Those that cannot be read are
-named and left out, and the exit status is then 1."""
+A folder stands for all files in it. Files are prepared like those of the test split. Files that cannot be read are
+listed and left out, and the exit status is then 1."""
 
 
 class Prediction(NamedTuple):
-    """A class that a file may have.
+    """One of the most likely classes of a file.
 
     Attributes:
         file: the file.
-        task: of several tasks, the name of one; "" otherwise.
+        task: the task of several; "" for a single one.
         rank: 1 for the most likely class.
         label: name of the class.
-        probability: as the softmax of the logits has it.
+        probability: softmax of the logits.
     """
 
     file: Path
@@ -53,15 +53,15 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A trained network with what it knows of its data.
+    """A trained network and the preparation of its data.
 
     Args:
         run: folder of a run, or a checkpoint in it.
-        top: how many classes to give for each file, and each task.
+        top: number of classes for each file and task.
         device: to run on.
 
     Raises:
-        UsageError: a run that cannot be read, one whose data is not made of files.
+        UsageError: a run that cannot be read, or whose data are not files.
     """
 
     def __init__(self, run: Path, top: int = 3, device: torch.device | str = "cpu") -> None:
@@ -70,16 +70,14 @@ class Predictor:
         self.tasks: Mapping[str, ClassificationData] = data.tasks if isinstance(data, MultiTask) else {"": data}
         for each in self.tasks.values():
             if type(each).read is ClassificationData.read:
-                raise UsageError(
-                    f"{run} was trained on {type(each).__name__}, which is made by code: it reads no files"
-                )
+                raise UsageError(f"{run} was trained on {type(each).__name__}, which is generated and reads no files")
         self.top, self.device = top, device
 
     def read(self, file: Path) -> dict[str, Tensor]:
-        """What the network sees of a file, for each task `[views, *sample_shape]`.
+        """Return the inputs of a file, for each task `[views, *sample_shape]`.
 
         Raises:
-            DataError: a file that cannot be read, or is not of the network's size.
+            DataError: a file that cannot be read, or has another size than the network's inputs.
         """
         found = {}
         for task, data in self.tasks.items():
@@ -94,19 +92,12 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, files: Mapping[Path, Mapping[str, Tensor]]) -> list[Prediction]:
-        """The most likely classes of some files that have been read, file by file."""
+        """Return the most likely classes of files that have been read, in their order."""
         found: dict[Path, list[Prediction]] = {file: [] for file in files}
         for task, data in self.tasks.items():
             inputs = torch.cat([each[task] for each in files.values()])
-            try:
-                logits: Any = self.network(inputs)
-            except (RuntimeError, ValueError) as error:
-                raise UsageError(f"the run's network cannot take inputs of {by(inputs.shape[1:])}: {error}") from error
+            logits: Any = self.network(inputs)
             own: Tensor = logits[task] if task else logits
-            if own.shape[-1] != len(data.classes):
-                raise UsageError(
-                    f"the run's network has {own.shape[-1]} outputs, but its data {len(data.classes)} classes"
-                )
             probabilities = mean_of_views(own.float(), len(files)).softmax(-1)
             best = probabilities.topk(min(self.top, own.shape[-1]))
             for file, values, places in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -116,7 +107,7 @@ class Predictor:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """Load the run, go through the files, print or write what comes out."""
+    """Load the run, classify the files, and print or write the results."""
     options = _options(arguments)
     files = list(dict.fromkeys(_files(options.files)))
     with quiet():
@@ -131,7 +122,7 @@ def predict(arguments: Sequence[str]) -> None:
             console=console,
             transient=True,
             disable=len(files) < 2 or not console.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),  # lines go above the bar where both are on one terminal, only there
+            redirect_stdout=sys.stdout.isatty(),  # on one terminal, lines go above the bar
         )
         progress = stack.enter_context(bar)
         task = progress.add_task("predicting", total=len(files))
@@ -156,12 +147,12 @@ def predict(arguments: Sequence[str]) -> None:
     if options.csv is not None:
         print(printable(f"{options.csv}: {len(files) - unread} files"))
     if unread:
-        raise RunError(f"{unread} of {len(files)} files could not be read: they are named above")
+        raise RunError(f"{unread} of {len(files)} files could not be read: they are listed above")
 
 
 @contextmanager
 def _new_csv(path: Path) -> Iterator[Any]:
-    """A writer of a CSV file that is there when all of it is written, and not before."""
+    """Yield the writer of a CSV file that replaces `path` when it is complete."""
     with atomic_path(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "task", "rank", "class", "probability", "error"])
@@ -169,14 +160,14 @@ def _new_csv(path: Path) -> Iterator[Any]:
 
 
 def _lines(found: Sequence[Prediction]) -> Iterator[str]:
-    """A line for each file, and each task."""
+    """Yield a line for each file and task."""
     for (file, task), group in itertools.groupby(found, key=lambda prediction: prediction[:2]):
         classes = ", ".join(f"{prediction.label} {prediction.probability:.3f}" for prediction in group)
         yield f"{file}: {f'{task}: ' if task else ''}{classes}"
 
 
 def _files(given: Sequence[Path]) -> Iterator[Path]:
-    """The files, and those in folders; hidden ones only where they are named."""
+    """Yield the given files and those in given folders, without hidden ones."""
     for path in given:
         if not path.is_dir():
             yield path
@@ -193,12 +184,12 @@ def _is_hidden(file: Path) -> bool:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="diffstride predict", description=DESCRIPTION)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `diffstride fit`, or a checkpoint")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or sound, or a folder of them")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="most likely classes to give (default: 3)")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="files at a time (default: 32)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or audio file, or a folder of them")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="number of classes to print (default: 3)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="files per batch (default: 32)")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write a table instead of printing lines")
-    parser.add_argument("--force", action="store_true", help="replace the table if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing table")
     options = parser.parse_args(arguments)
     for name in ("top", "batch"):
         if getattr(options, name) < 1:

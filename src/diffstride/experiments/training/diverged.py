@@ -152,7 +152,7 @@ def first_lost(module: LightningModule, repeat: Callable[[], Any]) -> str | None
             if not found and not _finite(output):
                 within = f"in {name}" if _finite((args, kwargs)) else f"in what reaches {name}"
                 own = [key for key, parameter in layer.named_parameters(recurse=False) if not _finite(parameter)]
-                found.append(f"{within}, whose {own[0]} is lost" if own else within)
+                found.append(f"{within}, whose {own[0]} is not finite" if own else within)
 
         return hook
 

@@ -1,0 +1,106 @@
+"""The training module: loss, optimiser groups, clipping, and the cost term."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.training import ClampStrides, Classifier, fit
+from diffstride.experiments.training.fit import train
+
+SMALL = [
+    "--config", str(Path(__file__).parents[3] / "configs" / "demo.yaml"),
+    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32", "--model.network.width", "4",
+    "--model.milestones", "[3,8,10]", "--trainer.enable_progress_bar", "false", "--trainer.max_steps", "12",
+]  # fmt: skip
+
+
+def run(folder, *more):
+    cli = train([*SMALL, "--runs", str(folder), "--name", "x", *more])
+    return json.loads((cli.run_folder / "result.json").read_text())
+
+
+def test_the_cost_term_pushes_strides_up(tmp_path):
+    free = run(tmp_path / "free", "--model.cost_weight", "0")
+    costly = run(tmp_path / "costly", "--model.cost_weight", "5")
+    for without, with_cost in zip(free["strides"]["down"], costly["strides"]["down"], strict=True):
+        assert with_cost > without + 0.1
+    assert costly["macs"] < free["macs"]
+
+
+def test_schedule_groups_clipping_and_bounds(tmp_path):
+    """The optimiser: rates in proportion, no decay of strides, gradients clipped, raw values bounded."""
+    seen = []
+
+    class Spy(Classifier):
+        def on_before_optimizer_step(self, optimizer):
+            layer = self.network.down
+            layer.stride.grad.mul_(1e6)
+            super().on_before_optimizer_step(optimizer)
+            groups = {g["name"]: g for g in optimizer.param_groups}
+            seen.append((groups["weights"]["lr"], groups["strides"]["lr"], layer.stride.grad.norm().item()))
+            assert groups["strides"]["weight_decay"] == 0
+            assert groups["weights"]["weight_decay"] == 5e-4
+
+        def on_train_batch_start(self, batch, batch_idx):
+            assert (self.network.down.stride >= 1).all()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "Classifier", Spy)
+        run(tmp_path, "--model.stride_lr", "2", "--model.stride_clip", "0.5")
+    factors = [0.1] * 3 + [1.0] * 5 + [0.1] * 2 + [0.01] * 2
+    assert [lr for lr, _, _ in seen] == pytest.approx([0.1 * f for f in factors])
+    assert [lr for _, lr, _ in seen] == pytest.approx([2 * f for f in factors])
+    assert all(norm <= 0.5001 for _, _, norm in seen)
+
+
+def test_label_smoothing_and_soft_targets_reach_the_loss():
+    network = torch.nn.Linear(3, 4)
+    module = Classifier(network, label_smoothing=0.2)
+    module.log = lambda *args, **kwargs: None
+    x, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    log_p = network(x).log_softmax(-1)
+    target = torch.nn.functional.one_hot(labels, 4) * 0.8 + 0.2 / 4
+    expected = -(target * log_p).sum(-1).mean()
+    torch.testing.assert_close(module.training_step((x, labels), 0), expected)
+    soft = torch.rand(5, 4).softmax(-1)
+    expected = -((0.8 * soft + 0.05) * log_p).sum(-1).mean()
+    torch.testing.assert_close(module.training_step((x, soft), 0), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
+def test_the_module_trains_with_plain_loaders_too():
+    torch.manual_seed(0)
+    network = TinyCNN(width=4)
+    before = network.down.strides
+    x, y = torch.randn(32, 1, 16, 16), torch.randint(4, (32,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[ClampStrides()],
+    )  # fmt: skip
+    trainer.fit(Classifier(network), loader, loader)
+    assert network.down.strides != before
+    assert 0 <= trainer.callback_metrics["val/accuracy"] <= 1
+
+
+class Exponential(torch.nn.Module):
+    """The parametrization `S = exp(raw)`."""
+
+    def forward(self, raw):
+        return raw.exp()
+
+    def right_inverse(self, stride):
+        return stride.log()
+
+
+def test_the_parameters_behind_a_parametrized_stride_are_clipped():
+    network = TinyCNN(width=4)
+    torch.nn.utils.parametrize.register_parametrization(network.down, "stride", Exponential())
+    raw = network.down.parametrizations.stride.original
+    raw.grad = torch.tensor([30.0, 40.0])
+    Classifier(network, stride_clip=0.5).on_before_optimizer_step(None)
+    torch.testing.assert_close(raw.grad, torch.tensor([0.3, 0.4]))
