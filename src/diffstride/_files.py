@@ -82,7 +82,7 @@ def read_text(path: Path, most: int = 2**22) -> str:
 
 def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
     """Return one line that names the file, the cause and the cure."""
-    name = path or error.filename or "to disk"
+    name = os.fsdecode(path or error.filename or "to disk")
     if error.errno in _FULL:
         return f"cannot write {name} ({error.strerror}): make room"
     if error.errno in _REFUSED:

@@ -49,9 +49,9 @@ def short_repr(value: object) -> str:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return an error's message in one line of at most 500 characters; the name of its class if it has none."""
+    """Return an error's message in one line of at most 1,000 characters; the name of its class if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else f"{text[:497]}..."
+    return text if len(text) <= 1000 else f"{text[:997]}..."
 
 
 def did_you_mean(given: object, names: Collection[str]) -> str:

@@ -106,38 +106,19 @@ def test_what_goes_over_a_configuration_is_understood(path):
 
 
 def test_every_configuration_has_a_test():
-    names = {
-        "demo",
-        "cifar10",
-        "cifar10-small",
-        "imagenet",
-        "densenet",
-        "audio",
-        "fsdd",
-        "fsdd-speaker",
-        "fsdd-both",
-        "sounds",
-        "tones",
-    }
+    small = {"cifar10-small", "fsdd-speaker", "fsdd-both"}
+    names = {"demo", "cifar10", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"} | small
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("fsdd", ["--data.seconds", "0"], "seconds must be > 0 and finite, got 0.0"),
         ("fsdd", ["--data.features.bands", "0"], "features.bands must be >= 1, got 0"),
-        ("fsdd", ["--data.features.bands", "x"], "data.features.bands must be a whole number, got x"),
-        (
-            "sounds",
-            ["--data.pitches", "[300, 200]"],
-            "pitches must be rising, from above 0 to below half of the sample",
-        ),
         ("cifar10", ["--data.image_size", "0"], "image_size must be >= 1, got 0"),
     ],
 )
-def test_what_a_data_set_says_of_its_arguments_is_all_that_is_said(name, arguments, message, tmp_path):
+def test_a_data_set_explains_a_wrong_argument_alone(name, arguments, message, tmp_path):
     with pytest.raises(UsageError) as error:
         train(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--runs", str(tmp_path), *arguments])
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+    assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""Disks that are full, files that are locked or that would execute something: nothing is lost, nothing is executed."""
+"""Full disks, locked files, and files with code: nothing is lost, and nothing is executed."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import torch
 
 from diffstride.experiments.commands.main import main
 from tests.helpers.errors import content, without_bars
-from tests.helpers.workplace import DESCRIBED, LAST, PICTURES, RESULT, RESUME, TINY, Malicious, pickled, text
+from tests.helpers.workplace import LAST, PICTURES, RESULT, RESUME, TINY, Malicious, pickled, text
 
 
 def refused(line, capsys, new=None):
@@ -34,7 +34,7 @@ def refused(line, capsys, new=None):
     return error
 
 
-# What a disk refuses. Nothing is imitated: the kernel refuses whatever grows beyond the limit, as a full disk does.
+# Full disks: the kernel refuses files that grow beyond a limit, as a full disk does.
 
 
 @contextlib.contextmanager
@@ -48,23 +48,13 @@ def full_disk(free):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_the_disk_is_full(here):
-    with full_disk(4), Path("file").open("wb", buffering=0) as file:
-        assert file.write(b"12345") == 4
-        with pytest.raises(OSError, match="File too large"):
-            file.write(b"5")
-
-
 @pytest.mark.parametrize(
     ("line", "answer", "change"),
     [
-        ("fit --config demo.yaml", r"cannot write in runs/demo \(File too large\): make room, and start again", None),
+        ("fit --config demo.yaml", r"cannot write runs/demo/config.yaml \(File too large\): make room, and start again", None),
         (f"fit {RESUME}", r"cannot write .*: make room, and resume with --ckpt_path last \(step 2\)", None),
-        (f"fit {RESUME}", r"make room, and resume with --ckpt_path last \(step 2\)", lambda: os.unlink(RESULT)),
         ("study tiny.yaml", r"cannot write runs/tiny/study.yaml \(File too large\): make room", None),
         (f"report {PICTURES}", r"cannot write runs/pictures/report.html \(File too large\): make room", None),
-        (f"report {TINY}", r"cannot write runs/tiny/report.html .*: make room", text(f"{TINY}/report.html", "kept")),
-        (f"predict {PICTURES} set --csv x.csv", r"cannot write x.csv \(File too large\): make room", None),
         (f"predict {PICTURES} set --csv x.csv --force", r"cannot write x.csv", text("x.csv", "kept")),
         pytest.param(f"export {PICTURES} model.onnx --repeats 0", r"cannot write model.onnx .*give another path", None,
                      marks=pytest.mark.long),
@@ -110,18 +100,18 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(moment, free, step,
     assert '"steps": 3' in Path(RESULT).read_text()
 
 
-# Files in which something would be executed, if they were unpickled.
+# Files with code, which runs if they are unpickled.
 
 
-def test_a_pickle_is_not_a_checkpoint(here):
-    """What the cases above with `pickled` would have done."""
+def test_a_pickle_with_code_would_make_a_file(here):
+    """The next tests would fail if the file were unpickled."""
     pickled("bad.ckpt")()
     torch.load("bad.ckpt", weights_only=False)["state_dict"].close()
     assert Path("executed").exists()
 
 
-@pytest.mark.parametrize("command", [f"report {PICTURES}", f"report {TINY}", "study tiny.yaml"])
-def test_a_page_is_made_without_what_a_malicious_checkpoint_holds(command, here, capsys):
+@pytest.mark.parametrize("command", [f"report {PICTURES}", "study tiny.yaml"])
+def test_a_page_is_made_without_a_malicious_checkpoint(command, here, capsys):
     pickled(LAST)()
     pickled(f"{TINY}/seed0/checkpoints/last.ckpt")()
     assert main(command.split()) == 0
@@ -144,12 +134,12 @@ def test_a_malicious_array_in_the_cache_is_decoded_anew(here):
     assert {path: path.read_bytes() for path in cached} == good
 
 
-# What the system refuses to one who is not root.
+# Permissions.
 
 
 @pytest.fixture
 def mine(made, monkeypatch):
-    """A copy of the folder that belongs to whom the system may refuse: root is another user for the time of a test."""
+    """A copy of the folder, owned by a user to whom permissions apply: root becomes another user during a test."""
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(made / "nowhere"))
     with tempfile.TemporaryDirectory() as above:  # those of pytest are for root alone
         folder = shutil.copytree(made, Path(above, "here"))
@@ -173,54 +163,19 @@ def mine(made, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "locked", "mode", "answer"),
     [
-        (
-            "fit --config demo.yaml",
-            "runs",
-            0o555,
-            r"cannot write to runs/demo \(Permission denied\): give another --runs",
-        ),
-        (
-            "fit --config demo.yaml",
-            "demo.yaml",
-            0,
-            r"cannot read demo.yaml \(Permission denied\): give leave to read it",
-        ),
-        ("study tiny.yaml", "tiny.yaml", 0, r"cannot read tiny.yaml \(Permission denied\): give leave to read it"),
-        ("study tiny.yaml", TINY, 0o555, r"cannot write runs/tiny/\S+ \(Permission denied\): give leave to write it"),
-        (f"report {PICTURES}", RESULT, 0, r"cannot read \S+/result.json \(Permission denied\): give leave to read it"),
-        (f"report {PICTURES}", PICTURES, 0, r"\(Permission denied\): give leave to reach it"),
-        (
-            f"predict {PICTURES} set",
-            DESCRIBED,
-            0,
-            r"cannot read \S+/config.yaml \(Permission denied\): give leave to read",
-        ),
-        (f"predict {PICTURES} set", LAST, 0, r"cannot read \S+/last.ckpt \(Permission denied\): give leave to read it"),
-        (
-            f"predict {PICTURES} set --csv folder/x.csv",
-            "folder",
-            0o555,
-            r"cannot write folder/x.csv \(the folder is locked\)",
-        ),
-        (
-            f"export {PICTURES} folder/x.safetensors",
-            "folder",
-            0o555,
-            r"cannot write folder/x.safetensors \(the folder is locked\)",
-        ),
-        (
-            "bench --quick --out folder/x.json",
-            "folder",
-            0o555,
-            r"cannot write folder/x.json \(the folder is locked\): give leave",
-        ),
+        ("fit --config demo.yaml", "runs", 0o555, "cannot write to runs/demo (Permission denied)"),
+        ("fit --config demo.yaml", "demo.yaml", 0, "demo.yaml (Permission denied): change its permissions"),
+        ("study tiny.yaml", TINY, 0o555, "(Permission denied): change its permissions"),
+        (f"report {PICTURES}", RESULT, 0, "result.json (Permission denied): change its permissions"),
+        (f"predict {PICTURES} set", LAST, 0, "last.ckpt (Permission denied): change its permissions"),
+        (f"predict {PICTURES} set --csv folder/x.csv", "folder", 0o555, "cannot write folder/x.csv"),
     ],
 )
-def test_what_is_locked(line, locked, mode, answer, mine, capsys):
+def test_a_locked_file_or_folder_is_named(line, locked, mode, answer, mine, capsys):
     Path(locked).chmod(mode)
     names = sorted(os.walk("."))
     assert main(line.split()) == 2
     error = without_bars(capsys.readouterr().err)
-    assert re.search(answer, error), error
+    assert answer in error
     assert error.count("\n") == 1
     assert sorted(os.walk(".")) == names

@@ -1,7 +1,7 @@
-"""Mistakes that users make: one line of the library's own names the argument, and nothing is changed or written.
+"""Mistakes of users: one line of the library's own names the argument, and nothing is changed or written.
 
-Here are mistakes that would give wrong results, lose files, or fail much later with words that nobody understands. What
-Python or PyTorch reject a line later has no case.
+The cases would otherwise give wrong results, lose files, or fail much later with an unreadable message. Mistakes that
+Python or PyTorch reject a line later have no case.
 """
 
 import math
@@ -104,7 +104,7 @@ COMMANDS = {
     # command: words of the answer, and what happened to the folder before
     "fti": (("'fti'", "did you mean fit?"), None),
     "fit --config demo.yaml --model.cost_wieght 1": (("cost_wieght", "did you mean model.cost_weight?"), None),
-    "fit --config demo.yaml --data.batch_size many": (("data.batch_size", "many"), None),
+    "fit --config demo.yaml --data.batch_size many": (("batch_size", "many"), None),
     "fit --config demo.yaml --data.batch_size 1000": (("batch_size", "64 training samples"), None),
     "fit --config demo.yaml --model.network.num_classes 7": (("model.network.num_classes", "4"), None),
     "fit --config demo.yaml --model.budget 1e-9": (("budget", "between", "1e-09"), None),

@@ -1,4 +1,4 @@
-"""The demo, in small: a table of what the runs found, and the pictures."""
+"""A small demo: the table of its runs, and the figures."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_table_and_pictures_come_from_the_runs(tmp_path, capsys):
     for result in results.values():
         assert f"{result['accuracy']:.3f}" in printed
         assert f"{result['macs'] / 1e6:.2f} M" in printed
-    assert "strides up to (4, 2) keep it" in " ".join(printed.split())
+    assert "which strides up to (4, 2) keep" in " ".join(printed.split())
     rows = json.loads((folder / "results.json").read_text())
     assert [(row["method"], row["start"]) for row in rows[3:5]] == [("conv", [3, 3]), ("spectral", [3, 3])]
     assert rows[5]["strides"] == results["poor-diffstride"]["strides"]

@@ -1,4 +1,4 @@
-"""Trainings that go wrong stop, and say where; those that only go far do not."""
+"""Trainings that diverge stop and name the layer; strides that only grow large do not stop them."""
 
 import math
 import re
@@ -23,7 +23,7 @@ class Exp(nn.Module):
 
 
 class Block(nn.Module):
-    """Its branches are numbers, their quotient is none."""
+    """A block whose branches are finite and whose quotient is not."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def layers(*more):
     ids=["a layer", "a block whose layers are sound", "the batch", "nowhere"],
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_the_first_layer_that_loses_numbers(network, value, said, compiled):
+def test_the_first_layer_with_values_that_are_not_finite(network, value, said, compiled):
     module = Steps(network)
     if compiled:
         network.compile(backend="eager")
@@ -97,7 +97,7 @@ def test_a_layer_whose_weight_is_lost_is_named_with_it():
     module = Steps(layers(nn.Conv2d(4, 4, 1)))
     module.network[4].bias.data.fill_(math.nan)
     said = first_lost(module, lambda: module.training_step([torch.randn(2, 3, 16, 16)], 0))
-    assert said == "in network.4, whose bias is lost"
+    assert said == "in network.4, whose bias is not finite"
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -105,9 +105,9 @@ def test_any_training_stops_before_its_weights_are_lost(tmp_path, accumulated):
     images = torch.randn(12, 3, 16, 16)
     images[8] = math.nan  # the fifth batch
     module = Steps(layers(nn.Conv2d(4, 4, 1)))
-    said = "the loss became infinite or not a number, first in what reaches network.0: lower learning_rates"
+    said = "the loss became NaN or infinite, first in what reaches network.0: lower learning_rates"
     step = -(-5 // accumulated)
-    with pytest.raises(RunError, match=f"epoch 0, step {step}: {said}.*; there is no checkpoint from before"):
+    with pytest.raises(RunError, match=f"epoch 0, step {step}: {said}.*; there is no earlier checkpoint"):
         train(module, tmp_path, images, accumulate_grad_batches=accumulated)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
 
@@ -118,7 +118,7 @@ def test_a_stride_that_explodes_stops_the_training(tmp_path):
         train(module, tmp_path, torch.randn(64, 3, 26, 20))
     found = re.fullmatch(
         r"epoch 0, step 1: the stride of network.3 exploded from 2 to ([\d.]+) within 10 steps, along (height|width) "
-        r"\((24|18) samples\): lower learning_rates or stride_lr .*; there is no checkpoint from before",
+        r"\((24|18) samples\): lower learning_rates or stride_lr .*; there is no earlier checkpoint",
         str(error.value),
     )
     assert found
@@ -137,7 +137,7 @@ def test_a_stride_that_explodes_stops_the_training(tmp_path):
     ],
     ids=["a strong cost", "a short axis", "a very short axis", "an upper bound", "a sweep", "a wild jitter"],
 )
-def test_to_go_far_is_no_explosion(tmp_path, size, layer, options, callbacks):
+def test_large_strides_are_no_explosion(tmp_path, size, layer, options, callbacks):
     """A cost ten times as strong as that of the demo, at its rate and at three times this."""
     module = Steps(nn.Sequential(nn.Conv2d(3, 4, 1), layer), lambda network: 3 * ds.stride_cost(network), **options)
     train(module, tmp_path, torch.randn(120, 3, size, size), *callbacks)

@@ -1,4 +1,4 @@
-"""Signals to a training of several processes: all of them end soon, with a checkpoint from which it goes on."""
+"""Signals to a training of several processes: all end soon, with a checkpoint to resume from."""
 
 import os
 import signal
@@ -21,31 +21,20 @@ BANDS = [
     "--model.network.width", "4", "--trainer.max_steps", "-1", "--trainer.enable_progress_bar", "false",
     "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--checkpoint_minutes", "1000",
 ]  # fmt: skip
-TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
-SOON = 15  # seconds; what was there before waited for minutes
+MODULE = "diffstride.experiments.commands.main"
+FIT = [sys.executable, "-m", MODULE, "fit", *BANDS, "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+SOON = 15  # seconds
 
 
 @pytest.fixture
 def training(tmp_path):
-    """Start `diffstride fit` in two processes; returns them when they are in the second epoch."""
+    """Start `diffstride fit` in two processes, and return them in the second epoch."""
     started = []
 
     def start(*more):
-        command = [
-            sys.executable,
-            "-m",
-            "diffstride.experiments.commands.main",
-            "fit",
-            *BANDS,
-            *TWO,
-            "--runs",
-            str(tmp_path),
-            "--name",
-            "x",
-        ]
         process = subprocess.Popen(
-            [*command, *more], stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [*FIT, "--runs", str(tmp_path), "--name", "x", *more], env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
         end = time.monotonic() + 120
@@ -53,11 +42,7 @@ def training(tmp_path):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < end
             time.sleep(0.05)
-        (other,) = [
-            child
-            for child in psutil.Process(process.pid).children()
-            if "diffstride.experiments.commands.main" in child.cmdline()
-        ]
+        (other,) = [child for child in psutil.Process(process.pid).children() if MODULE in child.cmdline()]
         return process, other
 
     yield start
@@ -68,15 +53,15 @@ def training(tmp_path):
 
 
 def ended(process, other, began):
-    """What was printed, once both processes are gone."""
+    """Return the printed lines when both processes have ended."""
     _, printed = process.communicate(timeout=SOON)
     other.wait(max(0.1, began + SOON - time.monotonic()))
     return printed.splitlines()
 
 
-@pytest.mark.parametrize("to", ["first", "second", "all"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_all_processes_end_together_with_a_checkpoint(training, tmp_path, number, to):
+@pytest.mark.parametrize("to", ["all", "first", "second"])
+def test_all_processes_end_together_with_a_checkpoint(training, tmp_path, to):
+    number = signal.SIGINT if to == "all" else signal.SIGTERM
     process, other = training("--trainer.max_epochs", "100000")
     began = time.monotonic()
     if to == "all":
@@ -116,24 +101,14 @@ def test_a_process_that_the_others_do_not_answer_ends_all_the_same():
 
 
 @pytest.mark.long
-def test_a_training_of_two_processes_goes_on_as_if_never_interrupted(training, tmp_path):
+def test_a_resumed_training_of_two_processes_ends_as_an_uninterrupted_one(training, tmp_path):
     epochs = ["--trainer.max_epochs", "12"]
     process, other = training(*epochs)
     began = time.monotonic()
     os.kill(other.pid, signal.SIGTERM)
     ended(process, other, began)
     assert (tmp_path / "x" / "checkpoints" / "last.ckpt").exists()
-    command = [
-        sys.executable,
-        "-m",
-        "diffstride.experiments.commands.main",
-        "fit",
-        *BANDS,
-        *TWO,
-        *epochs,
-        "--runs",
-        str(tmp_path),
-    ]
+    command = [*FIT, *epochs, "--runs", str(tmp_path)]
     for more in ["--name", "x", "--ckpt_path", "last"], ["--name", "whole"]:
         subprocess.run([*command, *more], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("x", "whole"))
@@ -141,4 +116,4 @@ def test_a_training_of_two_processes_goes_on_as_if_never_interrupted(training, t
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(value, two["state_dict"][name], rtol=0, atol=0)
     for name in "metrics.csv", "strides.csv":
-        assert (tmp_path / "x" / name).read_text() == (tmp_path / "whole" / name).read_text()
+        assert read_dicts(tmp_path / "x" / name) == read_dicts(tmp_path / "whole" / name)

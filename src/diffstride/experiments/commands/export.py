@@ -271,7 +271,7 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"must be whole numbers with commas, as in 3,32,32, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be integers with commas, as in 3,32,32, got {text!r}")
     return shape
 
 

@@ -89,8 +89,7 @@ class FitCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, UnicodeDecodeError) as error:
-            own = next((cause for cause in _causes(error) if isinstance(cause, UsageError)), error)
-            raise UsageError(unknown_key(parser, args) or one_line(own)) from error
+            raise UsageError(unknown_key(parser, args) or _message(error)) from error
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
@@ -390,11 +389,16 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
     except UsageError:
         raise
     except (ValueError, TypeError, ModuleNotFoundError, ArgumentError) as error:  # a class refuses its arguments
-        raise UsageError(one_line(error)) from error
+        raise UsageError(_message(error)) from error
     except Exception as error:
         if not _is_of_lightning(error):
             raise
         raise UsageError(one_line(error)) from error
+
+
+def _message(error: Exception) -> str:
+    """Return the message of a class of ours, if the parser has wrapped it in its own, or else the error's."""
+    return one_line(next((cause for cause in _causes(error) if isinstance(cause, UsageError)), error))
 
 
 def _is_of_other_processes(error: Exception) -> bool:

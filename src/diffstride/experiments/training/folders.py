@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from diffstride._files import remove_unfinished
 from diffstride._text import short_repr
 from diffstride.errors import UsageError
 
@@ -104,6 +105,7 @@ def check_new(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Delete the records of a run that never reached a checkpoint, and nothing else."""
+    remove_unfinished(folder / "checkpoints")
     events = folder / "tensorboard"
     names = ("config.yaml", "hparams.yaml", "metrics.csv", "strides.csv", "tensorboard/hparams.yaml")
     for file in [*(folder / name for name in names), *events.glob("events.out.tfevents.*")]:
