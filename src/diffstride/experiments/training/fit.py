@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from multiprocessing import resource_sharer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch
@@ -27,6 +28,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
+import diffstride
 from diffstride._files import DISK_ERRORS, PATH_ERRORS, atomic_write_text, remove_unfinished
 from diffstride._text import one_line, printable
 from diffstride.errors import InterruptedRunError, RunError, UsageError
@@ -397,8 +399,9 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
 
 
 def _message(error: Exception) -> str:
-    """Return the message of a class of ours, if the parser has wrapped it in its own, or else the error's."""
-    return one_line(next((cause for cause in _causes(error) if isinstance(cause, UsageError)), error))
+    """Return the message of a class of ours, even if the parser has wrapped it; otherwise that of the error."""
+    own = (cause for cause in _causes(error) if isinstance(cause, UsageError) or _is_raised_in(diffstride, cause))
+    return one_line(next(own, error))
 
 
 def _is_of_other_processes(error: Exception) -> bool:
@@ -414,11 +417,13 @@ def _is_lost_worker(error: BaseException) -> bool:
 
 def _is_of_lightning(error: Exception) -> bool:
     """Return whether Lightning itself refuses a setting, most often of a callback."""
-    if isinstance(error, MisconfigurationException):
-        return True
-    package = os.path.dirname(lightning.pytorch.__file__)
-    raised_there = traceback.extract_tb(error.__traceback__)[-1].filename.startswith(package)
-    return raised_there and isinstance(error, RuntimeError | ValueError)
+    of_settings = isinstance(error, RuntimeError | ValueError) and _is_raised_in(lightning.pytorch, error)
+    return of_settings or isinstance(error, MisconfigurationException)
+
+
+def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
+    places = traceback.extract_tb(error.__traceback__)
+    return bool(places) and places[-1].filename.startswith(os.path.dirname(str(package.__file__)))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
