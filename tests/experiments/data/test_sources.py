@@ -30,6 +30,16 @@ def test_one_parquet_file_without_the_hubs_metadata(tmp_path):
     assert torch.equal(data.test_set[0], data.train_set[0][:3])
 
 
+def test_files_of_a_split_that_name_other_classes_are_refused(tmp_path):
+    """`datasets` reads all files by the class names of the first, so that labels of the others would be wrong."""
+    for i, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"image": [{"bytes": encoded(picture(i)), "path": None}], "label": [0]}
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"train-{i}.parquet")
+    with pytest.raises(DataError, match="files of split 'train' in .* must have the same columns and classes"):
+        ready(tmp_path, test_split="train[:50%]")
+
+
 CHOICES = [
     ({"label": ["cat", "dog"], "id": [0, 1]}, "label", ("cat", "dog")),
     ({"Class": ["cat", "dog"], "__index_level_0__": [0, 1]}, "Class", ("cat", "dog")),

@@ -146,12 +146,17 @@ def _from_hub(path: str, subset: str | None) -> Source:
 
 def _from_tables(path: str, files: dict[str, list[Path]]) -> Source:
     import datasets
+    import pyarrow.parquet as pq
 
     @functools.cache
     def load(split: str) -> datasets.Dataset:
         names = [glob.escape(str(file.absolute())) for file in files[split]]  # `datasets` reads patterns
         with _one_line_errors(f"could not read {files[split][0]} ({{}}): it must be a readable .parquet file"):
-            return datasets.Dataset.from_parquet(names, cache_dir=str(cache.folder("sources")), batch_size=ROWS)
+            shards = [datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files[split]]
+            rows = datasets.Dataset.from_parquet(names, cache_dir=str(cache.folder("sources")), batch_size=ROWS)
+        if any(shard != shards[0] for shard in shards):  # `datasets` reads all by the first one's class names
+            raise DataError(f"the files of split {split!r} in {path} must have the same columns and classes")
+        return rows
 
     return Source(path, folders.in_order(files), load, files)
 
