@@ -36,7 +36,7 @@ def test_files_of_a_split_that_name_other_classes_are_refused(tmp_path):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         rows = {"image": [{"bytes": encoded(picture(i)), "path": None}], "label": [0]}
         datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"train-{i}.parquet")
-    with pytest.raises(DataError, match="files of split 'train' in .* must have the same columns and classes"):
+    with pytest.raises(DataError, match=r"files of split 'train' in .* must have the same columns and classes"):
         ready(tmp_path, test_split="train[:50%]")
 
 
