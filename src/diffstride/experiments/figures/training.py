@@ -68,14 +68,11 @@ def strides_over_bands(
     top = 1.1 * max(max(strides) for lines in runs.values() for _, strides in lines.values())
     for panel, (title, lines) in zip(made, runs.items(), strict=True):
         whole, seen = limits[title]
-        panel.axhspan(1, whole, color=style.COLOURS[2], alpha=0.3, lw=0, label="keeps the class's band whole")
-        panel.axhspan(
-            whole, min(seen, top), color=style.COLOURS[2], alpha=0.12, lw=0, label="keeps a part (on the ramp)"
-        )
+        band = {"color": style.COLOURS[2], "lw": 0}
+        panel.axhspan(1, whole, alpha=0.3, label="keeps the class's band whole", **band)
+        panel.axhspan(whole, min(seen, top), alpha=0.12, label="keeps a part (on the ramp)", **band)
         for i, (name, line) in enumerate(lines.items()):
-            panel.plot(
-                *line, ls=style.LINES[i % len(style.LINES)], color=style.COLOURS[i % len(style.COLOURS)], label=name
-            )
+            panel.plot(*line, label=name, **style.line_look(i))
         panel.set(title=title, xlabel="optimiser step", ylim=(1, top))
     made[0].set_ylabel(ylabel)
     style.legend(figure, style.handles_of(made))
@@ -118,9 +115,7 @@ def windows_over_spectrum(windows: Sequence[WindowPanel], columns: int, *, title
             panel.axvline(band, color=style.COLOURS[2], lw=1.5, label="the class is here")
         for i, (label, values) in enumerate(by_name.items()):
             marker = {"marker": style.MARKERS[i], "ms": 4, "markevery": math.ceil(len(cycles) / 40)}
-            panel.plot(
-                cycles, values, label=label, ls=style.LINES[(i + 1) % 2], color=style.COLOURS[(i + 1) % 2], **marker
-            )
+            panel.plot(cycles, values, label=label, **style.line_look(i), **marker)
         panel.set(title=name, xlabel="frequency (cycles per map)", ylabel="window", ylim=(-0.04, 1.1))
     style.legend(figure, style.handles_of([*spectra, *made]))
     return figure

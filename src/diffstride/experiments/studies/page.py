@@ -183,12 +183,13 @@ def _result(result: Mapping[str, Any], start: Mapping[str, float]) -> Iterator[T
         ("time of training", _duration(result["train_seconds"])),
         ("peak memory", _number(result["peak_memory_mb"], ",", unit=" MB")),
     ))  # fmt: skip
-    yield Table("Cost", ("", "initial strides", "at the end"), (
+    costs = (
         ("MACs an image, resampling included", _millions(start.get("macs")), _millions(total)),
         ("resampling alone", _millions(start.get("resampling_macs")), _millions(result["resampling_macs"])),
         ("budget", DASH, _millions(result["macs_budget"])),
         ("cost of strides, Eq. 6", _number(start.get("stride_cost")), _number(result["stride_cost"])),
-    ))  # fmt: skip
+    )
+    yield Table("Cost", ("", "initial strides", "at the end"), tuple(line for line in costs if line[-1] != DASH))
 
 
 def _strides(folder: Path, result: Mapping[str, Any], cutoffs: Mapping[str, Sequence[float]]) -> Iterator[Table]:
