@@ -38,7 +38,7 @@ def output_size(size, stride, smoothness, window="outer", multiple=1):
 
 
 def stride_range(size, smoothness, window="outer", basis="dft", bounds=(1.0, math.inf)):
-    """What a learnable layer clamps a stride to on an axis of `size`; where they cross, upper wins."""
+    """Return the bounds of a stride on an axis of `size`. Where they cross, the upper one wins."""
     lower, upper = bounds
     if window == "outer":
         top = size // 2 if basis == "dft" else (size - 1) / 2
@@ -81,7 +81,7 @@ def mask_slope(size, stride, smoothness, window="outer", basis="dft"):
 
 
 def inwards(gradient, stride, lower, upper):
-    """What the clamp lets through of a gradient: descent moves against it, and not further out of the range."""
+    """Return the part of a gradient that the clamp passes: descent must not move further out of the range."""
     if (stride <= lower and gradient > 0) or (stride >= upper and gradient < 0):
         return 0.0
     return gradient

@@ -158,7 +158,7 @@ def test_other_sample_rates_are_resampled(rate, pitch):
 
 
 def test_resampled_sounds_are_near_those_of_scipy():
-    """Of a band-limited sound: two filters differ near half of the rate."""
+    """The sound is band-limited, since two filters differ near half of the rate."""
     rng, time = np.random.default_rng(0), np.arange(11025) / 22050
     wave = sum(0.1 * np.sin(2 * np.pi * (f * time + rng.random())) for f in rng.uniform(50, 3000, 6))
     ours = decoded(encoded(wave, 22050, subtype="FLOAT"), seconds=0.5) / 32768

@@ -1,4 +1,4 @@
-"""What all data sets share: order, ranks, evaluation, and augmentation as a function of seed, step and rank."""
+"""All data sets: order, ranks, evaluation, and augmentation as a function of seed, step and rank."""
 
 from types import SimpleNamespace
 

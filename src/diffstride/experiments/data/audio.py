@@ -137,7 +137,7 @@ class SoundDecoder:
                 wave = _mono(file, start, min(-(-(first + length) * own // rate) + context, file.frames))
                 wave = soxr.resample(wave, own, rate)[first - start * rate // own :]
         wave = wave[:length]
-        before = (length - len(wave)) // 2  # a shorter sound lies in the middle of silence
+        before = (length - len(wave)) // 2  # a shorter sound is placed in the middle of silence
         wave = np.pad(wave, (before, length - len(wave) - before))
         return np.rint(wave * 32768).clip(-32768, 32767).astype(np.int16)
 
