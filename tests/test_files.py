@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by however many writers."""
+"""Files that are written completely or not at all, by any number of writers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Text from outside, in one line that a terminal shows and that a spreadsheet does not execute."""
+"""Text from outside, in one line for a terminal and without formulas for a spreadsheet."""
 
 import csv
 import io
@@ -8,9 +8,8 @@ import pytest
 from diffstride._text import csv_cell, printable
 
 HOSTILE = [
-    "\x1b[2J\x1b[Hcleared", "a\nrow: dog 1.000", "a\rb", "a\tb", "a\vb\fc", "\x07bell", "\x9b2J", "a\u2028b",
-    "a\u202egpj.exe", "\udcff.png", "\x00", "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1",
-    '"quoted", a',
+    "\x1b[2J\x1b[Hcleared", "a\nrow: dog 1.000", "a\tb", "\x9b2J", "a\u2028b", "a\u202egpj.exe", "\udcff.png",
+    "=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", '"quoted", a',
 ]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -62,7 +61,13 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
         OSError: a file that cannot be read, or is not a regular file.
     """
-    with TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # do not wait for the writer of a pipe
+
+    with open(path, encoding="utf-8", newline="", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.ENODEV, "Not a regular file", str(path))
         yield file
 
 
@@ -92,32 +97,6 @@ def describe_os_error(error: OSError, path: str | Path | None = None) -> str:
     if error.errno in PATH_ERRORS:
         return f"cannot open {name} ({error.strerror}): check the path"
     return f"cannot read or write {name} ({error.strerror}): check the disk"
-
-
-def open_regular(path: str | Path, most: int | None = None) -> BufferedReader:
-    """Open a regular file for reading. Pipes and devices are refused, since reading them may block or never end.
-
-    Args:
-        path: the file.
-        most: the largest size in bytes that is accepted.
-
-    Returns:
-        The open file.
-
-    Raises:
-        OSError: the file cannot be opened, is no regular file, or is larger than `most`.
-    """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    info = os.fstat(file.fileno())
-    cause = None
-    if not stat.S_ISREG(info.st_mode):
-        cause = errno.ENODEV, "Not a regular file"
-    elif most is not None and info.st_size > most:
-        cause = errno.EFBIG, f"{info.st_size:,} bytes, above the limit of {most:,}"
-    if cause is not None:
-        file.close()
-        raise OSError(*cause, str(path))
-    return file
 
 
 def check_output_path(path: str | os.PathLike[str]) -> Path:

@@ -12,7 +12,7 @@ class UsageError(DiffStrideError, ValueError):
 
 
 class RunError(DiffStrideError, RuntimeError):
-    """A run cannot continue. The message says where, when and what to try; the command line exits with status 1."""
+    """A run cannot continue. The message names the step and what to try. The command line exits with status 1."""
 
 
 class InterruptedRunError(RunError):

@@ -1,4 +1,4 @@
-"""What two processes of a training do; imported by these processes, too."""
+"""The work of two processes of a training; imported by these processes, too."""
 
 import hashlib
 import os
@@ -24,12 +24,12 @@ CLASSES = 4
 
 
 def run(task, folder, *arguments):
-    """What `task(rank, *arguments)` returns in each process of a group."""
+    """Return the results of `task(rank, *arguments)` in the processes of a group."""
     return _together(_grouped, folder, task, *arguments)
 
 
 def run_fit(folder, arguments):
-    """What `Record` noted in each process of `diffstride fit`, started as torchrun does it."""
+    """Return the notes of `Record` in each process of `diffstride fit`, started like torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,7 +119,7 @@ MODELS = {
 
 
 def batch(seed, samples=8):
-    """Waves whose frequency along one axis is the class, of which the stride must be careful."""
+    """Return waves whose frequency along one axis is the class, which a stride must keep."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     turns = torch.linspace(0, 3.1, 24)[None] * (labels[:, None] + 1) * 2
@@ -128,7 +128,7 @@ def batch(seed, samples=8):
 
 
 def train(rank, name, steps):
-    """Strides and sizes at each step, from other weights and on other data in each process."""
+    """Return strides and sizes at each step, from different weights and data in each process."""
     torch.manual_seed(rank)
     model = MODELS[name]()
     with torch.no_grad():
@@ -156,7 +156,7 @@ def train(rank, name, steps):
 
 
 def gradients(rank, name):
-    """Those of the strides, from this process's half of a batch."""
+    """Return the gradients of the strides, from this process's half of a batch."""
     torch.manual_seed(0)
     model = DistributedDataParallel(MODELS[name]().double())
     x, labels = batch(seed=5)
@@ -194,16 +194,16 @@ def learn(model, data, steps):
 
 
 def mistakes(rank):
-    """What is said of a stride that is sharded."""
+    """Return the messages about a sharded stride."""
     model = MODELS["tiny"]()
     fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
-    said = []
+    messages = []
     for call in ds.strides, ds.replicate_strides, repr:
         try:
             call(model)
         except ValueError as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 class Record(Callback):

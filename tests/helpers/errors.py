@@ -1,4 +1,4 @@
-"""What every answer to a mistake has in common."""
+"""Checks that every answer to a mistake passes."""
 
 import traceback
 from pathlib import Path
@@ -12,7 +12,7 @@ SOURCE = Path(diffstride.__file__).parent
 
 
 def state(model):
-    """Everything about a model that a failed call could have changed."""
+    """Return everything about a model that a failed call could have changed."""
     modules = [
         (name, type(m), m.training, {k: len(v) for k, v in vars(m).items() if k.endswith("_hooks")}, m.extra_repr())
         for name, m in model.named_modules()
@@ -37,7 +37,7 @@ def content(folder):
 
 
 def without_bars(text):
-    """Return what stands on stderr; rich before 14.3 ends a progress bar that nobody sees with an empty line there."""
+    """Return stderr without the empty line with which rich before 14.3 ends an invisible progress bar."""
     return text.lstrip("\n")
 
 

@@ -1,4 +1,4 @@
-"""A folder as a user has it: a set of images, configurations, finished runs, and files of other kinds."""
+"""A user's folder: a set of images, configurations, finished runs, and files of other kinds."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ RESUME = "--config pictures.yaml --ckpt_path last --trainer.max_steps 3"
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """The folder, made once in each process."""
+    """The folder, made once per process."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
-    """A copy of it to work in."""
+    """A copy of the folder to work in."""
     folder = shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(tmp_path / "cache"))
@@ -62,7 +62,7 @@ def here(made, tmp_path, monkeypatch):
 
 
 class Malicious:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __reduce__(self):
         return open, ("executed", "w")

@@ -68,13 +68,13 @@ def test_strides_stay_whole_where_all_else_is_sharded(tmp_path):
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_sharded_stride_is_told_with_the_cure(tmp_path):
-    for said in run(mistakes, tmp_path):
-        assert len(said) == 3
-        for message in said:
+def test_a_sharded_stride_is_refused_with_the_cure(tmp_path):
+    for messages in run(mistakes, tmp_path):
+        assert len(messages) == 3
+        for message in messages:
             assert "\n" not in message
             assert "must be whole" in message
-        assert "fully_shard(model, ignored_params=ds.replicate_strides(model))" in said[0]
+        assert "fully_shard(model, ignored_params=ds.replicate_strides(model))" in messages[0]
 
 
 def test_replicating_needs_a_group_of_processes():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from diffstride._files import check_output_path
 from diffstride._text import did_you_mean
 from diffstride.errors import UsageError
 
@@ -41,8 +42,7 @@ def check_new_file(path: Path, force: bool) -> None:
 
 def check_file(path: Path) -> None:
     """Check that a file can be written, before the work for it begins."""
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}: make it, or give another path")
+    check_output_path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give the path of a file")
     if not os.access(path.parent, os.W_OK, effective_ids=True):

@@ -69,7 +69,7 @@ def layers(*more):
 
 
 @pytest.mark.parametrize(
-    ("network", "value", "said"),
+    ("network", "value", "message"),
     [
         (layers(Exp(), nn.Conv2d(4, 4, 1)), 1.0, "in network.4"),
         (layers(Block(), nn.ReLU()), 1.0, "in network.4"),
@@ -79,14 +79,14 @@ def layers(*more):
     ids=["a layer", "a block whose layers are sound", "the batch", "nowhere"],
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_the_first_layer_with_values_that_are_not_finite(network, value, said, compiled):
+def test_the_first_layer_with_values_that_are_not_finite(network, value, message, compiled):
     module = Steps(network)
     if compiled:
         network.compile(backend="eager")
     images = torch.randn(2, 3, 16, 16)
     images[0, 0, 5, 5] = value
     before, state = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
-    assert first_lost(module, lambda: module.training_step([images], 0)) == said
+    assert first_lost(module, lambda: module.training_step([images], 0)) == message
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(layer._forward_hooks for layer in module.modules())
@@ -96,8 +96,8 @@ def test_the_first_layer_with_values_that_are_not_finite(network, value, said, c
 def test_a_layer_whose_weight_is_lost_is_named_with_it():
     module = Steps(layers(nn.Conv2d(4, 4, 1)))
     module.network[4].bias.data.fill_(math.nan)
-    said = first_lost(module, lambda: module.training_step([torch.randn(2, 3, 16, 16)], 0))
-    assert said == "in network.4, whose bias is not finite"
+    message = first_lost(module, lambda: module.training_step([torch.randn(2, 3, 16, 16)], 0))
+    assert message == "in network.4, whose bias is not finite"
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -105,9 +105,9 @@ def test_any_training_stops_before_its_weights_are_lost(tmp_path, accumulated):
     images = torch.randn(12, 3, 16, 16)
     images[8] = math.nan  # the fifth batch
     module = Steps(layers(nn.Conv2d(4, 4, 1)))
-    said = "the loss became NaN or infinite, first in what reaches network.0: lower learning_rates"
+    message = "the loss became NaN or infinite, first in what reaches network.0: lower learning_rates"
     step = -(-5 // accumulated)
-    with pytest.raises(RunError, match=f"epoch 0, step {step}: {said}.*; there is no earlier checkpoint"):
+    with pytest.raises(RunError, match=f"epoch 0, step {step}: {message}.*; there is no earlier checkpoint"):
         train(module, tmp_path, images, accumulate_grad_batches=accumulated)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
 

@@ -209,14 +209,14 @@ def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("step", "more", "said"),
+    ("step", "more", "message"),
     [
         (7, [], "epoch 1, step 9: the loss became NaN or infinite, first in network.conv, whose weight is"),
         (11, [], "epoch 1, step 12: val/loss became NaN or infinite, first in network.conv, whose weight is"),
         (11, ["--trainer.limit_val_batches", "0"], r"epoch 1, step 12: network\.\w+\.weight became NaN"),
     ],
 )
-def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, step, more, said):
+def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, step, more, message):
     class Lost(Classifier):
         def on_before_optimizer_step(self, optimizer):
             if self.trainer.global_step == step:
@@ -224,7 +224,7 @@ def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, st
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "Classifier", Lost)
-        with pytest.raises(RunError, match=f"{said}.*the last good checkpoint is .*last.ckpt .step 6"):
+        with pytest.raises(RunError, match=f"{message}.*the last good checkpoint is .*last.ckpt .step 6"):
             run("lost", "--model.network.downsample", "conv", "--trainer.max_epochs", "5", *more, steps=-1)
     saved = torch.load(tmp_path / "lost" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 6
