@@ -30,7 +30,7 @@ def test_trajectories_of_runs(rows, inside):
 def test_learned_strides(inside):
     start = {"a": [2.0, 2.0], "b": [3.0, 1.0]}
     runs = {
-        "x": [(start, {"a": [1.5, 2.5], "b": [4.0, 1.0]}), (start, {"a": [1.7, 2.5], "b": [5.0, 1.2]})],
+        "x": [(start, {"a": [1.5, 2.5], "b": [4.0, 1.0]}), (start, {"a": [1.7, 2.5], "b": [5.0, 9.0]})],
         "a label that is so long that few have room in a line": [({"a": [3.0, 3.0]}, {"a": [1.6, 2.0]})],
     }
     runs |= {f"another label that is rather long, number {i}": [({}, {})] for i in range(8)}

@@ -72,8 +72,8 @@ def learned_strides(
         for x in range(1, len(layers)):
             panel.axvline(x - 0.5, color="#999999", lw=0.5)
         panel.set(title=f"along the {axis}", ylabel="stride", xlim=(-0.55, len(layers) - 0.45))
-        panel.set_ylim(bottom=min(0.9, panel.get_ylim()[0]))
         panel.tick_params(axis="x", length=0)
+    made[0].set_ylim(bottom=min(0.9, made[0].get_ylim()[0]))  # once all panels, which share it, have their values
     made[-1].set_xticks(range(len(layers)), [f"start → learned\n{layer}" for layer in layers])
     style.legend(figure, style.marker_handles(strides), title=varied)
     return figure
