@@ -92,7 +92,7 @@ def positive_up_to(name: str, value: float, most: float) -> float:
     return float(value)
 
 
-def whole(name: str, value: object, least: int | None = None) -> int:
+def integer(name: str, value: object, least: int | None = None) -> int:
     """Check that `value` is an int, `least` at least."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {short_repr(value)}")
@@ -103,7 +103,7 @@ def whole(name: str, value: object, least: int | None = None) -> int:
 
 def sizes(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Return one positive int per axis, from an int or a sequence."""
-    return tuple(whole(name, v, 1) for v in per_axis(name, value, ndim))
+    return tuple(integer(name, v, 1) for v in per_axis(name, value, ndim))
 
 
 def a_sequence(name: str, value: object) -> None:

@@ -39,7 +39,7 @@ def stride_mask(
     Raises:
         ValueError: `size` or `stride` is below 1, `smoothness` is negative, `window` or `basis` is unknown.
     """
-    _validation.whole("size", size, 1)
+    _validation.integer("size", size, 1)
     _validation.one_of("window", window, WINDOWS)
     _validation.one_of("basis", basis, BASES)
     _validation.not_negative("smoothness", smoothness)
@@ -98,12 +98,12 @@ def diffstride(
     )  # fmt: skip
     # With the sizes given, strides on another device need not be read.
     host_strides = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
+    _validation.finite_strides("strides", host_strides or ())
     if output_size is None:
         assert host_strides is not None
         new_sizes = options.output_sizes(spatial, host_strides)
     else:
         new_sizes = _validation.sizes("output_size", output_size, len(spatial))
-        _validation.finite_strides("strides", host_strides or ())
     return downsample(x, strides, host_strides, new_sizes, options)
 
 

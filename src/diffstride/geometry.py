@@ -116,10 +116,11 @@ class Taps(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The operator of one axis without its stride: `n` samples become `size`.
+    """One axis: `n` samples become `size`, at a stride given later.
 
-    Its operator is `P[j, i] = sum_k c_k m_k s_k(j) a_k(i)` with the window `m`, the constants `c` of `scale`, and the
-    waves `a` at `n` and `s` at `size` points. With `taps` it becomes `kernel` shifted operators, interleaved.
+    `P[j, i] = sum_k c_k w_k s_k(j) a_k(i)` with the weights `w` (mask times gain) and `c` from
+    `backends.matmul.multiplicity`. `a` are the waves at `n` points, `s` those at `size` points. With `taps` it becomes
+    `kernel` shifted operators, interleaved.
     """
 
     n: int

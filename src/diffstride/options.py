@@ -36,7 +36,7 @@ class LayerOptions:
         object.__setattr__(self, "bounds", _checked_bounds(self.bounds))
         _validation.one_of("window", self.window, WINDOWS)
         check_basis(self.basis, self.norm, self.backend)
-        _validation.whole("size_multiple", self.size_multiple, 1)
+        _validation.integer("size_multiple", self.size_multiple, 1)
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from the defaults, by name."""
@@ -44,7 +44,7 @@ class LayerOptions:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def axis(self, size: int, new_size: int, taps: Taps | None = None) -> Axis:
-        """Return the operator from `size` to `new_size` samples, which lacks nothing but the stride."""
+        """Return the operator from `size` to `new_size` samples, at a stride given later."""
         lower, upper = geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis)
         return Axis(
             n=size,

@@ -136,7 +136,7 @@ def test_a_planted_fault_is_found(plant, word, monkeypatch):
     calls = [fuzz.draw(SEED, index) for index in range(200)]
     plain = [call for call in calls if not call.compiled][:150]
     plant(monkeypatch)
-    resample._kept_operator.cache_clear()
+    resample._cached_operator.cache_clear()
     found = []
     try:
         for call in plain:
@@ -145,7 +145,7 @@ def test_a_planted_fault_is_found(plant, word, monkeypatch):
             except (AssertionError, RuntimeError) as error:
                 found.append(str(error))
     finally:
-        resample._kept_operator.cache_clear()  # what the fault made
+        resample._cached_operator.cache_clear()  # what the fault made
     assert any(message.startswith(word) for message in found), found
 
 

@@ -46,7 +46,7 @@ def train(model, steps, size=48):
 
 def flat(steps):
     model = nn.Sequential(ds.DiffStride2d(2.0, 1.0), ds.DiffStrideConv2d(2, 3, 3, 2.0, padding=1, smoothness=1.0))
-    keeps = (resample._kept_operator, matmul._kept_table)
+    keeps = (resample._cached_operator, matmul._cached_table)
     limits = [keep.cache_parameters()["maxsize"] for keep in keeps]
     train(model, max(limits))  # full
     before, resident = live_bytes(), resident_bytes()
@@ -146,21 +146,21 @@ def test_operators_are_built_once_for_each_stride_and_never_again_in_evaluation(
     layer = ds.DiffStride2d((1.9, 2.3), 1.0)
     x = torch.randn(1, 2, 23, 29)
     layer(x)
-    built = resample._kept_operator.cache_info().misses
+    built = resample._cached_operator.cache_info().misses
     for _ in range(3):
         layer.eval()(x)
         layer.train()(x).sum().backward()
-    assert resample._kept_operator.cache_info().misses == built
+    assert resample._cached_operator.cache_info().misses == built
     with torch.no_grad():
         layer.stride[0] += 0.1
     layer(x)
-    assert resample._kept_operator.cache_info().misses == built + 1  # the other axis is as it was
+    assert resample._cached_operator.cache_info().misses == built + 1  # the other axis is as it was
 
 
 def test_huge_operators_are_not_kept():
-    before = resample._kept_operator.cache_info().currsize
+    before = resample._cached_operator.cache_info().currsize
     ds.DiffStride1d(1.7, 8.0, backend="matmul")(torch.randn(1, 1, 1500))
-    assert resample._kept_operator.cache_info().currsize == before
+    assert resample._cached_operator.cache_info().currsize == before
 
 
 def test_fake_tensors_leave_nothing_behind():

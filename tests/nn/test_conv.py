@@ -46,7 +46,7 @@ def make(kernel, arguments, stride=(2.3, 1.7, 1.4), smoothness=1.3, **options):
 
 
 def run(layer, x, order):
-    strides, host_strides, new_sizes = layer._resolved(tuple(x.shape[-layer.ndim :]))
+    strides, host_strides, new_sizes = layer._strides_and_sizes(tuple(x.shape[-layer.ndim :]))
     return scheduled(layer, x, order, new_sizes).run(x, layer.weight, layer.bias, strides, host_strides)
 
 

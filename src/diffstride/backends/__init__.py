@@ -1,7 +1,7 @@
 """Two ways to apply the operator of an axis, as a dense matrix and through FFTs, and the choice between them."""
 
 from diffstride.backends.axes import CHANNELS_LAST, along_axes, autocast_dtype, headroom, is_channels_last
-from diffstride.backends.matmul import operator
+from diffstride.backends.matmul import dense_matrix
 from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense, keeps_ramps
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "Backend",
     "along_axes",
     "autocast_dtype",
+    "dense_matrix",
     "headroom",
     "is_channels_last",
     "is_dense",
     "keeps_ramps",
-    "operator",
 ]

@@ -24,13 +24,13 @@ class DenseOperator:
         self, axis: Axis, weights: Tensor, dtype: torch.dtype, first: int = 0, slopes: Tensor | None = None
     ) -> None:
         self.axis, self.first, self.slopes = axis, first, slopes
-        self.matrix = operator(axis, weights).to(dtype)
+        self.matrix = dense_matrix(axis, weights).to(dtype)
         self.size, self.length = self.matrix.shape
 
     @property
     def ramp_size(self) -> int:
         """The number of coefficients on the ramp."""
-        return len(self._ramp[0])
+        return len(self._derivative_factors[0])
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`."""
@@ -38,7 +38,7 @@ class DenseOperator:
 
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
         """Return the coefficients of `x` on the ramp."""
-        return product(self._ramp[0], x, dim)
+        return product(self._derivative_factors[0], x, dim)
 
     def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """Return `apply` and `on_ramp`."""
@@ -54,24 +54,28 @@ class DenseOperator:
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
         """Return the coefficients of `y` on the ramp times their slopes."""
-        return product(self._ramp[1], y, dim)
+        return product(self._derivative_factors[1], y, dim)
 
     def send(self, device: torch.device) -> None:
         """Move all matrices to a device, in one copy that the host does not wait for."""
         learned = self.slopes is not None
-        parts = [self._stack if learned else self.matrix, self._transposed, *(self._ramp[1:] if learned else ())]
+        parts = [
+            self._stack if learned else self.matrix,
+            self._transposed,
+            *(self._derivative_factors[1:] if learned else ()),
+        ]
         sent = torch.cat([part.reshape(-1) for part in parts]).to(device, non_blocking=True)
         moved = [t.view(p.shape) for t, p in zip(torch.split(sent, [p.numel() for p in parts]), parts, strict=True)]
         self.matrix, self._transposed = moved[0][: self.size], moved[1]
         if learned:
-            self._stack, self._ramp = moved[0], (moved[0][self.size :], moved[2])
+            self._stack, self._derivative_factors = moved[0], (moved[0][self.size :], moved[2])
 
     @cached_property
     def _transposed(self) -> Tensor:
         return self.matrix.mT.contiguous()
 
     @cached_property
-    def _ramp(self) -> tuple[Tensor, Tensor]:
+    def _derivative_factors(self) -> tuple[Tensor, Tensor]:
         """Two thin matrices `A`, `B` with `dP/dS = B^T A`: waves on the ramp at the input, and at the output."""
         assert self.slopes is not None
         thin = _change(self.axis, self.slopes, self.first)
@@ -81,7 +85,7 @@ class DenseOperator:
 
     @cached_property
     def _stack(self) -> Tensor:
-        return torch.cat([self.matrix, self._ramp[0]])
+        return torch.cat([self.matrix, self._derivative_factors[0]])
 
 
 def product(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -101,7 +105,7 @@ def _convolution_is_faster(matrix: Tensor, x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.numel() * len(matrix) > 1 << 20  # a call costs more
         and _HAS_ONEDNN
-        and not torch.is_grad_enabled()
+        and not torch.is_grad_enabled()  # always true within `_Resample.forward`, which runs without grad
         and not torch.compiler.is_compiling()
     )
 
@@ -116,7 +120,7 @@ def _pointwise(matrix: Tensor, x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], size)
 
 
-def operator(axis: Axis, weights: Tensor) -> Tensor:
+def dense_matrix(axis: Axis, weights: Tensor) -> Tensor:
     """Return the matrix of one axis.
 
     dft: `P[j, i] = 1/n sum_f c_f w_f cos(2 pi f (j/size - i/n))`, `c_f = 1` for `f = 0` and `2 f = size`, else 2.
@@ -182,9 +186,9 @@ def _shifted(axis: Axis, rows: Tensor) -> Tensor:
 def _waves(n: int, basis: Basis, like: Tensor, first: int, last: int) -> Tensor:
     """Return waves `first .. last - 1` at `n` points: cosines and sines `[2, r, n]` or cosines `[1, r, n]`."""
     # Constants are kept between calls, except for fake tensors and in a graph.
-    keep = n <= _KEPT_UP_TO and type(like) is Tensor and not torch.compiler.is_compiling()
+    keep = n <= _CACHE_UP_TO_LENGTH and type(like) is Tensor and not torch.compiler.is_compiling()
     if keep:  # one table serves every count
-        return _kept_table(n, 0, num_coefficients(n, basis), basis, like.dtype, like.device)[:, first:last]
+        return _cached_table(n, 0, num_coefficients(n, basis), basis, like.dtype, like.device)[:, first:last]
     return _table(n, first, last, basis, like.dtype, like.device)
 
 
@@ -205,5 +209,5 @@ def _angle(n: int, basis: Basis, like: Tensor, first: int, last: int, points: in
 
 
 # At most 64 tables of 512 x 512 float64, 128 MiB.
-_KEPT_UP_TO = 512
-_kept_table = lru_cache(maxsize=64)(_table)
+_CACHE_UP_TO_LENGTH = 512
+_cached_table = lru_cache(maxsize=64)(_table)

@@ -34,7 +34,7 @@ class Step(NamedTuple):
     axis: Axis
     entry: int
     """The index of the axis in the vector of strides."""
-    stride: float | None
+    raw_stride: float | None
     """The raw stride; None where the host does not have it."""
     dense: bool
 
@@ -60,16 +60,16 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step], would_cast: bool) -> Tensor:
     """Apply the operators one after another.
 
-    Where the host has the strides' values (`Step.stride`), operators are built from numbers, kept between calls, and
+    Where the host has the strides' values (`Step.raw_stride`), operators are built from numbers, cached, and
     differentiated by hand. Else (under `torch.compile`, or to leave a device alone) they are built from the tensor.
 
     Args:
         x: contiguous.
         strides: raw strides; None where all operators are fixed.
         steps: the operators.
-        would_cast: whether an autocast that the caller has switched off would change dtypes.
+        would_cast: True where an autocast that the caller has switched off would change dtypes.
     """
-    on_host = strides is None or all(step.stride is not None for step in steps)
+    on_host = strides is None or all(step.raw_stride is not None for step in steps)
     if not on_host or torch.compiler.is_compiling():
         operators = _operators(steps, strides, x)
         return _apply_guarded(x, operators) if would_cast and torch.compiler.is_compiling() else _apply(x, operators)
@@ -126,29 +126,29 @@ class _Product(torch.autograd.Function):
         return of_matrix, of_x, None
 
 
-def _like(x: Tensor) -> Tensor:
-    """Return an empty tensor of the device and precision in which windows and matrices are built."""
-    return x.new_empty((), dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+def _like(device: torch.device) -> Tensor:
+    """Return an empty tensor of the precision in which windows and matrices are built on a device."""
+    return torch.empty((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 
 def _operators(
     steps: Sequence[Step], strides: Tensor | None, x: Tensor, ramps: bool = False
 ) -> list[tuple[int, Operator]]:
     """Build operators from tensors, differentiable in `strides`."""
-    like = _like(x)
+    like = _like(x.device)
     built = []
     for dim, axis, entry, raw, dense in steps:
         if strides is None:
             operator = _operator(axis, axis.weights(None, like), dense, x.dtype)
         else:
             stride = clamp_stride(strides[entry].to(like), axis.lower, axis.upper)
-            ramp = _ramp(axis, raw, stride, like) if ramps else ()
+            ramp = _ramp_slopes(axis, raw, stride, like) if ramps else ()
             operator = _operator(axis, axis.weights(stride, like), dense, x.dtype, *ramp)
         built.append((dim, operator))
     return built
 
 
-def _ramp(axis: Axis, raw: float | None, stride: Tensor | float, like: Tensor) -> tuple[int, Tensor]:
+def _ramp_slopes(axis: Axis, raw: float | None, stride: Tensor | float, like: Tensor) -> tuple[int, Tensor]:
     """Return the first coefficient on the ramp, and `d/dS` of the factors of the ramp's pairs of waves."""
     assert raw is not None
     first, last = axis.ramp(axis.clamp(raw))
@@ -164,12 +164,12 @@ def _build(axis: Axis, raw: float | None, dense: bool, dtype: torch.dtype, devic
     # A GPU would be handed some hundred small kernels; the host has a small matrix sooner, and sends it in one copy.
     on_host = dense and device.type == "cuda" and axis.n * axis.size * axis.kept <= _ON_HOST_UP_TO
     with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training
-        like = _like(torch.empty((), dtype=dtype, device="cpu" if on_host else device))
+        like = _like(torch.device("cpu") if on_host else device)
         if raw is None:
             operator = _operator(axis, axis.weights(None, like), dense, dtype)
         else:
             stride = axis.clamp(raw)
-            operator = _operator(axis, axis.weights(stride, like), dense, dtype, *_ramp(axis, raw, stride, like))
+            operator = _operator(axis, axis.weights(stride, like), dense, dtype, *_ramp_slopes(axis, raw, stride, like))
         if on_host:
             assert isinstance(operator, DenseOperator)
             operator.send(device)
@@ -178,9 +178,9 @@ def _build(axis: Axis, raw: float | None, dense: bool, dtype: torch.dtype, devic
 
 # Building a matrix of so many multiplications is no more work than launching its kernels.
 _ON_HOST_UP_TO = 1 << 20
-_kept_operator = lru_cache(maxsize=128)(_build)
+_cached_operator = lru_cache(maxsize=128)(_build)
 # A larger matrix is built at every call.
-_KEPT_UP_TO = 512 * 512
+_CACHE_UP_TO_ELEMENTS = 512 * 512
 
 
 def _host_operators(steps: Sequence[Step], x: Tensor) -> list[tuple[int, Operator]]:
@@ -190,8 +190,8 @@ def _host_operators(steps: Sequence[Step], x: Tensor) -> list[tuple[int, Operato
     return [
         (
             s.dim,
-            (_kept_operator if plain and s.axis.n * s.axis.size <= _KEPT_UP_TO else _build)(
-                s.axis, s.stride, s.dense, x.dtype, x.device
+            (_cached_operator if plain and s.axis.n * s.axis.size <= _CACHE_UP_TO_ELEMENTS else _build)(
+                s.axis, s.raw_stride, s.dense, x.dtype, x.device
             ),
         )
         for s in steps
@@ -235,7 +235,7 @@ class _Resample(torch.autograd.Function):
         operators = _operators(ctx.steps, strides, x)
         terms = [] if tangent is None else [_apply(tangent, operators)]
         if strides_tangent is not None:
-            like = _like(x)
+            like = _like(x.device)
             for i, (dim, axis, entry, raw, dense) in enumerate(ctx.steps):
                 if not axis.lower <= raw <= axis.upper:
                     continue  # forward mode does not know where descent will go: outside nothing moves
@@ -257,28 +257,28 @@ class _Resample(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, strides, *kept = ctx.saved_tensors
+    x, strides, *saved_ramps = ctx.saved_tensors
     if torch.is_grad_enabled() and ctx.learning:
         # For second derivatives the operators are built again, from the strides' tensor.
         operators = _operators(ctx.steps, strides, x, ramps=True)
-        kept = []
+        saved_ramps = []
     else:
         operators = _host_operators(ctx.steps, grad)
-    slopes = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
+    stride_grads = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
     grad_x = grad
     for i, (dim, operator) in enumerate(operators):
-        if ctx.learning and kept:
-            slopes[i] = _inner_product(kept[i], operator.adjoint_on_ramp(grad, dim))
+        if ctx.learning and saved_ramps:
+            stride_grads[i] = _inner_product(saved_ramps[i], operator.adjoint_on_ramp(grad, dim))
         elif ctx.learning:  # axes before this one as in the input, axes after it as in the output
             of_x = _apply(operator.on_ramp(x, dim), operators[i + 1 :])
-            slopes[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
+            stride_grads[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
         if ctx.needs_input_grad[0] or i + 1 < len(operators):
             grad_x = operator.adjoint(grad_x, dim)
     if not ctx.learning:
         return grad_x, None, None, None
-    entries = [torch.zeros_like(slopes[0])] * len(strides)
-    for slope, step in zip(slopes, ctx.steps, strict=True):
-        entries[step.entry] = _pointing_inwards(slope, step)
+    entries = [torch.zeros_like(stride_grads[0])] * len(strides)
+    for gradient, step in zip(stride_grads, ctx.steps, strict=True):
+        entries[step.entry] = _pointing_inwards(gradient, step)
     grad_strides = torch.stack(entries).to(strides)
     return (grad_x if ctx.needs_input_grad[0] else None), grad_strides, None, None
 
@@ -326,11 +326,11 @@ def _inner_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide))
 
 
-def _pointing_inwards(slope: Tensor, step: Step) -> Tensor:
+def _pointing_inwards(gradient: Tensor, step: Step) -> Tensor:
     """Pass only a gradient that points back inside where the stride is at a bound."""
-    assert step.stride is not None
-    if step.stride <= step.axis.lower:
-        slope = slope.clamp(max=0)
-    if step.stride >= step.axis.upper:
-        slope = slope.clamp(min=0)
-    return slope
+    assert step.raw_stride is not None
+    if step.raw_stride <= step.axis.lower:
+        gradient = gradient.clamp(max=0)
+    if step.raw_stride >= step.axis.upper:
+        gradient = gradient.clamp(min=0)
+    return gradient

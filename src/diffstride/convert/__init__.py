@@ -51,7 +51,7 @@ def plan(
             `diffstride.ExampleInputs(*args, **kwargs)` for both.
         include: patterns (`fnmatch`) on the names of the modules to convert; None: all.
         exclude: patterns on the names of modules to leave alone.
-        upsample: whether to change upsampling by a fixed factor whose output meets a skip connection (U-Net).
+        upsample: change upsampling by a fixed factor whose output meets a skip connection (U-Net).
             `nn.Upsample` becomes `spectral_resize` to the skip's size, which follows a transposed convolution.
         smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer.
@@ -93,7 +93,7 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
 
     The parameters stay the same tensors under the same names. So an old checkpoint loads with `strict=False`, and only
     strides are missing. Before a converted model's checkpoint is loaded, a fresh model needs the same conversion:
-    `report.save(path)` here, `diffstride.Plan.load(path).apply(model)` there.
+    `plan.save(path)` here, `diffstride.Plan.load(path).apply(model)` there.
 
     Args:
         model: any module.
@@ -106,9 +106,9 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
     Raises:
         UsageError: as in `plan`, and so is ValueError; the model is as before.
     """
-    report = plan(model, example_inputs, **options)
-    report.apply(model)
-    return report
+    made = plan(model, example_inputs, **options)
+    made.apply(model)
+    return made
 
 
 convert.__signature__ = inspect.signature(plan)  # type: ignore[attr-defined]  # for help()

@@ -28,7 +28,7 @@ def apply(model: nn.Module, plan: Edits) -> None:
     """Carry out `plan` on `model`, in place. A failure leaves the model as it was."""
     try:
         check(model, plan)
-        with preserved(model, unless_it_succeeds=True):
+        with preserved(model, only_on_error=True):
             edit(model, plan)
     except UsageError:
         raise
@@ -74,8 +74,8 @@ def _check_site(site: Site, module: nn.Module) -> None:
     if found is None or found.stride != site.stride:
         got = None if found is None else found.stride
         raise UsageError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
-    # Maps that meet at their strides differ by less than a stride before, and by the padding that a module adds for
-    # its own stride.
+    # At stride 1, maps of a group differ by less than a stride and the extent of a kernel. `ceil_mode` adds less than
+    # a stride more.
     most = [2 * (s - 1) + extent for s, extent in zip(site.stride, found.extent, strict=True)]
     if len(site.size_offset) != len(most) or not all(
         type(n) is int and 0 <= n <= limit for n, limit in zip(site.size_offset, most, strict=True)

@@ -1,7 +1,7 @@
 """First phase of a plan: the modules that could become learnable, and the reasons why others are left alone.
 
 A module's type and options decide first (`handlers`), then the patterns `include` and `exclude`, then one run of the
-model at its own sizes (`Candidates.keep_those_that_run`). In a block with two branches,
+model at its own sizes (`Candidates.keep_usable`). In a block with two branches,
 
     class Block(nn.Module):
         def __init__(self):
@@ -59,8 +59,11 @@ class Candidates:
         found = self.sites.get(name) or handlers.downsampling(self.modules[name])
         return found.ndim if found else 0
 
-    def keep_those_that_run(self, session: Session) -> None:
-        """Leave alone what did not run, or pools whole maps. Note downsampling that no module does.
+    def keep_usable(self, session: Session) -> None:
+        """Keep the sites that run and whose outputs have more than one sample.
+
+        Poolings of whole maps become `global_poolings`. Sites of stride 1 are dropped. The others are left alone with a
+        reason. So is each operation by which a module downsamples in its own code.
 
         Args:
             session: a run of the model at its own sizes.

@@ -13,10 +13,10 @@ The search runs the model again and again, and learns from the first comparison 
     run 3: c = 37, p = 37, d = 23    nothing fails
     groups: [conv, pool], [down]     one stride and one size each
 
-The sizes of later runs are `2 n + prime`, where `n` is the size in run 1, with another prime for each tie. So equal
-sizes are no coincidence. If a comparison fails that is no equality of two such sizes (`linear` asks `8 c == 128`),
-the sizes involved cannot change, and their sites are left alone. The run that succeeds in the end shows that the model
-works at other sizes.
+The sizes of later runs are `2 n + prime`, where `n` is the size in run 1, with another prime for each set of tied
+sizes. So equal sizes are no coincidence. If a comparison fails that is no equality of two such sizes (`linear` asks
+`8 c == 128`), the sizes involved cannot change, and their sites are left alone. The run that succeeds in the end shows
+that the model works at other sizes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Search:
         model: the model to convert.
         example: the arguments of its call.
         candidates: what could be converted. The search leaves alone what cannot.
-        follow_upsampling: whether upsampling may be replaced by resizing to the size that its output meets.
+        follow_upsampling: replace upsampling by resizing to the size that its output meets.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Search:
         self.resizes: list[Resize] = []
         self.strides_read: set[str] = set()
         """Convolutions whose `stride` the model's code reads. They must stay what they are."""
-        self._learned = {m: program.in_use(m) for m in model.modules() if isinstance(m, LearnableStrides)}
+        self._learned = {m: program.raw_strides_of(m) for m in model.modules() if isinstance(m, LearnableStrides)}
 
     def start(self) -> Session:
         """Run the model at its own sizes. Keep the candidates that run."""
         session = self._run({})
-        self.candidates.keep_those_that_run(session)
+        self.candidates.keep_usable(session)
         names = {*self.candidates.sites, *self.candidates.upsamplings}
         self.sizes = {key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in names}
         return session

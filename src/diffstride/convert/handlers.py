@@ -1,10 +1,13 @@
-"""The module types that can be converted, and how. This is the one place to extend for a new type of layer.
+"""The module types that can be converted, and how.
 
 A handler takes a module and returns its `Downsampling`, or None if the module does not downsample:
 
     @handles(MyPooling)
     def _my_pooling(module):
-        return Downsampling(stride=(module.step,) * 2, extent=(module.width,) * 2, is_pooling=True)
+        return Downsampling(stride=module.stride, extent=(module.kernel_size,) * 2)
+
+A registered class must read its stride from `module.stride`, a tuple; `unstride` sets it to ones. `is_pooling` is for
+classes derived from the poolings of PyTorch only.
 """
 
 from __future__ import annotations
@@ -39,10 +42,10 @@ class Downsampling:
     extent: tuple[int, ...] = ()
     """Number of samples from the first tap of the kernel to the last."""
     is_pooling: bool = False
+    """True for poolings of PyTorch: where the map is a single sample, the pooling becomes adaptive."""
     size_offset: tuple[int, ...] = ()
-    """Number of samples that the map at stride 1 lacks, if every stride-th of its samples is to make the module's map.
-
-    Empty if it lacks none."""
+    """Samples to add to the map at stride 1, so that every S-th of them is the module's own map (`ceil_mode`). Empty:
+    none."""
     reason: str = ""
     """Reason why the module must be left alone; empty if it can be converted."""
 

@@ -62,7 +62,7 @@ def try_out(search: Search, before: Session, groups: list[Group], options: dict[
         except TraceError as error:
             if not any(site.fused for site in plan.sites):
                 raise UsageError(f"the converted model cannot run the example: {error}") from error
-        fuse = False  # the model's code may ask for the convolutions that it had
+        fuse = False  # the model's code may read attributes of the convolutions that it had
 
 
 def _draft(search: Search, before: Session, groups: list[Group], options: dict[str, Any], fuse: bool) -> Plan:
@@ -180,7 +180,10 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
 
 
 def _size_offset(plan: Plan, site: Site, maps: _Maps) -> tuple[int, ...]:
-    """Return the number of samples by which a site's map is smaller than the largest of its group, by axis."""
+    """Return the extra samples that a site's layer counts, by axis.
+
+    These are those that `ceil_mode` adds, plus the difference from the largest map of the group.
+    """
     group = [other for other in plan.sites if other.group == site.group]
     own = maps.sizes[site.name]
     return tuple(

@@ -22,7 +22,8 @@ class Site:
     shared: bool = False
     """True: all axes have one stride, because the model needs square maps."""
     size_offset: tuple[int, ...] = ()
-    """Number of samples by which the map at stride 1 is smaller than the largest in the group."""
+    """Extra samples that the layer counts: those that `ceil_mode` adds, plus the difference from the largest map of the
+    group."""
     input_size: tuple[int, ...] = ()
     size_before: tuple[int, ...] = ()
     size_after: tuple[int, ...] = ()

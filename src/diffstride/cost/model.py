@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.cost import program
 from diffstride.cost.budget import Budget
-from diffstride.cost.program import Gradient, Measure, Neighbour, Program, Strides, in_use
+from diffstride.cost.program import Gradient, Measure, Neighbour, Program, Strides, raw_strides_of
 from diffstride.errors import UsageError
 from diffstride.nn.strides import learnable_layers
 from diffstride.tracing import ExampleInputs
@@ -64,11 +64,11 @@ class CostModel:
 
     def gradient(self) -> Gradient:
         """Return the relaxed cost and its gradient with respect to each stride, in float64 on the host."""
-        return self._resolved().gradient(self._strides())
+        return self._current_program().gradient(self._strides())
 
     def neighbours(self) -> list[Neighbour]:
         """Return the exact costs with one size a sample smaller or larger."""
-        return list(self._resolved().neighbours())
+        return list(self._current_program().neighbours())
 
     def _strides(self) -> dict[int, Tensor]:
         """Return the strides by `stride_id`."""
@@ -76,7 +76,7 @@ class CostModel:
 
     def exact(self) -> int:
         """Return the exact cost at the sizes now in use."""
-        return self._resolved().count(in_use)
+        return self._current_program().count(raw_strides_of)
 
     def initial(self) -> int:
         """Return the exact cost at the initial strides."""
@@ -84,7 +84,7 @@ class CostModel:
 
     def _count(self, strides: Strides) -> int:
         """Return the exact cost at these strides; trace again where the model's code branches otherwise there."""
-        traced = self._resolved()
+        traced = self._current_program()
         if not traced.holds(strides):
             # A model may refuse maps so small, as windows of attention do. Then the branches at hand are taken.
             with suppress(UsageError):
@@ -101,11 +101,11 @@ class CostModel:
 
     def minimum(self) -> int:
         """Return the cost at the largest strides that bounds allow and that leave no map empty."""
-        return self._count(self._resolved().largest_strides())
+        return self._count(self._current_program().largest_strides())
 
     def maximum(self) -> int:
         """Return the cost at the smallest strides that bounds and maps allow."""
-        return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else in_use(layer))
+        return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else raw_strides_of(layer))
 
     def budget(self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline") -> Budget:
         """Return a loss term that holds the cost at a budget.
@@ -134,8 +134,8 @@ class CostModel:
             )
         return Budget(self, target)
 
-    def _resolved(self) -> Program:
+    def _current_program(self) -> Program:
         """Return the program; trace again where the model's or torch's code branches otherwise at the present sizes."""
-        if self._program is None or not self._program.holds(in_use):
+        if self._program is None or not self._program.holds(raw_strides_of):
             self._program = Program(self.model, self.example, self.measure)
         return self._program

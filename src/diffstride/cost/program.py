@@ -30,7 +30,7 @@ Strides = Callable[[LearnableStrides], tuple[float, ...]]
 _ENORMOUS = 1e30
 
 
-def in_use(layer: LearnableStrides) -> tuple[float, ...]:
+def raw_strides_of(layer: LearnableStrides) -> tuple[float, ...]:
     """Return the raw strides of a layer."""
     return layer.raw_strides
 
@@ -68,7 +68,7 @@ def records_of(
     model: nn.Module,
     example: ExampleInputs,
     *,
-    strides: Strides = in_use,
+    strides: Strides = raw_strides_of,
     training: bool = False,
     symbolic_inputs: bool = False,
 ) -> tuple[list[Record], Session]:
@@ -99,7 +99,6 @@ def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) 
         sizes = [session.size((len(records), i), n) for i, n in enumerate(current)]
         learning = torch.is_grad_enabled() and layer.learns_strides
         weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
-        # Where the convolution comes first, it is the one to save the input.
         # A convolution that comes first saves the input itself.
         fused = layer.schedule([session.value(n) for n in spatial], current).fused_axes
         keeps = learning if fused or not isinstance(layer, DiffStrideConvNd) else weight_learning
@@ -144,7 +143,9 @@ class _Sizes(NamedTuple):
 class Program:
     """The cost as expressions, compiled."""
 
-    def __init__(self, model: nn.Module, example: ExampleInputs, measure: Measure, strides: Strides = in_use) -> None:
+    def __init__(
+        self, model: nn.Module, example: ExampleInputs, measure: Measure, strides: Strides = raw_strides_of
+    ) -> None:
         self.measure = measure
         self._names = {module: name for name, module in model.named_modules()}
         self.records, session = records_of(model, example, strides=strides, training=measure == "memory")
@@ -179,7 +180,7 @@ class Program:
     def neighbours(self) -> Iterator[Neighbour]:
         """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger."""
         seen = set()
-        for record, (_, spatial, new) in self._exact(in_use):
+        for record, (_, spatial, new) in self._exact(raw_strides_of):
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
             for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
@@ -191,21 +192,23 @@ class Program:
                     relaxed = size + step - margin + (0.5 if margin else -0.5)
                     if relaxed > 0:
                         stride = (n + layer.size_offset[axis]) / relaxed
-                        moved = [stride if i == axis or layer.shared else s for i, s in enumerate(in_use(layer))]
+                        moved = [
+                            stride if i == axis or layer.shared else s for i, s in enumerate(raw_strides_of(layer))
+                        ]
                         cost = self.count(_instead(layer.stride_id, tuple(moved)))
                         yield Neighbour(layer.stride_id, entry, stride, cost)
 
     def by_module(self) -> dict[str, int]:
         """Return the multiply-accumulates by module, at the sizes of the trace."""
         macs = dict(self._by_module)
-        for record, sizes in self._exact(in_use):
+        for record, sizes in self._exact(raw_strides_of):
             name = self._names[record.layer]
             macs[name] = macs.get(name, 0) + self._own(record, sizes, sizes)
         return macs
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling itself, where it is dense."""
-        calls = list(self._exact(in_use))
+        calls = list(self._exact(raw_strides_of))
         total: int = sum(
             batch * record.layer.schedule(spatial, new).resampling_macs(record.channels, spatial, new)
             for record, (batch, spatial, new) in calls
@@ -237,7 +240,7 @@ class Program:
         chosen: dict[int, list[float]] = {layer.stride_id: [1.0] * len(layer.stride) for layer in learned}
 
         def strides(layer: LearnableStrides) -> tuple[float, ...]:
-            values = tuple(chosen.get(layer.stride_id, in_use(layer)))
+            values = tuple(chosen.get(layer.stride_id, raw_strides_of(layer)))
             return values * layer.ndim if len(values) < layer.ndim else values
 
         for values in chosen.values():  # in the order of the calls
@@ -283,7 +286,7 @@ class Program:
         """Return the relaxed cost at strides by `stride_id`, and note in `room` which of them can move."""
         values: list[Any] = []
         own: Any = 0
-        for (record, whole), evaluate in zip(self._exact(in_use), self._spatial, strict=True):
+        for (record, whole), evaluate in zip(self._exact(raw_strides_of), self._spatial, strict=True):
             layer = record.layer
             batch, *spatial = evaluate(*values)
             stride = strides[layer.stride_id].expand(layer.ndim)
@@ -297,7 +300,7 @@ class Program:
             values += new
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
 
-    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = in_use) -> Any:
+    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
         schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
@@ -320,7 +323,7 @@ def _outputs(calls: Iterable[tuple[Record, _Sizes]]) -> list[Any]:
 
 def _instead(stride_id: int, strides: tuple[float, ...]) -> Strides:
     """Return a function that gives layers of this `stride_id` other strides than those in use."""
-    return lambda layer: strides if layer.stride_id == stride_id else in_use(layer)
+    return lambda layer: strides if layer.stride_id == stride_id else raw_strides_of(layer)
 
 
 def by_module(session: Session) -> dict[str, int]:

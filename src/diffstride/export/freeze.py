@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffstride import functional
 from diffstride._text import one_line
-from diffstride.backends import headroom, operator
+from diffstride.backends import dense_matrix, headroom
 from diffstride.errors import UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.geometry import AXIS_NAMES, Axis
@@ -286,7 +286,7 @@ def _products(
         sizes: the sizes before the products.
         axes: the operators of the axes; None leaves an axis as it is.
         strides: the raw strides of the axes; None where they are fixed.
-        scaled: whether a float16 result stays scaled, see `diffstride.backends.headroom`.
+        scaled: leave a float16 result scaled, see `diffstride.backends.headroom`.
     """
     root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
     x = graph.placeholder("x")
@@ -322,7 +322,7 @@ def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
     if length > MAX_LENGTH:
         raise UsageError(f"{name} must have at most {MAX_LENGTH} samples to be frozen as a matrix, got {length}")
     like = torch.empty((), dtype=torch.float64, device="cpu")
-    matrix = operator(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
+    matrix = dense_matrix(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
     rows, columns = matrix.shape
     if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
         return None

@@ -161,8 +161,8 @@ class Schedule:
             spatial: its sizes, in any kind of number.
             new_sizes: the sizes of the output, in any kind of number.
             strides: the raw strides.
-            learning: whether the strides get a gradient.
-            weight_learning: whether the convolution's weight gets one.
+            learning: True where the strides get a gradient.
+            weight_learning: True where the convolution's weight gets one.
         """
         fused = self.fused_axes
         out_channels, elements = channels, 0
@@ -210,7 +210,7 @@ def make_schedule(
 
     Args:
         convolution: at stride 1; None for a layer that only resamples.
-        options: of the layer.
+        options: options of the layer.
         spatial: the sizes of the input.
         new_sizes: the sizes of the output.
         fused_axes: 0, 1 or all; None takes the cheapest.

@@ -94,7 +94,7 @@ class DiffStrideConvNd(LearnableStrides):
             padding: samples on both sides of an axis, `"same"` or `"valid"`, as in PyTorch.
             dilation: distance between taps.
             groups: groups of channels.
-            bias: whether a bias is learned.
+            bias: learn a bias.
             padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`; all but zeros convolve first.
             smoothness: as in `DiffStride2d`, like all options that follow.
             shared: one stride for all axes.
@@ -128,7 +128,9 @@ class DiffStrideConvNd(LearnableStrides):
         self.padding = (
             _validation.one_of("padding", padding, ("same", "valid"))
             if isinstance(padding, str)
-            else tuple(_validation.whole("padding", n, 0) for n in _validation.per_axis("padding", padding, self.ndim))
+            else tuple(
+                _validation.integer("padding", n, 0) for n in _validation.per_axis("padding", padding, self.ndim)
+            )
         )
         self.weight = nn.Parameter(
             torch.empty(self.out_channels, self.in_channels // groups, *self.kernel_size, device=device, dtype=dtype)
@@ -184,7 +186,7 @@ class DiffStrideConvNd(LearnableStrides):
         spatial = _validation.spatial_sizes(x, self.ndim)
         if x.shape[-self.ndim - 1] != self.in_channels:
             raise ValueError(f"input must have {self.in_channels} channels, got shape {tuple(x.shape)}")
-        strides, host_strides, new_sizes = self._resolved(spatial)
+        strides, host_strides, new_sizes = self._strides_and_sizes(spatial)
         return self.schedule(spatial, new_sizes).run(x, self.weight, self.bias, strides, host_strides)
 
     @property

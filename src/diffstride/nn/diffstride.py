@@ -76,7 +76,7 @@ class DiffStrideNd(LearnableStrides):
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        strides, host_strides, new_sizes = self._resolved(_validation.spatial_sizes(x, self.ndim))
+        strides, host_strides, new_sizes = self._strides_and_sizes(_validation.spatial_sizes(x, self.ndim))
         return functional.downsample(x, strides, host_strides, new_sizes, self.options)
 
 

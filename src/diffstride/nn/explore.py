@@ -61,7 +61,7 @@ class Exploration(ABC):
         Raises:
             ValueError: `step` is below 0, `steps` below 1, or a stride is not finite.
         """
-        progress = _validation.whole("step", step, 0) / (self.until * _validation.whole("steps", steps, 1))
+        progress = _validation.integer("step", step, 0) / (self.until * _validation.integer("steps", steps, 1))
         factors = {}
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.learns_strides]

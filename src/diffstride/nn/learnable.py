@@ -142,7 +142,7 @@ class LearnableStrides(Traceable):
         spatial = _validation.sizes("size", size, self.ndim)
         if min(self.window_size(spatial)) < 1:
             raise ValueError(f"kernel_size must fit the padded input, got sizes {spatial} in {self}")
-        return self.sizes_at(self._strides_used(scaled), spatial)
+        return self.sizes_at(self._raw_strides(scaled), spatial)
 
     def sizes_at(self, strides: Sequence[float], spatial: Sequence[int]) -> tuple[int, ...]:
         """Return the output sizes at these raw strides for an input of sizes `spatial`."""
@@ -186,38 +186,38 @@ class LearnableStrides(Traceable):
         """Return factors for `set_stride_scale`, one for each entry of the stride; raise what it raises."""
         return _validation.positive("factors", _validation.per_axis("factors", factors, len(self.stride)))
 
-    def _resolved(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
+    def _strides_and_sizes(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
         """Return the strides of a forward pass, their values (None in a compiled graph), and the output sizes."""
         stride: Tensor = self.stride
         if self._stride_scale is not None and self.training:
             stride = stride * self._stride_scale
         strides = stride.expand(self.ndim)
         if torch.compiler.is_compiling():
-            return strides, None, self._resolved_size(spatial)
-        return strides, self._strides_used(self.training), self.output_size(spatial, scaled=self.training)
+            return strides, None, self._guarded_output_size(spatial)
+        return strides, self._raw_strides(self.training), self.output_size(spatial, scaled=self.training)
 
-    def _strides_used(self, scaled: bool) -> tuple[float, ...]:
-        """Return the raw strides, with their scale or without."""
+    def _raw_strides(self, scaled: bool) -> tuple[float, ...]:
+        """Return the raw strides, times `stride_scale` if `scaled`."""
         values = self.raw_strides
         if not scaled or self.stride_scale is None:
             return values
         factors = self.stride_scale * self.ndim if self.shared else self.stride_scale
         return tuple(s * factor for s, factor in zip(values, factors, strict=True))
 
-    def _resolved_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """`output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
+    def _guarded_output_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+        """Return `output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
 
-        While the graph is traced, `_resolve` computes the sizes outside of it. The graph guards on the attribute read
-        here, and `refresh_sizes` writes it after every optimizer step. So a graph is made again only where a size
+        While the graph is traced, `_register_size` computes the sizes outside of it. The graph guards on the attribute
+        read here, and `refresh_sizes` writes it after every optimizer step. So a graph is made again only where a size
         changes.
         """
-        size = tuple([len(range(n)) for n in spatial])  # where the batch is symbolic, these are not
-        self._resolve(*size)
+        size = tuple([len(range(n)) for n in spatial])  # plain ints, even where the batch is symbolic
+        self._register_size(*size)
         resolved: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
         return resolved
 
     @_constant_in_graphs
-    def _resolve(self, *size: int) -> None:
+    def _register_size(self, *size: int) -> None:
         self._sizes.inputs.add(size)
         self.refresh_sizes()
         watch(self)
@@ -288,7 +288,7 @@ class LearnableStrides(Traceable):
             new = fn(t)
             narrow = new.is_floating_point() and torch.finfo(new.dtype).bits < 32
             new = t.to(new.device) if narrow and id(t) in strides else new
-            return Tensor.detach(new) if new is stride else new  # of a subclass, torch makes no parameter
+            return Tensor.detach(new) if new is stride else new  # torch makes no parameter of a `StrideParameter`
 
         successor = successor_of(stride)
         super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""The only file that uses private parts of PyTorch. Each entry says why it is needed and since which version it exists.
+"""Private parts of PyTorch. Each entry has a reason, and the version since which it exists.
+
+Imports from `torch._*` are in `tracing/_torch.py` only; `torch.utils._pytree`, `_python_dispatch` and `_sympy` are used
+directly.
 
 Everything here is tested from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler
 happen on use, because each takes longer than importing the rest of the library.

@@ -13,14 +13,14 @@ from torch import nn
 
 
 @contextmanager
-def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator[None]:
+def preserved(model: nn.Module, *, only_on_error: bool = False) -> Iterator[None]:
     """Restore the random states and the model at the end: modules, parameters, buffers, hooks, mode.
 
     Attributes become what they were, and containers among them hold what they held. Tensors are not copied.
 
     Args:
         model: any module.
-        unless_it_succeeds: restore the model only if an exception is raised inside.
+        only_on_error: restore the model only if an exception is raised inside.
     """
     saved = [(m, dict(vars(m)), [_contents(value) for value in vars(m).values()]) for m in model.modules()]
     python, numpy = random.getstate(), sys.modules.get("numpy")
@@ -32,7 +32,7 @@ def preserved(model: nn.Module, *, unless_it_succeeds: bool = False) -> Iterator
             yield
         succeeded = True
     finally:
-        for module, attributes, contents in saved if not (succeeded and unless_it_succeeds) else ():
+        for module, attributes, contents in saved if not (succeeded and only_on_error) else ():
             vars(module).clear()
             vars(module).update(attributes)
             _restore(contents)

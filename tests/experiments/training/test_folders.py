@@ -12,7 +12,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.history import read_dicts, read_rows
 from diffstride.experiments.training.fit import train
-from diffstride.experiments.training.folders import LOCK, RUN, as_name, check_name, held
+from diffstride.experiments.training.folders import LOCK, RUN, as_name, check_name, locked
 from tests.helpers.errors import content
 from tests.helpers.processes import PROCESSES, fit, start, warm_up
 
@@ -179,7 +179,7 @@ def test_of_two_processes_of_one_run_one_trains(resumed, tmp_path):
 
 
 def _hold(folder, ready):
-    with held(folder):
+    with locked(folder):
         ready.set()
         time.sleep(60)
 
@@ -190,13 +190,13 @@ def test_a_hold_ends_with_its_process_and_with_no_other(tmp_path):
     process = PROCESSES.Process(target=_hold, args=(folder, ready))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(UsageError, match="is being worked on by another process"), held(folder):
+    with pytest.raises(UsageError, match="is being worked on by another process"), locked(folder):
         pass
     process.kill()
     process.join()
-    with held(folder):
+    with locked(folder):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))  # as a loader's worker is
         child.start()
-    with held(folder):
+    with locked(folder):
         child.kill()
     assert {path.name for path in folder.iterdir()} == {RUN, LOCK}

@@ -70,7 +70,7 @@ def demo(arguments: Sequence[str]) -> None:
         prog="diffstride demo",
         description="Compare strided convolution, spectral pooling and DiffStride on generated images.\n"
         "Each trains one small network from a good and one from a poor initial stride. The command prints a table\n"
-        "and draws figures. It takes about two minutes on two cores.",
+        "and draws figures. It takes about half a minute on two cores.",
     )
     parser.add_argument("config", nargs="?", default=CONFIG, help="YAML file of one run (default: that of the package)")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")

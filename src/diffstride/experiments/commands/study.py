@@ -20,7 +20,7 @@ from diffstride.experiments.studies.runner import check_same, estimate_costs, ru
 from diffstride.experiments.studies.study import Study, label_of, load_study
 from diffstride.experiments.training.documents import load_yaml
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.folders import STUDY, check_name, held
+from diffstride.experiments.training.folders import STUDY, check_name, locked
 
 DESCRIPTION = """Do the runs of a study, then make its tables and figures; everything is in RUNS/NAME.
 
@@ -52,7 +52,7 @@ def study(arguments: Sequence[str]) -> None:
         executor = Ray(options.ray)
         if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
             executor.connect(cpus=plan.cpus, gpus=plan.gpus)
-    with held(folder, STUDY):
+    with locked(folder, STUDY):
         run_study(plan, folder, executor, console)
 
 

@@ -69,7 +69,7 @@ class AudioData(SoundData, HubData):
     ) -> None:
         super().__init__(path, audio_column, **options)
         if sample_rate is not None:
-            _validation.whole("sample_rate", sample_rate, 1)
+            _validation.integer("sample_rate", sample_rate, 1)
         _validation.above_zero("seconds", seconds)
         if crop_seconds is not None:
             _validation.above_zero("crop_seconds", crop_seconds)

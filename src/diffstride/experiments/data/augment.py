@@ -37,11 +37,11 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _validation.whole("augment.pad_crop", self.pad_crop, 0)
+        _validation.integer("augment.pad_crop", self.pad_crop, 0)
         _validation.one_of("augment.pad_mode", self.pad_mode, ("zeros", "reflect"))
         _validation.not_negative("augment.mixup", self.mixup)
         if self.resized_crop is not None:
-            _validation.whole("augment.resized_crop", self.resized_crop, 1)
+            _validation.integer("augment.resized_crop", self.resized_crop, 1)
         if self.resized_crop is not None and self.pad_crop:
             raise DataError("augment.resized_crop and augment.pad_crop exclude each other: set one of them")
 

@@ -134,8 +134,8 @@ class ClassificationData(LightningDataModule):
 
     def __init__(self, batch_size: int = 128, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()
-        _validation.whole("batch_size", batch_size, 1)
-        _validation.whole("num_workers", num_workers, 0)
+        _validation.integer("batch_size", batch_size, 1)
+        _validation.integer("num_workers", num_workers, 0)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def load(self) -> None:

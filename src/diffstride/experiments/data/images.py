@@ -60,7 +60,7 @@ class ImageData(HubData):
     ) -> None:
         super().__init__(path, image_column, **options)
         if image_size is not None:
-            _validation.whole("image_size", image_size, 1)
+            _validation.integer("image_size", image_size, 1)
         self.decoder = ImageDecoder(image_size)
         self.settings = augment or Augment()
 

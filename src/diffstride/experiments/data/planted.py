@@ -57,8 +57,8 @@ class PlantedBands(ClassificationData):
         for name, pair in ("size", size), ("band", band), ("nuisance", nuisance):
             if len(pair) != 2:
                 raise DataError(f"{name} must be two numbers (height, width), not {tuple(pair)}")
-        _validation.whole("train_samples", train_samples, 1)
-        _validation.whole("test_samples", test_samples, 1)
+        _validation.integer("train_samples", train_samples, 1)
+        _validation.integer("test_samples", test_samples, 1)
         for n, b, lowest in zip(size, band, nuisance, strict=True):
             if b % 2 or not 0 < b < lowest <= n / 2:
                 raise DataError(f"band must be even and 0 < band < nuisance <= size / 2, not {b}, {lowest} and {n} / 2")

@@ -41,7 +41,7 @@ class LogMel:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _validation.whole("features.bands", self.bands, 1)
+        _validation.integer("features.bands", self.bands, 1)
         for name in ("window", "hop", "floor"):
             _validation.above_zero(f"features.{name}", getattr(self, name))
 

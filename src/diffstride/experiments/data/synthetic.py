@@ -65,7 +65,7 @@ class SyntheticSounds(SoundData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        _validation.whole("sample_rate", sample_rate, 1)
+        _validation.integer("sample_rate", sample_rate, 1)
         _validation.above_zero("seconds", seconds)
         _validation.one_of("task", task, TASKS)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
@@ -73,8 +73,8 @@ class SyntheticSounds(SoundData):
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
                 f"{tuple(pitches)}"
             )
-        _validation.whole("train_samples", train_samples, 1)
-        _validation.whole("test_samples", test_samples, 1)
+        _validation.integer("train_samples", train_samples, 1)
+        _validation.integer("test_samples", test_samples, 1)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, None, features
         self.train_samples, self.test_samples = train_samples, test_samples

@@ -41,10 +41,10 @@ def panels(
     Args:
         count: number of panels; places that are left over in the last row stay empty.
         columns: panels in a row.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
+        width: width of a panel, in inches.
+        height: height of a panel, in inches.
         title: above all panels.
-        options: of `Figure.subplots`.
+        options: arguments of `Figure.subplots`.
     """
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")

@@ -62,7 +62,7 @@ def strides_over_bands(
         runs: by the panel's title, lines by the run's name.
         limits: by the panel's title, the stride up to which the window keeps the band whole, and up to which it still
             lets some of it through.
-        ylabel: of the strides.
+        ylabel: label of the strides' axis.
     """
     figure, made = style.panels(len(runs), len(runs), width=max(3.1, 8.4 / len(runs)), height=3, sharey=True)
     top = 1.1 * max(max(strides) for lines in runs.values() for _, strides in lines.values())
@@ -83,7 +83,7 @@ class WindowPanel(NamedTuple):
     """Windows along one axis, and the data that they see.
 
     Attributes:
-        title: of the panel.
+        title: title of the panel.
         spectrum: mean amplitude of the data at 0, 1, .. cycles.
         windows: by name, the window at the same frequencies.
         band: cycles at which the class is, where that is known.

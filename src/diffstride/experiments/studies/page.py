@@ -53,7 +53,7 @@ def render(folder: Path, say: Callable[[str], None]) -> str:
     """Return the page of a run or of a study.
 
     Args:
-        folder: of either.
+        folder: folder of the run or of the study.
         say: called with what is being worked on.
 
     Raises:

@@ -61,7 +61,7 @@ def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Draw figures of a study as `folder/NAME.png` and `.svg`, from the runs that are done.
 
     Args:
-        folder: of the study.
+        folder: folder of the study.
         names: some of `FIGURES`.
 
     Returns:

@@ -21,7 +21,7 @@ from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments.studies.study import Request
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import train
-from diffstride.experiments.training.folders import clear, held
+from diffstride.experiments.training.folders import clear, locked
 
 
 def write_request(folder: Path, request: Request) -> None:
@@ -31,7 +31,7 @@ def write_request(folder: Path, request: Request) -> None:
         UsageError: The folder has files of something else, is held by another process, or cannot be written.
     """
     before = read_request(folder)
-    with held(folder, adopt=before is not None):
+    with locked(folder, adopt=before is not None):
         if before is not None and request.differences(before):
             clear(folder)
         (folder / "failed.json").unlink(missing_ok=True)  # of an earlier attempt

@@ -36,7 +36,7 @@ class SeedSteps(Callback):
     So a resumed training draws the same numbers as an uninterrupted one, and processes draw different ones.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -133,7 +133,7 @@ class WriteResult(Callback):
     """A callback that collects the result of a run; `write` leaves `result.json` and the figure of the strides.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     validated_step = -1

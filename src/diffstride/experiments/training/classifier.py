@@ -35,12 +35,12 @@ class Classifier(LightningModule):
         network: the network, from inputs to logits. A class derived from diffstride.experiments.models.Network.
         learning_rates: rates of the weights, one more than `milestones`.
         milestones: optimiser steps at which the next rate begins.
-        momentum: of SGD, for weights and strides.
-        weight_decay: of the weights; strides never decay.
+        momentum: momentum of SGD, for weights and strides.
+        weight_decay: decay of the weights; strides never decay.
         stride_lr: rate of the strides while `learning_rates` is highest; otherwise in proportion.
         stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
             is a sum over batch and channels, and occasionally very large.
-        label_smoothing: of the cross-entropy in training.
+        label_smoothing: smoothing of the labels in the cross-entropy of training.
         task_weights: weights of the tasks' losses by task name; the default weight is 1.
         cost_weight: weight of the cost of strides in the loss; larger weights give larger strides.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place

@@ -52,7 +52,7 @@ from diffstride.experiments.training.checkpoints import (
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
-from diffstride.experiments.training.folders import check_name, check_new, clear, held, is_run
+from diffstride.experiments.training.folders import check_name, check_new, clear, is_run, locked
 from diffstride.experiments.training.runs import read_result
 from diffstride.experiments.training.signals import end_with_parent
 from diffstride.experiments.training.tensorboard import LiveView
@@ -78,12 +78,12 @@ class FitCLI(LightningCLI):
     """Lightning's command line with a run folder."""
 
     run_folder: Path
-    result: WriteResult
-    resumes = False  # in the run's own folder
-    resumed_step: int | None = None  # of the checkpoint, which may be another run's
+    result_writer: WriteResult
+    continues_own_folder = False  # True: the checkpoint is one of the run itself
+    checkpoint_step: int | None = None  # steps of the checkpoint to resume from, which may be another run's
 
-    def __init__(self, *args: Any, holds: ExitStack, **kwargs: Any) -> None:
-        self._holds, self._is_first = holds, not _get_rank()  # None where there is one process
+    def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
+        self._locks, self._is_first = locks, not _get_rank()  # None where there is one process
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -125,7 +125,7 @@ class FitCLI(LightningCLI):
         self.run_folder = Path(config.runs).expanduser() / config.name
         if config.ckpt_path:
             self._resume(config)
-        if not self.resumes and self._is_first:
+        if not self.continues_own_folder and self._is_first:
             check_new(self.run_folder)
 
     def _resume(self, config: Any) -> None:
@@ -134,9 +134,10 @@ class FitCLI(LightningCLI):
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
             raise UsageError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
-        self.resumes = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
-        if self.resumes and self._is_first:  # before reading: another process may be about to write the next one
-            self._holds.enter_context(held(folder, adopt=True))
+        self.continues_own_folder = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
+        if self.continues_own_folder and self._is_first:
+            # Before reading: another process may be about to write the next one.
+            self._locks.enter_context(locked(folder, adopt=True))
             remove_unfinished(folder / "checkpoints")
         if config.ckpt_path == "last":
             path, saved = read_last(path)
@@ -144,13 +145,13 @@ class FitCLI(LightningCLI):
             saved = read_checkpoint(path)
         if "loops" not in saved:
             raise UsageError(f"{path} has weights alone: resume from a checkpoint of `diffstride fit`")
-        self.resumed_step, self._resumed = saved["global_step"], saved
+        self.checkpoint_step, self._resumed = saved["global_step"], saved
         config.ckpt_path = str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return a trainer with the callbacks and loggers of a run."""
         folder = self.run_folder
-        self.result = WriteResult(folder)
+        self.result_writer = WriteResult(folder)
         given = self._get(self.config_init, "trainer")
         checkpoints = folder / "checkpoints"
         self._csv = CSVLogger(folder, name="", version="")
@@ -163,7 +164,7 @@ class FitCLI(LightningCLI):
             StopWhenDiverged(),
             StrideHistory(folder / "strides.csv"),
             LiveCost(),
-            self.result,
+            self.result_writer,
             SaveWithinEpochs(checkpoints / "last.ckpt", self.config.checkpoint_minutes),
         ]
         further = _as_list(given.get("callbacks"))
@@ -177,7 +178,7 @@ class FitCLI(LightningCLI):
         else:
             kwargs["enable_progress_bar"] = False
         trainer = super().instantiate_trainer(
-            logger=[self._csv, LiveView(folder, self.resumed_step)],
+            logger=[self._csv, LiveView(folder, self.checkpoint_step)],
             callbacks=[*further, *callbacks],
             plugins=[*_as_list(given.get("plugins")), AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -194,9 +195,11 @@ class FitCLI(LightningCLI):
                 self._check()
                 self._open()
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-            if self.result.validated_step != self.trainer.global_step:  # max_steps ended in the middle of an epoch
+            if (
+                self.result_writer.validated_step != self.trainer.global_step
+            ):  # max_steps ended in the middle of an epoch
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-            self.result.write(self.trainer, self.model)
+            self.result_writer.write(self.trainer, self.model)
         except (UsageError, RunError, torch.OutOfMemoryError):
             raise
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has torn down everything
@@ -225,7 +228,7 @@ class FitCLI(LightningCLI):
             return RunError(f"another process of the training has ended: {self._how_to_resume()}")
         if _is_of_lightning(error):
             return UsageError(one_line(error))
-        if self.resumed_step is None or self.result.has_stepped:
+        if self.checkpoint_step is None or self.result_writer.has_stepped:
             return None
         return UsageError(
             f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give another "
@@ -238,7 +241,7 @@ class FitCLI(LightningCLI):
 
     def _check(self) -> None:
         """Find mistakes that would stop the training at its start, before anything is written."""
-        if self.resumed_step is not None:
+        if self.checkpoint_step is not None:
             self._check_resumed(self._resumed)
             del self._resumed
         self.datamodule.prepare_data()
@@ -266,16 +269,16 @@ class FitCLI(LightningCLI):
     def _open(self) -> None:
         """Make the folder of a new run; in a resumed one, drop the rows that the run will write again."""
         folder = self.run_folder
-        if self.resumed_step is None or not self.resumes:
-            self._holds.enter_context(held(folder))
+        if self.checkpoint_step is None or not self.continues_own_folder:
+            self._locks.enter_context(locked(folder))
             check_new(folder)  # another process may have used it meanwhile
             clear(folder)
         else:
             # strides.csv counts the steps done, metrics.csv the steps done before.
             strides, metrics = folder / "strides.csv", folder / "metrics.csv"
             history.read_dicts(metrics)  # check both files before changing one
-            history.drop_rows_from(strides, self.resumed_step + 1)
-            history.drop_rows_from(metrics, self.resumed_step)
+            history.drop_rows_from(strides, self.checkpoint_step + 1)
+            history.drop_rows_from(metrics, self.checkpoint_step)
             rows = history.read_dicts(metrics)
             writer: Any = self._csv.experiment  # it deletes the file that it finds
             writer.metrics.extend(rows)
@@ -314,11 +317,11 @@ def train(arguments: Sequence[str]) -> FitCLI:
         The command line with `model`, `datamodule`, `trainer` and `run_folder`.
     """
     inherited = os.environ.get(_RUN_NAME)
-    with quiet(), ExitStack() as holds:
+    with quiet(), ExitStack() as locks:
         try:
             if _get_rank():  # the first process of a machine starts the others
                 end_with_parent()
-            cli = _construct(arguments, holds)
+            cli = _construct(arguments, locks)
             cli.run()
         finally:
             if inherited is None:
@@ -366,7 +369,7 @@ class _ParsedFit(FitCLI):
         """Build nothing."""
 
 
-def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
+def _construct(arguments: Sequence[str], locks: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
     try:
         return kind(
             Classifier,
@@ -386,7 +389,7 @@ def _construct(arguments: Sequence[str], holds: ExitStack, kind: type[FitCLI] = 
             },
             save_config_callback=None,
             args=list(arguments),
-            holds=holds,
+            locks=locks,
         )
     except UsageError:
         raise

@@ -48,19 +48,19 @@ def is_run(folder: Path) -> bool:
 
 
 @contextmanager
-def held(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None]:
-    """Hold the folder of a run or of a study against other processes. Make it if it does not exist.
+def locked(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None]:
+    """Lock the folder of a run or of a study against other processes. Make it if it does not exist.
 
-    The hold ends with the process, however that ends. A mark in the folder names its owner, and a folder of files
+    The lock ends with the process, however that ends. A mark in the folder names its owner, and a folder of files
     without a mark is not touched.
 
     Args:
-        folder: of the run or of the study.
+        folder: folder of the run or of the study.
         mark: `RUN` or `STUDY`.
-        adopt: also hold a folder without a mark.
+        adopt: also lock a folder without a mark.
 
     Raises:
-        UsageError: a folder with other files, one that another process holds, or one that cannot be written.
+        UsageError: a folder with other files, one that another process has locked, or one that cannot be written.
     """
     lock = FileLock(folder / LOCK)
     try:

@@ -31,7 +31,7 @@ class LiveView(TensorBoardLogger):
     Its tab *Custom scalars* has all strides in one chart, and all sizes of maps in another.
 
     Args:
-        folder: of the run; events go to `tensorboard/` in it.
+        folder: folder of the run; events go to `tensorboard/` in it.
         resumed_step: the steps that a resumed run has done. Later records of the run are written again.
     """
 
