@@ -12,7 +12,7 @@ def _one_seed_and_one_thread():
 
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
-    """For sets from files: caches of our own, ours and that of `datasets`, and no network."""
+    """Give sets from files caches of their own, ours and that of `datasets`, and no network."""
     datasets = pytest.importorskip("datasets")
 
     def refuse(*args, **kwargs):

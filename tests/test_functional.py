@@ -28,7 +28,7 @@ def relative_error(actual, expected):
 
 
 def strides_up_to(size):
-    """From 1 to N: the ends, whole and fractional ones, both sides of the clamps."""
+    """Return strides from 1 to N: the ends, whole and fractional ones, both sides of the clamps."""
     values = {1.0, 1.1, 1.6, 2.0, 2.6, 3.0, 4.0, math.pi, size / 3, size / 2, float(size)}
     return sorted(s for s in values if 1 <= s <= size)
 

@@ -35,7 +35,7 @@ class Bound(nn.Module):
 
 
 def layers_of(model):
-    """In the order in which they run, where that is the order of registration."""
+    """Return the layers in the order in which they run, where that is the order of registration."""
     return [module for module in model.modules() if isinstance(module, LearnableStrides)]
 
 

@@ -370,7 +370,7 @@ def test_a_resnet(preactivation):
 
 
 def assert_plain(model):
-    """No class or function of this package, wherever one looks."""
+    """Check that a model has no class or function of this package."""
     for module in model.modules():
         assert type(module).__module__.partition(".")[0] != "diffstride"
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):

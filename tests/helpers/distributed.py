@@ -107,7 +107,7 @@ def converted(norm):
 
 class Mean(nn.Module):
     def forward(self, x):
-        return x.square().mean(-1)  # of which the strides before it matter
+        return x.square().mean(-1)  # depends on the strides before it
 
 
 MODELS = {
@@ -170,7 +170,7 @@ def of_strides(model):
 
 
 def sharded(rank, name, steps):
-    """A training in which all parameters but the strides are sharded; also with two backward passes a step."""
+    """Train with all parameters sharded but the strides. Return strides, their gradients, and the weights."""
     torch.manual_seed(0)
     model = MODELS[name]()
     with torch.no_grad():
@@ -207,7 +207,7 @@ def mistakes(rank):
 
 
 class Record(Callback):
-    """Strides and sizes after each step, and which samples each process was given, by epoch."""
+    """A callback that notes strides and sizes after each step, and by epoch the samples of each process."""
 
     notes, samples = [], []
 

@@ -1,4 +1,4 @@
-"""Checks that every answer to a mistake passes."""
+"""Checks of the error that a mistake raises."""
 
 import traceback
 from pathlib import Path
@@ -44,7 +44,7 @@ def without_bars(text):
 def refuses(call, names, folder, models):
     """Check that a call raises one line of the library's own that has all `names`, and changes nothing.
 
-    Neither a file of the folder, nor a model, nor the state of the random numbers may be another afterwards.
+    The files of the folder, the models and the state of the random numbers stay as they are.
     """
     files, random = content(folder), torch.get_rng_state()
     before = [state(model) for model in models]

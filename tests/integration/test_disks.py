@@ -39,7 +39,7 @@ def refused(line, capsys, new=None):
 
 @contextlib.contextmanager
 def full_disk(free):
-    """No file of this process may have more than so many bytes."""
+    """Limit the files of this process to so many bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
     try:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from diffstride import tracing
 from diffstride.convert.candidates import Candidates
 from diffstride.convert.records import Resize
-from diffstride.cost import program
+from diffstride.cost import stand_ins
 from diffstride.errors import UsageError
 from diffstride.nn._tracers import Traceable
 from diffstride.nn.conv import is_plain_convolution
@@ -94,7 +94,7 @@ class Search:
         self.resizes: list[Resize] = []
         self.strides_read: set[str] = set()
         """Convolutions whose `stride` the model's code reads. They must stay what they are."""
-        self._learned = {m: program.raw_strides_of(m) for m in model.modules() if isinstance(m, LearnableStrides)}
+        self._learned = {m: stand_ins.raw_strides_of(m) for m in model.modules() if isinstance(m, LearnableStrides)}
 
     def start(self) -> Session:
         """Run the model at its own sizes. Keep the candidates that run."""
@@ -138,7 +138,7 @@ class Search:
 
     def _run(self, values: dict[Key, int]) -> Session:
         """Run the model with symbols for the sites' sizes, of these values. Other sizes are those of the model."""
-        with program.pinned(self._learned):
+        with stand_ins.pinned(self._learned):
             return tracing.run(
                 self.model,
                 self.example,
@@ -149,8 +149,8 @@ class Search:
     def _forward(self, session: Session, name: str, module: nn.Module, values: dict[Key, int]) -> Forward | None:
         """Return what runs in place of a module's forward; None for its own."""
         if isinstance(module, LearnableStrides):
-            return program.unchanged(session, module)
-        if (stand_in := program.fixed(module)) is not None:
+            return stand_ins.stand_in_at_current_strides(session, module)
+        if (stand_in := stand_ins.stand_in_for_fixed(module)) is not None:
             return stand_in
         if name in self.candidates.global_poolings:
             ndim = self.candidates.ndim(name)

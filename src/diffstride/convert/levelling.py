@@ -29,8 +29,8 @@ from diffstride.convert import apply
 from diffstride.convert.grouping import Group, Key, Search
 from diffstride.convert.plan import Plan
 from diffstride.convert.records import Site
-from diffstride.cost import program
-from diffstride.cost.program import Record
+from diffstride.cost import program, stand_ins
+from diffstride.cost.stand_ins import Record
 from diffstride.errors import UsageError
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
@@ -69,7 +69,7 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
     """Return the plan without offsets that level maps, and without figures of the converted model."""
     candidates = search.candidates
     calls = {call.module: call for call in before.calls}
-    macs = program.by_module(before)
+    macs = stand_ins.macs_by_module(before)
     numbered = {name: (number, group) for number, group in enumerate(groups) for name in group.names}
     sites = []
     for name, site in candidates.sites.items():
@@ -113,7 +113,7 @@ def _levelled(search: Search, plan: Plan) -> Plan | None:
         for site in plan.sites:
             if site.name in several:  # not levelled yet; the sizes that the model had fit together
                 stack.enter_context(layers[site.name].pinned(output_size=site.size_before))
-        records, session = program.records_of(model, example)
+        records, session = stand_ins.records_of(model, example)
     if missing := [name for name, layer in layers.items() if layer not in {r.layer for r in records}]:
         raise TraceError(f"{missing[0]} is reached in another way than as a module of its parent", session)
     maps = _maps(plan, layers, records)
@@ -199,5 +199,5 @@ def _run_with_moved_strides(search: Search, groups: dict[LearnableStrides, int])
         if isinstance(module, LearnableStrides):
             factor = 1 + MOVED * (groups[module] + 1) if module in groups else 1.0
             moved[module] = tuple(s * factor for s in module.initial_strides)
-    with program.pinned(moved):
+    with stand_ins.pinned(moved):
         tracing.run(search.model, search.example, lambda *_: None)

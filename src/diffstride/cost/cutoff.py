@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from diffstride import _validation
-from diffstride.cost.program import records_of
+from diffstride.cost.stand_ins import records_of
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
 from diffstride.tracing import ExampleInputs, Session

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.cost import program
 from diffstride.cost.budget import Budget
-from diffstride.cost.program import Gradient, Measure, Neighbour, Program, Strides, raw_strides_of
+from diffstride.cost.program import Gradient, Measure, Neighbour, Program
+from diffstride.cost.stand_ins import Strides, raw_strides_of
 from diffstride.errors import UsageError
 from diffstride.nn.strides import learnable_layers
 from diffstride.tracing import ExampleInputs

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +11,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffstride import functional, tracing
+from diffstride.cost.stand_ins import (
+    Record,
+    Strides,
+    macs_by_module,
+    raw_strides_of,
+    records_of,
+    stand_in_for_fixed,
+)
 from diffstride.geometry import stride_range
 from diffstride.nn._fused import as_autocast, convolve, dense_macs
 from diffstride.nn.attach import attached
@@ -24,103 +31,8 @@ from diffstride.tracing import ExampleInputs, Session
 
 Measure = Literal["macs", "memory"]
 MEASURES = ("macs", "memory")
-Strides = Callable[[LearnableStrides], tuple[float, ...]]
-"""A function from a layer to its raw strides."""
 # Strides larger than any bound.
 _ENORMOUS = 1e30
-
-
-def raw_strides_of(layer: LearnableStrides) -> tuple[float, ...]:
-    """Return the raw strides of a layer."""
-    return layer.raw_strides
-
-
-@contextmanager
-def pinned(strides: Mapping[LearnableStrides, tuple[float, ...]]) -> Iterator[None]:
-    """Pin the strides of several layers, since the parameters of a trace have no values."""
-    with ExitStack() as stack:
-        for layer, values in strides.items():
-            stack.enter_context(layer.pinned(strides=values))
-        yield
-
-
-class Record(NamedTuple):
-    """A call of a learnable layer; sizes are expressions."""
-
-    layer: LearnableStrides
-    batch: Any
-    channels: int
-    spatial: tuple[Any, ...]
-    sampled: tuple[Any, ...]
-    """The sizes that the window sees."""
-    itemsize: int
-    learning: bool
-    """True where the stride gets a gradient."""
-    weight_learning: bool
-    """True where the convolution's weight gets one."""
-    symbols: tuple[Any, ...]
-    """The sizes of the output."""
-    sizes: tuple[int, ...]
-    """Their values in the trace."""
-
-
-def records_of(
-    model: nn.Module,
-    example: ExampleInputs,
-    *,
-    strides: Strides = raw_strides_of,
-    training: bool = False,
-    symbolic_inputs: bool = False,
-) -> tuple[list[Record], Session]:
-    """Run the model with symbols for the sizes that its learnable layers give at these strides."""
-    records: list[Record] = []
-    raw = {module: strides(module) for module in model.modules() if isinstance(module, LearnableStrides)}
-
-    def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
-        if isinstance(module, LearnableStrides):
-            return _stand_in(session, module, records)
-        return fixed(module)
-
-    with pinned(raw):
-        session = tracing.run(model, example, forwards, training=training, symbolic_inputs=symbolic_inputs)
-    return records, session
-
-
-def _stand_in(session: Session, layer: LearnableStrides, records: list[Record]) -> tracing.Forward:
-    """Return a stand-in for a layer's forward: its output has symbols for sizes, and it saves what the layer saves."""
-
-    def forward(x: Tensor) -> Tensor:
-        channels = x.shape[-layer.ndim - 1]
-        if isinstance(layer, DiffStrideConvNd):
-            x, channels = as_autocast(x), layer.out_channels
-        *leading, in_channels = tracing.shape(x)[: -layer.ndim]  # type: ignore[index]
-        spatial = tracing.shape(x)[-layer.ndim :]  # type: ignore[index]
-        current = layer.output_size([session.value(n) for n in spatial])
-        sizes = [session.size((len(records), i), n) for i, n in enumerate(current)]
-        learning = torch.is_grad_enabled() and layer.learns_strides
-        weight_learning = isinstance(layer, DiffStrideConvNd) and layer.weight.requires_grad
-        # A convolution that comes first saves the input itself.
-        fused = layer.schedule([session.value(n) for n in spatial], current).fused_axes
-        keeps = learning if fused or not isinstance(layer, DiffStrideConvNd) else weight_learning
-        records.append(
-            Record(
-                layer=layer,
-                batch=math.prod(leading, start=tracing.expression(1)),
-                channels=int(in_channels),
-                spatial=spatial,
-                sampled=tuple(map(session.expanded, layer.window_size(spatial))),
-                itemsize=x.itemsize,
-                learning=learning,
-                weight_learning=weight_learning,
-                symbols=tuple(map(tracing.expression, sizes)),
-                sizes=current,
-            )
-        )
-        shape = [*x.shape[: x.ndim - layer.ndim - 1], channels, *sizes]
-        output: Tensor = _StandIn.apply(x, shape, keeps, *layer.parameters())  # type: ignore[no-untyped-call]
-        return output
-
-    return forward
 
 
 class Neighbour(NamedTuple):
@@ -159,7 +71,7 @@ class Program:
         self._others = tracing.evaluator([sum(terms, tracing.expression(0))], symbols, derived)
         shapes = {n for call in session.calls for n in call.output or () if not n.is_Integer}
         self._shapes = tracing.evaluator(list(shapes), symbols, derived)
-        self._by_module = by_module(session)
+        self._by_module = macs_by_module(session)
         modules = {name: module for module, name in self._names.items()}
         self._resizes = [
             (modules[call.module], tracing.evaluator([*call.input, *call.output], symbols, derived))
@@ -326,14 +238,6 @@ def _instead(stride_id: int, strides: tuple[float, ...]) -> Strides:
     return lambda layer: strides if layer.stride_id == stride_id else raw_strides_of(layer)
 
 
-def by_module(session: Session) -> dict[str, int]:
-    """Return the multiply-accumulates of a trace by module, at its sizes."""
-    macs: dict[str, int] = {}
-    for work in session.work:
-        macs[work.module] = macs.get(work.module, 0) + session.value(work.macs)
-    return macs
-
-
 def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> tuple[Tensor, Tensor]:
     """Return `min(N, N/S + 2R)` (outer window) or `N/S` (inner), and whether it can fall and whether it can rise.
 
@@ -357,43 +261,6 @@ def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -
         pushed = samples / stride
         size = n + (pushed - pushed.detach())
     return size, torch.tensor([raw < upper, raw > lower and not saturated])
-
-
-def fixed(module: nn.Module) -> tracing.Forward | None:
-    """Return a stand-in for the forward of a layer of ours that learns nothing, since none can work with symbols."""
-    if isinstance(module, ResizeTo):
-        return lambda x: _empty(x, module.target(x.shape[-module.ndim :]))
-    if isinstance(module, SpectralPoolNd):
-        return lambda x: _empty(x, functional.pooled_sizes(x.shape[-module.ndim :], module.strides))
-    return None
-
-
-def unchanged(session: Session, module: LearnableStrides) -> tracing.Forward:
-    """Return a stand-in for a learnable layer's forward: its sizes follow from the values of the input's."""
-    channels = module.out_channels if isinstance(module, DiffStrideConvNd) else None
-    return lambda x: _empty(
-        x, module.output_size([session.value(tracing.expression(n)) for n in x.shape[-module.ndim :]]), channels
-    )
-
-
-def _empty(x: Tensor, sizes: Any, channels: int | None = None) -> Tensor:
-    *leading, in_channels = x.shape[: -len(sizes)]
-    made: Tensor = _StandIn.apply(x, [*leading, channels or in_channels, *sizes], False)  # type: ignore[no-untyped-call]
-    return made
-
-
-class _StandIn(torch.autograd.Function):
-    """A function that saves its input as a learnable layer does, and computes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: Sequence[Any], keeps: bool, *parameters: Tensor) -> Tensor:
-        if keeps:
-            ctx.save_for_backward(x)
-        return x.new_empty(shape)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError
 
 
 class Gradient(NamedTuple):
@@ -439,7 +306,7 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
             return _strided(module)
         if isinstance(module, DiffStrideNd) and "forward" not in vars(module):
             return lambda x: x.new_empty([*x.shape[: -module.ndim], *_nominal(module, x.shape[-module.ndim :])])
-        return fixed(module)
+        return stand_in_for_fixed(module)
 
     session = tracing.run(model, example, forwards, training=measure == "memory")
     terms = session.storages if measure == "memory" else [work.macs for work in session.work]

@@ -1,4 +1,4 @@
-"""`diffstride bench`: what it measures and what it writes."""
+"""`diffstride bench`: its measurements and its files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From waveforms to what a network sees: against librosa, a naive formula in float64, and sounds that are known."""
+"""Features of waveforms: against librosa, a naive formula in float64, and sounds that are known."""
 
 import math
 

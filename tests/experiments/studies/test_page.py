@@ -1,4 +1,4 @@
-"""The page of a run or a study has what its folder holds, read by Python's parser of HTML."""
+"""The page of a run or a study has the content of its folder, read by Python's parser of HTML."""
 
 import csv
 import json
