@@ -54,6 +54,7 @@ CALLS = {
     "a stride that was lost": (lambda: LOST(X), "stride", "finite", "nan", "DiffStride2d"),
     "strides on the meta device": (lambda: ds.strides(ds.DiffStride2d(device="meta")), "stride", "to_empty"),
     "strides of whole numbers": (lambda: F.diffstride(X, torch.tensor([2, 2])), "strides", "float", "torch.int64"),
+    "strides that are NaN": (lambda: F.diffstride(X, (math.nan, 2.0)), "strides must be finite", "nan"),
     "a strided convolution that is fused": (
         lambda: ds.DiffStrideConv2d.fuse(STRIDED[0], LAYER), "conv", "stride 1", "(2, 2)",
     ),
