@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -61,9 +62,7 @@ def two_layers(layer):
         layer.padding_mode,
     ).double()  # fmt: skip
     conv.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "stride"})
-    pool = LAYERS[layer.ndim](
-        layer.initial_strides, layer.smoothness, window=layer.window, basis=layer.basis, norm=layer.norm
-    ).double()
+    pool = LAYERS[layer.ndim](layer.initial_strides, **asdict(layer.options)).double()
     pool.load_state_dict({"stride": layer.stride})
     pool.size_offset = layer.size_offset
     return conv, pool

@@ -222,6 +222,18 @@ def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
     assert stairs["learned width"] == [32, layer.learned[1]]
 
 
+def test_a_validation_after_the_last_step_is_drawn_at_that_step(run, tmp_path):
+    """Lightning logs it by the number of steps that are done, one more than it says of others."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    with (copied / "metrics.csv").open("a+") as file:
+        file.seek(0)
+        names = file.readline().strip().split(",")
+        late = {"step": "6", "val/accuracy": "0.5"}
+        file.write(",".join(late.get(name, "") for name in names) + "\n")
+    (accuracy,) = (p.get_lines()[0] for p in run_training(copied).axes if p.get_ylabel() == "accuracy (%)")
+    assert list(accuracy.get_xdata()) == [3, 6, 6]
+
+
 def test_a_run_shows_what_it_has_logged(run):
     panels = {panel.get_ylabel(): panel.get_lines() for panel in run_training(run).axes}
     logged = [row for row in read_dicts(run / "metrics.csv") if row["val/accuracy"]]

@@ -136,7 +136,7 @@ def _print(runs: Sequence[Run], console: PlainConsole) -> None:
     b, (height, width) = data.band, _stride_limits(runs).values()
     console.say(
         f"The class is at up to {b[0]} cycles along the height and {b[1]} along the width, which strides up to "
-        f"({height[0]:g}, {width[0]:g}) keep."
+        f"({height[0]:g}, {width[0]:g}) keep whole. A learned window has a ramp: larger strides keep a part of it."
     )
     console.say("Losing one axis leaves an accuracy of 0.5, losing both 0.25.")
 

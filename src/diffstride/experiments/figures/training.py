@@ -47,8 +47,10 @@ def stride_trajectories(rows: Sequence[StrideRow], *, title: str = "Strides whil
         line = {"color": style.COLOURS[layers.index(layer) % len(style.COLOURS)], "ls": style.STYLES.get(axis, "-")}
         strides.plot(steps, [row.stride for row in own], label=f"{layer}, {axis}", **line)
         sizes.plot(steps, [row.size for row in own], drawstyle="steps-post", **line)
-    strides.set(xlabel="optimiser step", ylabel="stride", ylim=(0.9, None))
-    sizes.set(xlabel="optimiser step", ylabel="samples behind the layer", ylim=(0, None))
+    strides.set(xlabel="optimiser step", ylabel="stride")
+    strides.set_ylim(bottom=min(0.9, strides.get_ylim()[0]))
+    sizes.set(xlabel="optimiser step", ylabel="samples behind the layer")
+    sizes.set_ylim(bottom=0)
     style.legend(figure, style.handles_of([strides]))
     return figure
 

@@ -157,7 +157,7 @@ def _summary(text: str, result: Mapping[str, Any]) -> str:
         return "A network."
     depth = f"-{options['depth']}" if "depth" in options else ""
     method = METHODS.get(str(options.get("downsample")), "its own downsampling")
-    length = f" for {result['steps']:,} steps ({result['epochs']} epochs)" if result.get("steps") else ""
+    length = f" for {result['steps']:,} steps" if result.get("steps") else ""
     return f"{network}{depth} with {method}, trained on {Path(path).name if path else source}{length}."
 
 

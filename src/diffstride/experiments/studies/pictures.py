@@ -48,7 +48,7 @@ from diffstride.experiments.studies.results import (
     striding_factor,
 )
 from diffstride.experiments.studies.study import shown
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load_run, read_result
 from diffstride.nn import DiffStride2d
 
 NO_RUNS = "no run with learned strides is done"
@@ -239,13 +239,15 @@ def run_training(run: Path) -> Figure | str:
         "train/stride_cost": ("cost of strides, Eq. 6", "training, single batches", 1),
     }
     metrics = read_dicts(run / "metrics.csv")
+    result = read_result(run)
+    total = (result and result["steps"]) or math.inf
     curves: dict[str, dict[str, Line]] = {}
     for column, (quantity, split, scale) in columns.items():
         logged = [row for row in metrics if row.get(column) and row.get("step")]
         kept = logged[:: math.ceil(len(logged) / POINTS) or 1]
         if kept:
-            # Lightning logs a step by the number of those before it; strides and results count those done.
-            line = [int(row["step"]) + 1 for row in kept], [scale * float(row[column]) for row in kept]
+            # Lightning logs a step by the number of those before it, but a validation at the end by those done.
+            line = [min(int(row["step"]) + 1, total) for row in kept], [scale * float(row[column]) for row in kept]
             curves.setdefault(quantity, {})[split] = line
     return training_curves(curves, title=f"Training, {run.absolute().name}") if curves else "nothing is logged yet"
 
