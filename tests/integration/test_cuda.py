@@ -1,4 +1,4 @@
-"""On a GPU alone: values there, no waiting for it, graphs, gradient scaling, one process of many."""
+"""Behaviour on a GPU: values there, no waiting for it, graphs, gradient scaling, one process of many."""
 
 import copy
 

@@ -276,7 +276,7 @@ def test_a_watched_layer_is_not_kept_alive():
 
 @pytest.mark.parametrize("exploration", [ds.Jitter(0.2), ds.Sweep()], ids=["jitter", "sweep"])
 def test_exploration_in_compiled_graphs(exploration):
-    """As in eager mode."""
+    """A compiled layer explores as in eager mode."""
     pool, conv = ds.DiffStride2d((2.0, 1.6), 1.0), ds.DiffStrideConv2d(3, 4, 3, 1.5, padding=1, smoothness=1.0)
     model = nn.Sequential(pool, conv)
     graphs = Graphs(traced_backward=True)

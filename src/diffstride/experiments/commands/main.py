@@ -18,7 +18,7 @@ COMMANDS = {
     "fit": "train one network; its run folder keeps everything",
     "study": "train the networks of a table or a figure, here or on a cluster",
     "report": "make a web page of a run or of a study",
-    "demo": "compare three ways to downsample on generated images, in half a minute",
+    "demo": "compare three ways to downsample on generated images, in about half a minute",
     "bench": "measure speed and memory against the alternatives",
     "predict": "classify image or audio files with a trained network",
     "export": "write a trained network as an ONNX or a safetensors file",

@@ -39,7 +39,7 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
 
     Args:
         plan: The study.
-        folder: Its folder, held by this process.
+        folder: Its folder, locked by this process.
         executor: Where to do the runs.
         console: Where to print.
 

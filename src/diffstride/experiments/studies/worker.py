@@ -28,7 +28,7 @@ def write_request(folder: Path, request: Request) -> None:
     """Request a run, and clear an earlier failure, or a run with other settings that left no checkpoint.
 
     Raises:
-        UsageError: The folder has files of something else, is held by another process, or cannot be written.
+        UsageError: The folder has files of something else, is locked by another process, or cannot be written.
     """
     before = read_request(folder)
     with locked(folder, adopt=before is not None):
