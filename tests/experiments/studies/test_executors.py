@@ -34,7 +34,7 @@ def test_runs_of_several_devices_have_a_process_of_their_own(write, capsys):
     single = ["--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
     assert study(file, *single, "--name", "other") == 1
     assert "1 of 1 runs failed" in (error := capsys.readouterr().err)
-    assert "trainer.strategy must start processes of their own" in error
+    assert "trainer.strategy must start separate processes" in error
 
 
 def test_two_processes_find_what_one_finds(write):
