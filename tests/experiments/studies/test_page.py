@@ -96,7 +96,7 @@ def test_a_runs_page_has_what_its_folder_holds(copy):
     folder = copy / NAMES[2]
     page = Page(folder)
     result = json.loads((folder / "result.json").read_text())
-    assert "with DiffStride, trained on PlantedBands for 6 steps (2 epochs)." in page.text
+    assert "with DiffStride, trained on PlantedBands for 6 steps." in page.text
     assert page.config == [(folder / "config.yaml").read_text()]
     assert dict(page.tables["Result"])["accuracy on the test split"] == f"{100 * result['accuracy']:.2f} %"
     assert dict(page.tables["Provenance"])["torch"] == result["versions"]["torch"]
