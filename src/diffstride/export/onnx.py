@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from diffstride._files import atomic_path, check_output_path, describe_os_error
+from diffstride._logging import log_level
 from diffstride._text import one_line
 from diffstride.errors import RunError, UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
@@ -160,18 +161,15 @@ _CHATTER = (
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence messages of the exporters to their developers."""
-    loggers = [logging.getLogger(name) for name in _CHATTER]
-    levels = [logger.level for logger in loggers]
     unheard = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
+    with (
+        warnings.catch_warnings(),
+        log_level(_CHATTER, logging.ERROR),
+        contextlib.redirect_stdout(unheard),
+        contextlib.redirect_stderr(unheard),
+    ):
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _error(path: Path, model: nn.Module, arguments: Arguments) -> float:

@@ -30,6 +30,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 
 import diffstride
 from diffstride._files import DISK_ERRORS, PATH_ERRORS, atomic_write_text, remove_unfinished
+from diffstride._logging import log_level
 from diffstride._text import one_line, printable
 from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments import history
@@ -297,17 +298,9 @@ _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's notes and advice, and restore them afterwards."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), log_level(("lightning.pytorch", "lightning.fabric"), logging.WARNING):
         warnings.filterwarnings("ignore", module="lightning")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def train(arguments: Sequence[str]) -> FitCLI:
