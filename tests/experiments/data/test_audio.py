@@ -107,7 +107,7 @@ def test_a_folder_of_sounds(tmp_path):
         ready(tmp_path)
     assert "\n" not in str(error.value)
     (tmp_path / "train" / "dog" / "text.wav").rename(tmp_path / "train" / "dog" / "song.m4a")
-    with pytest.raises(DataError, match=r"\.m4a files are not read: convert or remove train/dog/song.m4a"):
+    with pytest.raises(DataError, match=r"train/dog/song.m4a\): not a readable audio file"):
         ready(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_a_part_of_a_sound_is_that_of_the_whole(kind, subtype, rate, seconds):
 
 
 @pytest.mark.parametrize(("kind", "subtype"), LOSSY)
-@pytest.mark.parametrize("block", [1 << 20, 1000])
+@pytest.mark.parametrize("block", [1 << 18, 1000])
 def test_a_part_of_a_compressed_tone_is_that_of_the_whole(kind, subtype, block, monkeypatch):
     """In a tone, unlike in noise, the first samples after a seek depend on frames long before it."""
     monkeypatch.setattr("diffstride.experiments.data.audio._BLOCK", block)
@@ -273,14 +273,11 @@ def test_a_wave_file_that_was_written_to_a_pipe_is_read_to_its_end():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audio_column": "label"}, "column 'label' holds no audio files: set audio_column"),
         ({"sample_rate": 0}, "sample_rate must be >= 1, got 0"),
-        ({"seconds": 0.0}, "^seconds must be > 0 and finite, got 0"),
-        ({"seconds": 1e-5}, "^seconds must be from one sample"),
-        ({"crop_seconds": 0.06}, "crop_seconds must be from one sample to seconds, 0.05, not 0.06"),
-        ({"crop_seconds": 0.02, "features": LogMel(bands=16)}, "crop_seconds must be at least the window of 0.025 s"),
+        ({"seconds": 1e-5}, "^seconds must be at least one sample .*, not 1e-05"),
+        ({"crop_seconds": 0.06}, "crop_seconds must be .* at most seconds, not 0.06"),
+        ({"crop_seconds": 0.02, "features": LogMel(bands=16)}, "crop_seconds must be .* window of features, 0.025 s"),
         ({"features": LogMel(bands=200)}, "features.bands 200 is too many"),
-        ({"features": LogMel(highest=5000.0)}, "features.lowest and highest must be .* 4000 Hz, not 0 and 5000"),
     ],
 )
 def test_wrong_options(folder, options, message):
@@ -356,7 +353,7 @@ def test_files_that_cannot_be_read_are_named(folder, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"text")
     with pytest.raises(DataError, match=r"bad.wav: not a readable audio file \(.+\)$"):
         data.read(tmp_path / "bad.wav")
-    with pytest.raises(DataError, match=r"none.wav: cannot be read \(No such file or directory\)$"):
+    with pytest.raises(DataError, match=r"none.wav: not a readable audio file \(No such file or directory\)$"):
         data.read(tmp_path / "none.wav")
 
 

@@ -91,17 +91,10 @@ def test_settings_of_one_do_not_leak_into_another(batch):
     assert torch.equal(Augment(flip=False)(*batch, 4)[0], batch[0])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pad_crop": -1}, "pad_crop must be >= 0"),
-        ({"resized_crop": 0}, "resized_crop must be >= 1"),
-        ({"resized_crop": 8, "pad_crop": 2}, "exclude each other: set one"),
-    ],
-)
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Augment(**settings)
+def test_settings_that_would_be_silently_wrong():
+    for settings in {"pad_crop": -1}, {"mixup": -1.0}, {"resized_crop": 8, "pad_crop": 2}:
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            Augment(**settings)
 
 
 def test_sizes_that_do_not_fit(batch):

@@ -147,10 +147,10 @@ def test_labels_outside_of_the_classes_are_refused():
             self.train_set = self.test_set = torch.zeros(5, 2), torch.arange(5)
             self.num_classes = 4
 
-    with pytest.raises(DataError, match="labels must be from 0 to 3, not from 0 to 4"):
+    with pytest.raises(DataError, match="one label from 0 to 3 for each sample"):
         Generated().setup()
 
 
 def test_a_batch_larger_than_the_set(folder):
-    with pytest.raises(DataError, match="larger than the 30 training samples of a rank: lower batch_size"):
+    with pytest.raises(DataError, match="batch_size 31 is above the 30 training samples of a rank: lower it"):
         ready(folder.path, batch_size=31).train_dataloader()

@@ -98,12 +98,9 @@ def refuse(path, *arguments):
 
 def test_a_cache_that_cannot_be_written_is_described(tmp_path, cache, monkeypatch):
     folder(tmp_path / "set")
-    monkeypatch.setattr(module, "atomic_path", refuse)
-    with pytest.raises(DataError, match=r"cannot write to the cache .* \(Permission denied\): set DIFFSTRIDE_CACHE"):
-        ready(tmp_path / "set", batch_size=2)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DIFFSTRIDE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DataError, match="set DIFFSTRIDE_CACHE to a writable folder"):
+    with pytest.raises(DataError, match=r"cannot write to the cache .*file/cache .*: set DIFFSTRIDE_CACHE"):
         ready(tmp_path / "set", batch_size=2)
 
 

@@ -104,10 +104,7 @@ def test_validation_replaces_a_test_folder_without_classes(tmp_path):
 
 
 LAYOUTS = {
-    "no splits": (
-        ["cat", "dog"],
-        r"cat/0\.png outside of SPLIT/CLASS: it must be a folder with .* train/<class>/<image>",
-    ),
+    "no splits": (["cat", "dog"], r"cat/0\.png outside of SPLIT/CLASS: it must be a folder with .* train/<class>"),
     "no classes": (["train", "test"], r"test/0\.png outside of SPLIT/CLASS"),
     "one level too many": (["set/train/cat", "set/test/cat"], r"set/test/cat/0\.png outside of SPLIT/CLASS"),
     "nested classes": (["train/a", "train/b/c", "test/a"], r"train/b/c/0\.png outside of SPLIT/CLASS"),
@@ -115,8 +112,8 @@ LAYOUTS = {
     "flat test": (["train/a", "test"], r"no split 'test', only train: add it"),
     "no train": (["test/a"], r"has no split 'train', only test: add it"),
     "other splits": (["fold1/a", "fold2/a"], r"no split 'train', only fold1, fold2: add it, or set train_split"),
-    "twice": (["Train/a", "train/a", "test/a"], r"two names for the train split: rename or remove"),
-    "two words": (["train/a", "val/a", "valid/a"], r"two names for the validation split: rename or remove valid"),
+    "twice": (["Train/a", "train/a", "test/a"], r"two names for a split: rename or remove train/a/0\.png"),
+    "two words": (["train/a", "val/a", "valid/a"], r"two names for a split: rename or remove valid/a/0\.png"),
     "nothing": ([], r"has no image files: it must be a folder with train\.parquet and test\.parquet, or with"),
 }
 
@@ -125,17 +122,15 @@ LAYOUTS = {
 def test_a_layout_that_is_not_understood_is_described(tmp_path, layout):
     folders, message = LAYOUTS[layout]
     fill(tmp_path, folders)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=rf"\A{tmp_path} .*{message}"):
         ready(tmp_path)
-    assert str(tmp_path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["photo.heic", "drawing.svg"])
 def test_a_file_of_another_format_is_not_passed_over(tmp_path, name):
     fill(tmp_path, ["train/a", "test/a"])
     (tmp_path / "train" / "a" / name).write_bytes(b"content")
-    with pytest.raises(DataError, match=rf"files are not read: convert or remove train/a/{name}"):
+    with pytest.raises(DataError, match=rf"train/a/{name}\): not a readable image file .*: repair or remove it"):
         ready(tmp_path)
 
 
@@ -160,20 +155,17 @@ def test_parquet_files_of_splits(tmp_path, names):
     assert contents(tmp_path) == [[1, 2], [3, 4]]
 
 
-WRONG_TABLES = {
-    "several sets": (
-        ["a/train.parquet", "a/test.parquet", "b/train.parquet"],
-        "has several sets: give the path of one",
-    ),
-    "two splits": (["train_test.parquet"], r"train_test\.parquet has the words \w+ and \w+: rename it"),
-    "two words": (["train.parquet", "val.parquet", "dev.parquet"], "two names for the validation split"),
-    "one": (["some.parquet"], r"has no split 'test', only train: add it, or set .* parts of one with shuffled rows"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_TABLES)
-def test_parquet_files_that_could_be_any_split_are_not_guessed(tmp_path, case):
-    names, message = WRONG_TABLES[case]
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/train.parquet", "a/test.parquet", "b/train.parquet"], "has several sets: give the path of one of .*/a, "),
+        (["a/some.parquet", "b/some.parquet"], "has several sets"),
+        (["train_test.parquet"], r"two names for a split: rename or remove train_test\.parquet"),
+        (["train.parquet", "val.parquet", "dev.parquet"], "two names for a split: rename or remove val"),
+        (["some.parquet"], r"has no split 'test', only train: add it, or set .* parts of one with shuffled rows"),
+    ],
+)
+def test_parquet_files_that_could_be_any_split_are_not_guessed(tmp_path, names, message):
     for name in names:
         write(tmp_path / name, [1, 2], [0, 1])
     with pytest.raises(DataError, match=message):

@@ -195,17 +195,10 @@ def test_fingerprint_follows_the_tasks_and_the_seed():
 @pytest.mark.parametrize(
     ("tasks", "batch_size", "message"),
     [
-        ({"a": Numbered(4)}, 4, r"tasks must be two or more, not 1"),
         ({"a": Numbered(4), "b": Numbered(4), "c": Numbered(4)}, 2, r"batch_size must be at least .* tasks, 3, not 2"),
-        ({"a": Numbered(4), "b.c": Numbered(4)}, 4, r"names without dots and slashes, not 'b.c'"),
-        ({"a": Numbered(4), "b": union(4, 4)}, 4, r"tasks must be of one task each, but b is a MultiTask"),
-        ({"a": Numbered(4), "b": Numbered(4, width=2)}, 4, r"one shape and spacing, not \(1,\) .* and \(2,\) .* for b"),
-        (
-            {"a": Numbered(4), "b": Numbered(4, spacing=2.0)},
-            4,
-            r"one shape and spacing, not .*\[1.0\] for a and .*\[2.0\]",
-        ),
-        ({"a": Numbered(4), "b": Numbered(4)}, 9, r"batch_size 9 is larger than the 8 training samples of a rank"),
+        ({"a": Numbered(4), "b": Numbered(4, width=2)}, 4, r"one shape and spacing, not \(1,\) .* and \(2,\) "),
+        ({"a": Numbered(4), "b": Numbered(4, spacing=2.0)}, 4, r"one shape and spacing, .*=1.0.* and .*=2.0"),
+        ({"a": Numbered(4), "b": Numbered(4)}, 9, r"batch_size 9 is above the 8 training samples of a rank"),
     ],
 )
 def test_mistakes_get_one_line(tasks, batch_size, message):

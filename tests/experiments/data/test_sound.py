@@ -122,7 +122,7 @@ def test_silence_is_the_logarithm_of_the_floor_everywhere(floor):
         ({"floor": 0.0}, r"features.floor must be > 0 and finite, got 0"),
         ({"hop": 0.03}, r"features.hop .*at most the window, not 240 samples of 200, at 8000 Hz"),
         ({"hop": 5e-5}, r"features.hop must be at least one sample .*not 0 samples"),
-        ({"bands": 200}, r"features.bands 200 is too many: \d+ of them are narrower than the 31.25 Hz"),
+        ({"bands": 200}, r"features.bands 200 is too many: some are narrower than the 31.25 Hz"),
         ({"highest": 4001.0}, r"features.lowest and highest .* half of the sample rate, 4000 Hz, not 0 and 4001"),
         ({"lowest": -1.0}, r"features.lowest and highest must be rising from 0 .*not -1 and 4000"),
     ],
@@ -183,16 +183,22 @@ def test_spectrograms_of_evaluation_are_those_of_the_parts():
     torch.testing.assert_close(found, torch.cat([LogMel(bands=20)(part[None], 8000) for part in parts]))
 
 
-def test_axes_and_shape_are_those_of_what_comes_out():
-    waveforms = Inputs(11025, 5000, 3000, None)
-    assert waveforms.shape == (1, 3000)
-    ((name, spacing, unit),) = waveforms.axes
-    assert (name, spacing, unit) == ("time", pytest.approx(1 / 11025), "Hz")
-    spectrograms = Inputs(22050, 5000, 3000, LogMel(bands=20, hop=0.01))
-    assert spectrograms.shape == spectrograms.views(torch.zeros(1, 5000)).shape[1:] == (1, 13, 20)
-    time, frequency = spectrograms.axes
-    assert time == ("time", pytest.approx(220 / 22050), "Hz")  # 220.5 samples are 220
-    assert frequency[1:] == (1.0, "cycles per mel band")
+class Silence(SoundData):
+    """Sounds without a set."""
+
+    def __init__(self, sample_rate, seconds, crop_seconds, features=None):
+        super().__init__()
+        self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, crop_seconds, features
+
+
+@pytest.mark.parametrize("features", [None, LogMel(bands=20, hop=0.01)])
+def test_axes_and_shape_are_those_of_what_comes_out(features):
+    data = Silence(22050, 0.3, 0.14, features)
+    data.check_lengths()
+    assert data.sample_shape == data.inputs.views(torch.zeros(1, data.inputs.samples)).shape[1:]
+    spacing = 1 if features is None else 220  # 220.5 samples are 220
+    axes = ("time", pytest.approx(spacing / 22050), "Hz"), ("frequency", 1.0, "cycles per mel band")
+    assert data.axes == axes[: 1 if features is None else 2]
 
 
 @pytest.mark.parametrize("features", [None, LogMel(bands=20)])
@@ -210,10 +216,5 @@ def test_statistics_are_those_of_all_parts(features):
     ("seconds", "crop", "rate", "parts"), [(3, 1.5, 11_025, 2), (1, 1 / 3, 8000, 3), (1, 0.4, 8000, 2)]
 )
 def test_as_many_parts_fit_as_the_seconds_say(seconds, crop, rate, parts):
-    class Silence(SoundData):
-        sample_rate = rate
-        features = None
-
-    data = Silence()
-    data.seconds, data.crop_seconds = seconds, crop
+    data = Silence(rate, seconds, crop)
     assert len(data.inputs.views(torch.zeros(1, data.inputs.samples))) == parts

@@ -46,15 +46,11 @@ CHOICES = [
     ({"label": [True, False], "id": [0, 1]}, "label", ("False", "True")),
     ({"label": [7, 10], "name": ["x", "y"]}, "label", ("7", "10")),
     ({"digit": [7, 9]}, "digit", ("7", "9")),
-    (
-        {"digit": [7, 9], "id": [0, 1]},
-        None,
-        "2 columns could be the label_column: set label_column to one of digit, id",
-    ),
+    ({"digit": [7, 9], "id": [0, 1]}, None, "set label_column to one of digit, id"),
     ({"animal": ["cat", "dog"], "id": [0, 1]}, None, "set label_column to one of id, animal"),
-    ({"animal": ["cat", "dog"]}, None, "0 columns could be the label_column: set label_column to one of file, animal"),
-    ({"label": [0.5, 1.5], "id": [0, 1]}, None, "column 'label' holds no classes"),
-    ({"label": [[0], [1]], "id": [0, 1]}, None, "column 'label' holds no classes"),
+    ({"animal": ["cat", "dog"]}, None, "set label_column to one of animal"),
+    ({"label": [0.5, 1.5], "id": [0, 1]}, None, "'label' cannot be the label_column: set label_column to one of id"),
+    ({"label": [[0], [1]], "id": [0, 1]}, None, "'label' cannot be the label_column: set label_column to one of id"),
     ({"label": [0, None], "id": [0, 1]}, None, "row 1: label None is none of the 1 classes"),
 ]
 
@@ -75,9 +71,8 @@ def test_labels_are_in_the_column_of_the_usual_name_or_in_the_only_one_that_fits
 
 @pytest.mark.parametrize("part", ["train[:150%]", "train[50:]", "train[a:b]", "train[1:1]", "train[]", "train[:50%"])
 def test_a_part_that_does_not_exist_is_refused(folder, part):
-    with pytest.raises(DataError, match=r"no part of a split of 30 rows|has no split|is empty") as error:
+    with pytest.raises(DataError, match=r"\A.* is no part of the 30 rows|has no split .*\Z"):
         ready(folder.path, test_split=part)
-    assert "\n" not in str(error.value)
 
 
 def test_splits_of_the_hub(folder, monkeypatch):
@@ -119,16 +114,8 @@ def test_a_missing_path(path):
 
 
 def test_paths_that_hold_no_set(tmp_path):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
-    for name, message in (
-        (
-            "empty",
-            "empty has no image files: it must be a folder with train.parquet and test.parquet, or with train/<class>",
-        ),
-        ("text.txt", "is not a parquet file"),
-        ("broken.parquet", "could not read .*broken.parquet"),
-    ):
-        with pytest.raises(DataError, match=message):
+    for name in ("text.txt", "broken.parquet"):
+        with pytest.raises(DataError, match=f"could not read .*{name} .*: it must be a readable .parquet file"):
             ready(tmp_path / name)

@@ -210,14 +210,11 @@ def test_a_ramp_wider_than_the_pitch_never_loses_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "melody"}, r"task must be one of 'pitch', 'timbre', 'chirp', got 'melody'"),
         ({"pitches": ()}, r"pitches must be rising, .*not \(\)"),
         ({"pitches": (300.0, 200.0)}, r"pitches must be rising, .*not \(300.0, 200.0\)"),
         ({"pitches": (0.0, 300.0)}, r"pitches must be rising, from above 0"),
         ({"pitches": (300.0, 4000.0)}, r"pitches must be .* below half of the sample rate, 4000 Hz"),
-        ({"sample_rate": -8000}, r"sample_rate must be .*got -8000"),
-        ({"seconds": 0.0}, r"seconds must be > 0 and finite, got 0"),
-        ({"seconds": 0.02}, r"seconds must be at least the window of 0.025 s, not 0.02"),
+        ({"seconds": 0.02}, r"seconds must be at least .* the window of features, 0.025 s.*not 0.02"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -1,7 +1,5 @@
 """Audio-classification sets: names of the hub, parquet files and folders of sounds."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -25,11 +23,10 @@ _DECODING = 3  # raise when decoding changes, so that older caches are not used
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
 # Samples that do not depend on earlier ones. After a seek in other formats (MP3, Vorbis), the first samples differ.
 _INDEPENDENT = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "ALAC_")
-_TOO_SHORT = "it ends before the length that its header declares"
 # libsndfile shortens the declared length of a file that was cut off, and notes that in its log.
 _SHORTENED = re.compile(r"^ *(?:data|SSND|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN_LENGTH = 0x7F000000  # bytes; programs that write to a pipe declare this length or more
-_BLOCK = 1 << 20  # values decoded at once
+_BLOCK = 1 << 18  # samples decoded at once
 _CONTEXT = 256  # periods of the lower rate that a resampled sample depends on, on either side; soxr needs about 100
 _MEASURED = 1000  # sounds whose mean and deviation stand for all
 
@@ -70,25 +67,20 @@ class AudioData(SoundData, HubData):
         super().__init__(path, audio_column, **options)
         if sample_rate is not None:
             _validation.integer("sample_rate", sample_rate, 1)
-        _validation.above_zero("seconds", seconds)
-        if crop_seconds is not None:
-            _validation.above_zero("crop_seconds", crop_seconds)
         self.sample_rate, self.seconds, self.crop_seconds, self.features = sample_rate, seconds, crop_seconds, features
 
     @property
-    def decoder(self) -> SoundDecoder:  # type: ignore[override]
+    def decoder(self) -> "SoundDecoder":  # type: ignore[override]
         """The decoder at the sample rate, once it is known."""
         return SoundDecoder(self.sample_rate, self.seconds)
 
     def check_splits(self, train: Split, test: Split) -> None:
-        """Use the first sound's rate for all, if no other is asked for."""
-        if self.sample_rate is None:
+        if self.sample_rate is None:  # use the first sound's for all
             self.sample_rate = next(rate for _, rate in train.read([0], _sample_rate))
             train.decoder = test.decoder = self.decoder
         self.check_lengths()
 
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the mean and standard deviation of the network's inputs from sounds all over the split."""
         length = len(train if decoded is None else decoded)
         places = torch.linspace(0, length - 1, min(length, _MEASURED)).long()
         if decoded is not None:
@@ -99,15 +91,10 @@ class AudioData(SoundData, HubData):
 
 @dataclass(frozen=True)
 class SoundDecoder:
-    """A decoder from a sound file to 16-bit samples `[T]`. It reads the part of the file that is kept.
+    """A decoder from a sound file to 16-bit samples `[T]`. It reads the part of the file that is kept."""
 
-    Args:
-        sample_rate: Hz; None: the file's.
-        seconds: length to cut or to pad to.
-    """
-
-    sample_rate: int | None
-    seconds: float
+    sample_rate: int | None  # Hz; None: the file's
+    seconds: float  # to cut or to pad to
     media: ClassVar[str] = "audio"
     suffixes: ClassVar[tuple[str, ...]] = (
         ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au",
@@ -116,11 +103,9 @@ class SoundDecoder:
 
     @property
     def key(self) -> str:
-        """Text that differs where decoding differs."""
         return f"{_DECODING} {self.sample_rate} {self.seconds}"
 
     def __call__(self, content: bytes | BinaryIO) -> npt.NDArray[np.int16]:
-        """Return the samples."""
         import soxr
 
         with _opened(content) as file:
@@ -149,13 +134,8 @@ def _opened(content: bytes | BinaryIO) -> Iterator[Any]:
 
     try:
         with soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-            if file.format not in _FORMATS:
-                raise DataError(f"its format is none of {', '.join(_FORMATS)}")
-            if file.frames < 1:
-                raise DataError("it has no samples")
-            lengths = _SHORTENED.findall(file.extra_info)
-            if any(int(actual) < int(declared) < _UNKNOWN_LENGTH for declared, actual in lengths):
-                raise DataError(_TOO_SHORT)
+            if file.format not in _FORMATS or file.frames < 1:
+                raise DataError(f"it has no samples, or its format is none of {', '.join(_FORMATS)}")
             yield file
     except soundfile.SoundFileError as error:
         raise DataError(one_line(error).rsplit(": ", 1)[-1]) from error
@@ -163,25 +143,21 @@ def _opened(content: bytes | BinaryIO) -> Iterator[Any]:
 
 def _mono(file: Any, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Return the mean of the channels of the frames from `start` to `stop`."""
-    block = max(1, _BLOCK // file.channels)
     if file.subtype.startswith(_INDEPENDENT):
         file.seek(start)
     else:
         file.seekable = lambda: False  # otherwise soundfile ends every read with a seek
-        for skipped in range(0, start, block):
-            file.read(min(block, start - skipped))
-    wave = np.empty(stop - start, np.float32)
-    for place in range(0, len(wave), block):
-        part = wave[place : place + block]
-        channels = file.read(len(part), dtype="float32", always_2d=True)
-        if len(channels) < len(part):
-            raise DataError(_TOO_SHORT)
-        if not np.isfinite(channels).all():
-            raise DataError("it has samples that are not finite")
-        part[:] = channels.mean(1, dtype=np.float64)
-    if np.square(wave, dtype=np.float64).sum() > len(wave):
-        raise DataError("its root mean square is above full scale, which is 1: scale its samples to -1 to 1")
-    return wave
+        for skipped in range(0, start, _BLOCK):
+            file.read(min(_BLOCK, start - skipped))
+    channels = file.read(stop - start, dtype="float32", always_2d=True)
+    lengths = _SHORTENED.findall(file.extra_info)
+    if len(channels) < stop - start or any(int(n) < int(declared) < _UNKNOWN_LENGTH for declared, n in lengths):
+        raise DataError("it ends before the length that its header declares")
+    with np.errstate(invalid="ignore"):  # of infinite samples
+        wave: npt.NDArray[np.float64] = channels.mean(1, dtype=np.float64)
+    if not np.square(wave).sum() <= len(wave):
+        raise DataError("its root mean square is above full scale, or not finite: scale its samples to -1 to 1")
+    return wave.astype(np.float32)
 
 
 def _sample_rate(content: BinaryIO) -> int:

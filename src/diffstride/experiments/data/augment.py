@@ -1,7 +1,5 @@
 """Random changes to training images, on their device, through kornia."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -38,10 +36,7 @@ class Augment:
     def __post_init__(self) -> None:
         """Check the settings."""
         _validation.integer("augment.pad_crop", self.pad_crop, 0)
-        _validation.one_of("augment.pad_mode", self.pad_mode, ("zeros", "reflect"))
         _validation.not_negative("augment.mixup", self.mixup)
-        if self.resized_crop is not None:
-            _validation.integer("augment.resized_crop", self.resized_crop, 1)
         if self.resized_crop is not None and self.pad_crop:
             raise DataError("augment.resized_crop and augment.pad_crop exclude each other: set one of them")
 
@@ -89,7 +84,7 @@ def _spatial(settings: Augment, height: int, width: int) -> nn.Module | None:
     if settings.resized_crop is not None:
         steps.append(kornia.RandomResizedCrop((settings.resized_crop, settings.resized_crop), cropping_mode="slice"))
     if settings.pad_crop:
-        mode = "constant" if settings.pad_mode == "zeros" else "reflect"
+        mode = {"zeros": "constant", "reflect": "reflect"}[settings.pad_mode]
         steps.append(kornia.RandomCrop((height, width), settings.pad_crop, padding_mode=mode, cropping_mode="slice"))
     if settings.flip:
         steps.append(kornia.RandomHorizontalFlip(p=0.5))

@@ -1,21 +1,22 @@
-"""The base of all data sets: samples, their order, and their preparation on the device."""
+"""The base of all data sets: samples, their order and its resumption, and their preparation on the device."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from diffstride import _validation
 from diffstride._text import short_repr
 from diffstride.errors import UsageError
 from diffstride.experiments.data.hashing import digest, seeded
-from diffstride.experiments.data.sampling import Shard, TrainLoader, as_is
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
@@ -31,29 +32,23 @@ class DataError(UsageError):
 
 
 class Axis(NamedTuple):
-    """A spatial axis of the network's input.
-
-    Attributes:
-        name: for example "time".
-        spacing: distance between samples.
-        unit: unit of frequencies along the axis, cycles per unit of the spacing: "Hz" for a spacing in seconds.
-    """
+    """A spatial axis of the network's input, such as `Axis("time", 0.01, "Hz")`."""
 
     name: str
-    spacing: float
-    unit: str
+    spacing: float  # between samples
+    unit: str  # of frequencies along the axis: cycles per unit of the spacing
 
 
 class BatchDataset(Dataset[Batch]):
     """A data set that returns whole batches, so that loading costs one indexing and no collation."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return the batch at `indices`: raw inputs `[B, ...]` and int64 labels `[B]`."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Batch:
         """Return one sample, without the batch axis."""
@@ -61,27 +56,54 @@ class BatchDataset(Dataset[Batch]):
         return inputs[0], labels[0]
 
 
+@dataclass(eq=False)
 class InMemory(BatchDataset):
-    """A data set of two tensors.
+    """A data set of two tensors: inputs `[N, ...]` (uint8, int16 or floating), and int64 labels `[N]`."""
 
-    Args:
-        inputs: uint8, int16 or floating `[N, ...]`.
-        labels: int64 `[N]`.
-    """
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        if len(inputs) != len(labels):
-            raise DataError(f"inputs and labels differ in length: {len(inputs)} and {len(labels)}")
-        self.inputs, self.labels = inputs, labels
+    inputs: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the batch at `indices`."""
         index = torch.as_tensor(indices)
         return self.inputs[index], self.labels[index]
+
+
+class Shard(DistributedSampler[Any]):
+    """One rank's share of a data set, in torch's order. An interrupted epoch continues where it stopped."""
+
+    interrupted: tuple[int, int] = (0, 0)  # an epoch, and its samples that were trained on before an interruption
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the order without the samples already seen. Lightning asks more than once before a training."""
+        epoch, done = self.interrupted
+        return islice(self.order(), done if epoch == self.epoch else 0, None)
+
+    def order(self) -> Iterator[int]:
+        """Return the whole order of the present epoch."""
+        return super().__iter__()
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader whose position is part of checkpoints: that of the training, not that of workers, which are ahead."""
+
+    sampler: Shard
+
+    def __init__(self, trainer: Trainer, dataset: Dataset[Any], **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, int]:
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        epoch, batches = divmod(batches, int(self._trainer.num_training_batches))
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        assert self.batch_size is not None
+        self.sampler.set_epoch(state_dict["epoch"])  # workers ask for the order before Lightning sets it
+        self.sampler.interrupted = state_dict["epoch"], state_dict["batches"] * self.batch_size
 
 
 class ClassificationData(LightningDataModule):
@@ -99,9 +121,9 @@ class ClassificationData(LightningDataModule):
     `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
     sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
 
-    A training batch is `(inputs, targets)`: float inputs, and int64 targets `[B]` or class probabilities `[B, K]` when
-    the augmentation mixes samples. A batch of evaluation is `(inputs, labels)`. Each label may have several inputs, one
-    after the other: views of one sample, whose logits are averaged.
+    A training batch is `(inputs, targets)`: float inputs, and int64 targets `[B]` or, from an augmentation that mixes
+    samples, class probabilities `[B, K]`. In evaluation, each label may have several inputs, one after the other: views
+    of one sample, whose logits are averaged.
 
     Args:
         batch_size: samples per batch and rank. Training drops the last incomplete batch of an epoch.
@@ -120,7 +142,7 @@ class ClassificationData(LightningDataModule):
         std: standard deviation of each channel, or None.
     """
 
-    KEPT: ClassVar[tuple[str, ...]] = ("num_classes", "classes", "sample_shape", "mean", "std")
+    KEPT: ClassVar[tuple[str, ...]] = ("num_classes", "classes", "sample_shape", "mean", "std")  # for prediction
 
     num_classes: int
     classes: tuple[str, ...]
@@ -138,9 +160,9 @@ class ClassificationData(LightningDataModule):
         _validation.integer("num_workers", num_workers, 0)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
+    @abstractmethod
     def load(self) -> None:
         """Set `train_set`, `test_set` and `num_classes`, and the other attributes where they are known."""
-        raise NotImplementedError
 
     def read(self, file: Path) -> Tensor:
         """Return one raw sample from a file on disk, decoded like those of the set.
@@ -167,18 +189,17 @@ class ClassificationData(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         self.load()
-        train, test = as_dataset(self.train_set), as_dataset(self.test_set)
-        for dataset in train, test:
-            if isinstance(dataset, InMemory):
-                least, most = (int(label) for label in dataset.labels.aminmax())
-                if not 0 <= least <= most < self.num_classes:
-                    raise DataError(f"labels must be from 0 to {self.num_classes - 1}, not from {least} to {most}")
+        splits = self.train_set, self.test_set
+        for inputs, labels in (split for split in splits if not isinstance(split, BatchDataset)):
+            if len(inputs) != len(labels) or not 0 <= labels.min() <= labels.max() < self.num_classes:
+                raise DataError(f"there must be one label from 0 to {self.num_classes - 1} for each sample")
         if not hasattr(self, "classes"):
             self.classes = tuple(map(str, range(self.num_classes)))
         if not hasattr(self, "sample_shape"):
-            self.sample_shape = tuple(train[0][0].shape)
+            self.sample_shape = tuple(as_dataset(self.train_set)[0][0].shape)
         if not hasattr(self, "fingerprint"):
-            self.fingerprint = digest(*_tensors(self.train_set), *_tensors(self.test_set), self.num_classes)
+            train, test = ([len(split)] if isinstance(split, BatchDataset) else split for split in splits)
+            self.fingerprint = digest(*train, *test, self.num_classes)
 
     @property
     def outputs(self) -> int | dict[str, int]:
@@ -186,11 +207,9 @@ class ClassificationData(LightningDataModule):
         return self.num_classes
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the attributes that prediction needs."""
         return {name: getattr(self, name) for name in self.KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set the attributes from a checkpoint, unless the data is loaded."""
         if not hasattr(self, "train_set"):
             for name in self.KEPT:
                 setattr(self, name, state_dict[name])
@@ -200,13 +219,10 @@ class ClassificationData(LightningDataModule):
         replicas, _ = self._place()
         each = len(as_dataset(self.train_set)) // replicas
         if each < self.batch_size:
-            raise DataError(
-                f"batch_size {self.batch_size} is larger than the {each} training samples of a rank: lower batch_size"
-            )
+            raise DataError(f"batch_size {self.batch_size} is above the {each} training samples of a rank: lower it")
         return self._loader(self.train_set, train=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return batches of the test split."""
         return self._loader(self.test_set, train=False)
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -218,11 +234,9 @@ class ClassificationData(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return self.prepare_batch(batch)
-        if trainer.training:
-            step = trainer.fit_loop.epoch_loop.total_batch_idx + 1  # the last batch's number; counts micro-batches too
-            inputs, targets = self.prepare_batch(batch, step=step, rank=trainer.global_rank)
-        else:
-            inputs, targets = self.prepare_batch(batch)
+        # The loop has the number of the last batch, and counts micro-batches too.
+        step = trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer.training else None
+        inputs, targets = self.prepare_batch(batch, step=step, rank=trainer.global_rank)
         return trainer.precision_plugin.convert_input(inputs), targets
 
     def prepare_batch(self, batch: Batch, *, step: int | None = None, rank: int = 0) -> Batch:
@@ -255,18 +269,21 @@ class ClassificationData(LightningDataModule):
 
     def _loader(self, split: Batch | BatchDataset, *, train: bool) -> DataLoader[Batch]:
         dataset = as_dataset(split)
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "sampler": self._sampler(dataset, train=train),
-            "drop_last": train,
-            "collate_fn": as_is,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-        if train and self.trainer is not None:
-            return TrainLoader(self.trainer, dataset, **options)
-        return DataLoader(dataset, **options)
+        make = DataLoader if self.trainer is None or not train else partial(TrainLoader, self.trainer)
+        return make(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=self._sampler(dataset, train=train),
+            drop_last=train,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch  # needs no collation
 
 
 def as_float(raw: Tensor) -> Tensor:
@@ -289,7 +306,3 @@ def check_batch(name: str, batch: object) -> Batch:
     if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise TypeError(f"{name} must be two tensors, (inputs, labels), got {short_repr(batch)}")
     return batch[0], batch[1]
-
-
-def _tensors(split: Batch | BatchDataset) -> tuple[Any, ...]:
-    return (len(split),) if isinstance(split, BatchDataset) else tuple(split)

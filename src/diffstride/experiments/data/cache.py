@@ -1,7 +1,5 @@
 """A cache of prepared sets: entries with a checksum, and remembered digests of source files."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os
@@ -25,60 +23,42 @@ def folder(*parts: str) -> Path:
     try:
         found.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(error) from error
+        cure = "set DIFFSTRIDE_CACHE to a writable folder"
+        raise DataError(f"cannot write to the cache {found} ({error.strerror}): {cure}") from error
     return found
 
 
 def entry(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Return the path of a cache entry, after writing it where it is missing or damaged.
+    """Return the path of a cache entry, after writing its content with `write` where it is missing or damaged.
 
     The last 32 bytes of an entry are the SHA-256 of all bytes before them.
-
-    Args:
-        path: path of the entry.
-        write: writes the content to a new file.
     """
     if not _is_intact(path):
-        try:
-            with atomic_path(path) as unfinished:
-                with unfinished.open("xb") as file:
-                    write(file)
-                with unfinished.open("rb+") as file:
-                    file.write(sha256(file, unfinished.stat().st_size))
-        except PermissionError as error:
-            raise _unwritable(error) from error
+        with atomic_path(path) as unfinished:
+            with unfinished.open("xb") as file:
+                write(file)
+            with unfinished.open("rb+") as file:
+                file.write(sha256(file, unfinished.stat().st_size))
     return path
 
 
 def digest_of_files(files: Sequence[Path]) -> str:
     """Return a digest of the contents of files, in their order.
 
-    The digest is remembered by device, inode, size, time of modification and time of change of every file. A file that
-    is changed in place gets another time of change.
+    It is remembered by device, inode, size and times of every file. A change in place changes the time of change.
     """
-    try:
-        states = [os.stat(file) for file in files]
-        note = folder("sources") / digest(
-            [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states]
-        )
-        if note.exists():
-            return note.read_text()
-        total = hashlib.sha256()
-        for path in watched(files, "reading the files"):
-            with path.open("rb") as file:
-                total.update(sha256(file))
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    states = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, files)]
+    note = folder("sources") / digest(states)
+    if note.exists():
+        return note.read_text()
+    total = hashlib.sha256()
+    for path in watched(files, "reading the files"):
+        with path.open("rb") as file:
+            total.update(sha256(file))
     found = total.hexdigest()[:32]
     with suppress(OSError):  # a cache that can only be read
         atomic_write_text(note, found)
     return found
-
-
-def _unwritable(error: OSError) -> DataError:
-    return DataError(
-        f"cannot write to the cache {error.filename} ({error.strerror}): set DIFFSTRIDE_CACHE to a writable folder"
-    )
 
 
 def watched(steps: Sequence[_T], description: str) -> Iterable[_T]:
@@ -92,12 +72,11 @@ def watched(steps: Sequence[_T], description: str) -> Iterable[_T]:
 
 def _is_intact(path: Path) -> bool:
     """Return whether an entry exists and has the content that was written."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size - _CHECKSUM
-            return size >= 0 and sha256(file, size) == file.read()
-    except OSError:
+    if not path.is_file():
         return False
+    with path.open("rb") as file:
+        size = path.stat().st_size - _CHECKSUM
+        return size >= 0 and sha256(file, size) == file.read()
 
 
 def sha256(file: BinaryIO, size: float = math.inf) -> bytes:

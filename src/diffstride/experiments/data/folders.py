@@ -6,13 +6,13 @@ import mimetypes
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import NoReturn, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from diffstride.experiments.data.base import DataError
 
-Parts: TypeAlias = tuple[str, ...]  # of a path below the folder
+if TYPE_CHECKING:
+    from diffstride.experiments.data.sources import Decoder
 
 USUAL = ("train", "validation", "test")
 _SPLITS = {
@@ -27,97 +27,76 @@ def canonical(split: str) -> str:
     return _SPLITS.get(split.casefold(), split)
 
 
-def in_order(splits: Iterable[str]) -> list[str]:
-    """Return names of splits, the usual ones first."""
-    return sorted(splits, key=lambda split: (USUAL.index(split) if split in USUAL else len(USUAL), split))
+def listed(folder: str, above: str = "") -> Iterator[str]:
+    """Yield the visible files in a folder and in all folders below it, as paths below the folder."""
+    for entry in os.scandir(os.path.join(folder, above)):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from listed(folder, f"{above}{entry.name}/")
+        else:
+            yield above + entry.name
 
 
-def listed(folder: Path) -> list[Parts]:
-    """Return the visible files in a folder and in all folders below it, in order of their paths."""
-    found: list[Parts] = []
-    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        above = Path(place).relative_to(folder).parts
-        found += [(*above, name) for name in files if not name.startswith(".")]
-    return sorted(found, key="/".join)
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} cannot be read ({error.strerror}): check the path") from error
-
-
-def tables(path: str, files: Sequence[Parts]) -> dict[str, list[Parts]]:
+def tables(path: str, files: Sequence[str]) -> dict[str, list[str]]:
     """Return the parquet files of each split.
 
     A split is a word in the file's name (`train-00000-of-00001.parquet`, `digits_test.parquet`), or else the name of
-    its folder (`train/0.parquet`). Files whose names have no such word are splits of their own names, or the train
-    split where no file has one.
-
-    Args:
-        path: the folder, as the user calls it.
-        files: all files in it.
+    its folder (`train/0.parquet`). Files without such a word are left out, or the train split where no file has one.
     """
-    sets: dict[Parts, dict[str, list[Parts]]] = defaultdict(lambda: defaultdict(list))
+    sets: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
-        *above, name = file
-        if not name.lower().endswith(".parquet"):
-            continue
-        stem = re.sub(r"-\d{5}-of-\d{5}.*", "", name[: -len(".parquet")])
-        found = {word for word in re.split(r"[^a-z]+", stem.casefold()) if word in _SPLITS}
-        if not found and above and above[-1].casefold() in _SPLITS:
-            found = {above.pop()}
-        if len(found) > 1:
-            raise DataError(f"{path}: the name of {'/'.join(file)} has the words {' and '.join(found)}: rename it")
-        sets[tuple(above)][found.pop() if found else stem].append(file)
-    named = {above: splits for above, splits in sets.items() if any(canonical(split) in USUAL for split in splits)}
+        *above, name = file.split("/")
+        if name.lower().endswith(".parquet"):
+            words = _SPLITS.keys() & re.split(r"[^a-z]+", name.casefold())
+            if not words and above and above[-1].casefold() in _SPLITS:
+                words = {above.pop().casefold()}
+            sets["/".join(above)]["/".join(sorted(words))].append(file)
+    named = {above: splits for above, splits in sets.items() if any(splits)}
     choice = named or sets
     if len(choice) > 1:
-        folders = ", ".join("/".join((path, *above)) for above in choice)
+        folders = ", ".join(os.path.join(path, above) for above in choice)
         raise DataError(f"{path} has several sets: give the path of one of {folders}")
     for splits in choice.values():
-        return _by_split(path, splits) if named else {"train": [file for found in splits.values() for file in found]}
+        unnamed = splits.pop("", [])
+        return _by_split(path, splits) if named else {"train": unnamed}
     return {}
 
 
-def has_class_folders(files: Sequence[Parts], suffixes: Sequence[str]) -> bool:
+def has_class_folders(files: Sequence[str], decoder: Decoder) -> bool:
     """Return whether a split of a usual name has folders of classes, whatever else there is."""
-    return any(len(file) == 3 and canonical(file[0]) in USUAL and _suffix(file) in suffixes for file in files)
+    return any(file.count("/") == 2 and canonical(file.split("/")[0]) in USUAL for file in _media(files, decoder))
 
 
-def class_folders(path: str, files: Sequence[Parts], media: str, suffixes: Sequence[str]) -> dict[str, list[Parts]]:
-    """Return the files of each split of a folder with `SPLIT/CLASS/FILE`.
-
-    Args:
-        path: the folder, as the user calls it.
-        files: all files in it. Those without one of the suffixes are left out.
-        media: their MIME type: "image". Other files of this type are an error.
-        suffixes: suffixes of the files that are read, in lower case.
-    """
-    splits: dict[str, list[Parts]] = defaultdict(list)
-    elsewhere: list[Parts] = []
-    for file in files:
-        if _suffix(file) in suffixes:
-            (splits[file[0]] if len(file) == 3 else elsewhere).append(file)
-        elif len(file) == 3 and (mimetypes.guess_type(file[-1])[0] or "").startswith(f"{media}/"):
-            raise DataError(f"{path}: {_suffix(file)} files are not read: convert or remove {'/'.join(file)}")
-    misplaced = [file for file in elsewhere if not splits or (len(file) > 1 and file[0] in splits)]
+def class_folders(path: str, files: Sequence[str], decoder: Decoder) -> dict[str, list[str]]:
+    """Return the files of each split of a folder with `SPLIT/CLASS/FILE`."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    elsewhere: list[str] = []
+    for file in _media(files, decoder):
+        (splits[file.split("/")[0]] if file.count("/") == 2 else elsewhere).append(file)
+    misplaced = [file for file in elsewhere if not splits or file.split("/")[0] in splits]
     if misplaced or not splits:
-        found = f"{'/'.join(misplaced[0])} outside of SPLIT/CLASS" if misplaced else f"no {media} files"
+        found = f"{misplaced[0]} outside of SPLIT/CLASS" if misplaced else f"no {decoder.media} files"
         raise DataError(
             f"{path} has {found}: it must be a folder with train.parquet and test.parquet, or with "
-            f"train/<class>/<{media}> and test/<class>/<{media}>"
+            f"train/<class>/<{decoder.media}> and test/<class>/<{decoder.media}>"
         )
     return _by_split(path, splits)
 
 
-def _by_split(path: str, named: Mapping[str, list[Parts]]) -> dict[str, list[Parts]]:
+def _media(files: Iterable[str], decoder: Decoder) -> Iterator[str]:
+    """Yield the files of the decoder's type; also those of formats that it refuses, so that none is passed over."""
+    for file in files:
+        kind = mimetypes.guess_type(file)[0] or ""
+        if file.lower().endswith(decoder.suffixes) or kind.startswith(f"{decoder.media}/"):
+            yield file
+
+
+def _by_split(path: str, named: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Return the files by the usual names of their splits, each of which must occur once."""
-    found: dict[str, list[Parts]] = {}
+    found: dict[str, list[str]] = {}
     for name, files in named.items():
-        if found.setdefault(canonical(name), files) is not files:
-            raise DataError(f"{path} has two names for the {canonical(name)} split: rename or remove {name}")
+        if "/" in name or canonical(name) in found:
+            raise DataError(f"{path} has two names for a split: rename or remove {files[0]}")
+        found[canonical(name)] = files
     return found
-
-
-def _suffix(file: Parts) -> str:
-    return os.path.splitext(file[-1])[1].lower()

@@ -1,7 +1,5 @@
 """Digests of content, and random numbers that are a function of a key."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

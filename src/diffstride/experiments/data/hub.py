@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +22,7 @@ from diffstride.experiments.data import cache
 from diffstride.experiments.data.base import Batch, BatchDataset, ClassificationData, DataError
 from diffstride.experiments.data.folders import canonical
 from diffstride.experiments.data.hashing import digest
-from diffstride.experiments.data.sources import ROWS, Array, Decoder, Source, base_and_part, columns, open_source
+from diffstride.experiments.data.sources import ROWS, Array, Decoder, Source, columns, open_source
 
 if TYPE_CHECKING:
     import datasets
@@ -73,31 +76,23 @@ class HubData(ClassificationData):
         self.train_split, self.test_split = train_split, test_split
         self.train_samples, self.test_samples = train_samples, test_samples
 
+    @abstractmethod
     def check_splits(self, train: Split, test: Split) -> None:
-        """Check the splits, and set `sample_shape`, before anything but the first file is decoded."""
-        raise NotImplementedError
+        """Check the settings, and set `sample_shape`, before anything but the first file is decoded."""
 
+    @abstractmethod
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mean and standard deviation of each channel, from samples that are decoded or from a stream."""
-        raise NotImplementedError
 
     def read(self, file: Path) -> Tensor:
-        """Return one raw sample from a file on disk."""
-        try:
-            with open(file, "rb") as content:
-                return torch.from_numpy(self.decoder(content))
-        except DataError as error:
-            raise DataError(f"{file}: not a readable {self.decoder.media} file ({error})") from error
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        with _named(str(file), self.decoder.media), open(file, "rb") as content:
+            return torch.from_numpy(self.decoder(content))
 
     def load(self) -> None:
-        """Find the splits, columns and classes. Then decode, or open the cache, or stream."""
         source = open_source(self.path, self.subset, self.decoder, (self.train_split, self.test_split))
         train_rows = source.split(self.train_split)
         column, label = columns(train_rows.features, self.decoder.media, self.column, self.label_column)
-        feature = train_rows.features[label]
-        declared = getattr(feature, "names", None)
+        declared = getattr(train_rows.features[label], "names", None)
         classes = range(len(declared)) if declared else sorted(set(train_rows[label][:]) - {None})
         self.classes = tuple(map(str, declared or classes))
         self.num_classes = len(classes)
@@ -105,15 +100,16 @@ class HubData(ClassificationData):
         splits = []
         for name, samples in (self.train_split, self.train_samples), (test_split, self.test_samples):
             rows = source.split(name)
-            if {column, label} - set(rows.features):
-                raise DataError(f"the {name} split has no columns {column} and {label}: set test_split to another one")
-            if getattr(rows.features[label], "names", None) != declared:
-                raise DataError(f"the {name} split declares other classes than {self.train_split} in column {label!r}")
+            if {column, label} - set(rows.features) or getattr(rows.features[label], "names", None) != declared:
+                raise DataError(f"the {name} split must have {column!r} and {label!r}, and the classes of the other")
             labels = _class_indices(rows[label][:], classes, name, label)
             chosen = _balanced_subset(labels, samples, self.seed, name)
-            splits.append(Split(rows, name, column, chosen, labels[chosen], self.decoder))
+            files = rows.select_columns([column]).with_format("arrow")
+            splits.append(Split(files, name, chosen, torch.from_numpy(labels[chosen]), self.decoder))
         train, test = splits
         self.check_splits(train, test)
+        test.first = train.first  # all samples of both splits have its shape and type
+        next(test.decode([0]))
         if sum(len(split) * split.first.nbytes for split in splits) <= self.cache_gb * 1e9:
             keys = [split.content_key() for split in splits]
             inputs, tests = (torch.from_numpy(_decoded(split, key)) for split, key in zip(splits, keys, strict=True))
@@ -128,7 +124,7 @@ class HubData(ClassificationData):
 
     def _test_split(self, source: Source, label: str) -> str:
         """Return the name of the test split: `validation` where `test` is missing or has no labels."""
-        free = canonical(base_and_part(self.train_split)[0]) != "validation"  # not trained on
+        free = source.resolve(self.train_split)[0] != "validation"  # not trained on
         if free and canonical(self.test_split) == "test" and "validation" in source.names:
             if "test" not in source.names:
                 return "validation"
@@ -151,10 +147,7 @@ def _class_indices(labels: Sequence[Any], classes: Sequence[Any], split: str, co
 
 
 def _balanced_subset(labels: npt.NDArray[np.int64], size: int | None, seed: int, split: str) -> npt.NDArray[np.int64]:
-    """Return rows in order. Classes take turns in a random order until `size` rows are found.
-
-    A smaller subset is a part of a larger one. `train_test_split` of `datasets` does not have this property.
-    """
+    """Return rows in order. Classes take turns in a random order: a smaller subset is a part of a larger one."""
     if size is None:
         return np.arange(len(labels))
     if not 1 <= size <= len(labels):
@@ -167,52 +160,40 @@ def _balanced_subset(labels: npt.NDArray[np.int64], size: int | None, seed: int,
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:size]])
 
 
+@dataclass(eq=False)
 class Split(BatchDataset):
     """The chosen rows of one split, with their files still compressed. A stream decodes them batch by batch."""
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        name: str,
-        column: str,
-        chosen: npt.NDArray[np.int64],
-        labels: npt.NDArray[np.int64],
-        decoder: Decoder,
-    ) -> None:
-        self.name, self.column, self.chosen, self.decoder = name, column, chosen, decoder
-        self.labels = torch.from_numpy(labels)
-        self.rows = rows.select_columns([column]).with_format("arrow")
+    rows: datasets.Dataset  # a column of files
+    name: str
+    chosen: npt.NDArray[np.int64]
+    labels: Tensor
+    decoder: Decoder
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.chosen)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Decode the files at `indices`."""
         arrays = np.stack(list(self.decode(indices)))
         return torch.from_numpy(arrays), self.labels[torch.as_tensor(indices)]
 
     def read(self, places: Sequence[int] | range, function: Callable[[BinaryIO], Any]) -> Iterator[tuple[str, Any]]:
         """Yield the row and a function's result of the open file, for each of some places of the subset."""
         numbers = self.chosen[np.asarray(places)].tolist()
-        contiguous = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        table = self.rows[slice(numbers[0], numbers[-1] + 1) if contiguous else numbers]
-        for number, value in zip(numbers, table.column(self.column).to_pylist(), strict=True):
+        for number, value in zip(numbers, self.rows[numbers].column(0).to_pylist(), strict=True):
             entry = value if isinstance(value, dict) else {"bytes": value}
             path, content = entry.get("path") or "", entry.get("bytes")
             row = f"{self.name} split, row {number}" + (f" ({path})" if path else "")
-            try:
-                with open(path, "rb") if content is None else io.BytesIO(content) as file:
-                    found = function(file)
-            except (DataError, OSError) as error:
-                cause = getattr(error, "strerror", None) or error
-                media = self.decoder.media
-                raise DataError(f"{row}: not a readable {media} file ({cause}): repair or remove it") from error
+            with (
+                _named(row, self.decoder.media, ": repair or remove it"),
+                open(path, "rb") if content is None else io.BytesIO(content) as file,
+            ):
+                found = function(file)
             yield row, found
 
     @cached_property
     def first(self) -> Array:
-        """The first decoded sample. All must have its shape and type."""
+        """The first decoded sample."""
         return next(found for _, found in self.read([0], self.decoder))
 
     def decode(self, places: Sequence[int] | range) -> Iterator[Array]:
@@ -232,6 +213,16 @@ class Split(BatchDataset):
         return total.hexdigest()[:32]
 
 
+@contextmanager
+def _named(name: str, media: str, cure: str = "") -> Iterator[None]:
+    """Add the name of a file to errors in its content."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: not a readable {media} file ({cause}){cure}") from error
+
+
 def _decoded(split: Split, key: str) -> Array:
     """Return the decoded samples, mapped from the cache; they are decoded first where it has none."""
 
@@ -239,7 +230,7 @@ def _decoded(split: Split, key: str) -> Array:
         first = split.first
         header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(split), *first.shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        for places in cache.watched(list(_blocks(len(split))), f"decoding the {split.name} split"):
+        for places in cache.watched(_blocks(len(split)), f"decoding the {split.name} split"):
             for array in split.decode(places):
                 file.write(np.ascontiguousarray(array).data)
 
@@ -247,5 +238,5 @@ def _decoded(split: Split, key: str) -> Array:
     return mapped
 
 
-def _blocks(length: int) -> Iterator[range]:
-    return (range(start, min(start + ROWS, length)) for start in range(0, length, ROWS))
+def _blocks(length: int) -> list[range]:
+    return [range(length)[start : start + ROWS] for start in range(0, length, ROWS)]

@@ -1,7 +1,5 @@
 """Image-classification sets: names of the hub, parquet files and folders of images."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from dataclasses import dataclass
@@ -33,8 +31,8 @@ class ImageData(HubData):
 
     The set is decoded once into uint8 arrays that are kept in `$DIFFSTRIDE_CACHE` (else in
     `$XDG_CACHE_HOME/diffstride`, else in `~/.cache/diffstride`) under a digest of the images' bytes and of their
-    preparation. A set that is larger than `cache_gb` when decoded is streamed: its images stay compressed in an Arrow
-    file of the cache (or the image folder) and are decoded batch by batch, in `num_workers` processes.
+    preparation. A set that is larger than `cache_gb` when decoded is streamed: its images stay compressed and are
+    decoded batch by batch, in `num_workers` processes.
 
     PNG, JPEG, GIF, BMP, WebP, TIFF, PBM, PGM, PPM and JPEG 2000 are read, by content. All images become 8-bit RGB: grey
     and palette images are converted, 16 bits are scaled to 8, transparency is dropped. Images of signed, 32-bit or
@@ -65,27 +63,15 @@ class ImageData(HubData):
         self.settings = augment or Augment()
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
-        """Return a randomly changed batch."""
         return self.settings(inputs, labels, self.num_classes)
 
     def prepare_evaluation(self, inputs: Tensor) -> Tensor:
-        """Return the middle squares where training crops."""
         return self.settings.center(inputs)
 
     def check_splits(self, train: Split, test: Split) -> None:
-        """Check that the first images of both splits are of one size, and that a crop fits."""
-        shape = train.first.shape
-        if shape != test.first.shape:
-            raise DataError(
-                f"{train.name} and {test.name} images differ in size, {shape[1:]} and {test.first.shape[1:]}: "
-                "set image_size so that all are resized"
-            )
-        crop = self.settings.resized_crop
-        self.sample_shape = shape if crop is None else (3, crop, crop)
-        self.settings.center(torch.empty(1, *shape))  # a crop that does not fit is known before training
+        self.sample_shape = tuple(self.settings.center(torch.empty(train.first.shape)).shape)
 
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the mean and standard deviation of the channels; those of ImageNet for a stream."""
         if decoded is None:
             return torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
         pixels = decoded.double().div_(255)
@@ -94,13 +80,9 @@ class ImageData(HubData):
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """A decoder from an image file to pixels `[3, H, W]`: RGB, 8 bits, upright.
+    """A decoder from an image file to pixels `[3, H, W]`: RGB, 8 bits, upright."""
 
-    Args:
-        image_size: resize the shorter side to this and keep the middle square; None: as it is.
-    """
-
-    image_size: int | None = None
+    image_size: int | None = None  # resize the shorter side to this and keep the middle square
     media: ClassVar[str] = "image"
     suffixes: ClassVar[tuple[str, ...]] = (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pbm", ".pgm",
@@ -109,11 +91,9 @@ class ImageDecoder:
 
     @property
     def key(self) -> str:
-        """Text that differs where decoding differs."""
         return f"{_DECODING} {self.image_size}"
 
     def __call__(self, content: bytes | BinaryIO) -> Pixels:
-        """Return the pixels."""
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         try:
             with warnings.catch_warnings():
@@ -121,12 +101,10 @@ class ImageDecoder:
                 warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
                 with PIL.Image.open(file, formats=_FORMATS) as image:
                     pixels = _upright_rgb(image)
-        except DataError:
-            raise
-        except PIL.UnidentifiedImageError as error:
-            raise DataError(f"it is damaged, or its format is none of {', '.join(_FORMATS)}") from error
         except Exception as error:  # Pillow raises errors of many types for damaged files
-            raise DataError(one_line(error)) from error
+            unknown = isinstance(error, PIL.UnidentifiedImageError)
+            cause = f"it is damaged, or its format is none of {', '.join(_FORMATS)}" if unknown else one_line(error)
+            raise DataError(cause) from error
         if self.image_size is not None:
             pixels = _middle_square(pixels, self.image_size)
         return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
@@ -138,9 +116,8 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     wide = image.mode.startswith("I")  # grey of more than 8 bits, which Pillow itself would clip to 8
     if image.mode == "F" or set(tags.get(SAMPLEFORMAT, (1,))) != {1} or max(tags.get(BITSPERSAMPLE, (1,))) > 16:
         raise DataError("its samples are signed, floating-point or wider than 16 bits: convert it to 8 or 16 bits")
-    if tags.get(PLANAR_CONFIGURATION) == 2 or (
-        tags and wide and (tags[BITSPERSAMPLE] != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION) != 1)
-    ):
+    unusual = tags and wide and (tags[BITSPERSAMPLE] != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION) != 1)
+    if unusual or tags.get(PLANAR_CONFIGURATION) == 2:
         raise DataError("Pillow misreads its layout (separate planes, or unusual greys): save it as PNG")
     image.load()
     PIL.ImageOps.exif_transpose(image, in_place=True)

@@ -1,28 +1,23 @@
 """Several data sets at once: every batch has samples of all tasks."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from diffstride.experiments.data.base import Batch, BatchDataset, ClassificationData, DataError, as_dataset
+from diffstride.experiments.data.base import Batch, BatchDataset, ClassificationData, DataError, Shard, as_dataset
 from diffstride.experiments.data.hashing import digest, seed_of
-from diffstride.experiments.data.sampling import Shard
-
-Batches: TypeAlias = dict[str, Batch]
 
 
 class MultiTask(ClassificationData):
     """Several tasks, each with a data set of its own, whose inputs have one shape.
 
-    A batch of training is a mapping from task to `(inputs, targets)`. Every batch has an equal share of each task (the
-    first tasks have one more where the batch size is no multiple of their number). An epoch takes as many samples as
-    all sets have together, so that it repeats small sets. Each repetition has a new random order, which is a function
-    of the seed alone. Each task is augmented, normalised and evaluated by its own data set. A batch of evaluation is of
-    one task.
+    A batch of training is a mapping from task to `(inputs, targets)`, with an equal share of each task (the first tasks
+    have one more where the batch size is no multiple of their number). An epoch has as many samples as all sets
+    together, so that it repeats small sets, each time in a new random order that is a function of the seed alone. Each
+    task is augmented, normalised and evaluated by its own data set. A batch of evaluation is of one task.
 
     Args:
         tasks: data sets by the names of the tasks. Their own batch sizes and seeds are not used.
@@ -36,14 +31,8 @@ class MultiTask(ClassificationData):
 
     def __init__(self, tasks: dict[str, ClassificationData], batch_size: int = 128, seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        if len(tasks) < 2:
-            raise DataError(f"tasks must be two or more, not {len(tasks)}")
         if batch_size < len(tasks):
             raise DataError(f"batch_size must be at least the number of tasks, {len(tasks)}, not {batch_size}")
-        if wrong := [task for task in tasks if not task or "." in task or "/" in task]:
-            raise DataError(f"tasks must have names without dots and slashes, not {wrong[0]!r}")
-        if nested := [task for task, data in tasks.items() if isinstance(data, MultiTask)]:
-            raise DataError(f"tasks must be of one task each, but {nested[0]} is a MultiTask: name its tasks here")
         self.tasks = tasks
         for data in tasks.values():
             data.seed, data.batch_size = seed, batch_size
@@ -54,85 +43,64 @@ class MultiTask(ClassificationData):
         return {task: data.num_classes for task, data in self.tasks.items()}
 
     def load(self) -> None:
-        """Load all tasks."""
         for task, data in self.tasks.items():
             try:
                 data.setup()
             except DataError as error:
                 raise DataError(f"task {task}: {error}") from error
-        first, *others = self.tasks
-        self.sample_shape, self.axes = self.tasks[first].sample_shape, self.tasks[first].axes
-        for task in others:
-            ours, theirs = (
-                f"{d.sample_shape} with spacing {[a.spacing for a in d.axes]}" for d in (self, self.tasks[task])
+        (self.sample_shape, self.axes), *others = ((data.sample_shape, data.axes) for data in self.tasks.values())
+        if unlike := [other for other in others if other != (self.sample_shape, self.axes)]:
+            raise DataError(
+                f"tasks must have inputs of one shape and spacing, not {self.sample_shape} with {self.axes} and "
+                f"{unlike[0][0]} with {unlike[0][1]}: set one size, length, sample_rate and features for all"
             )
-            if (self.tasks[task].sample_shape, self.tasks[task].axes) != (self.sample_shape, self.axes):
-                raise DataError(
-                    f"tasks must have inputs of one shape and spacing, not {ours} for {first} and {theirs} for {task}: "
-                    "set one size, length, sample_rate and features for all"
-                )
         self.num_workers = max(data.num_workers for data in self.tasks.values())
         self.num_classes = sum(self.outputs.values())
         self.classes = tuple(f"{task}: {name}" for task, data in self.tasks.items() for name in data.classes)
-        self.train_set = _Union({task: as_dataset(data.train_set) for task, data in self.tasks.items()})
-        self.test_set = _Union({task: as_dataset(data.test_set) for task, data in self.tasks.items()})
+        self.train_set = _Union([(task, as_dataset(data.train_set)) for task, data in self.tasks.items()])
+        self.test_set = _Union([(task, as_dataset(data.test_set)) for task, data in self.tasks.items()])
         self.fingerprint = digest(*(f"{task} {data.fingerprint}" for task, data in self.tasks.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each task."""
         return {task: data.state_dict() for task, data in self.tasks.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set the state of each task."""
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
 
     def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
         """Return the order of the training. Each task evaluates on its own."""
-        replicas, rank = self._place()
         each, more = divmod(self.batch_size, len(self.tasks))
         shares = [each + (i < more) for i in range(len(self.tasks))]
-        return _EqualShares(cast(_Union, dataset), shares, replicas, rank, self.seed)
+        return _EqualShares(cast(_Union, dataset), shares, *self._place(), self.seed)
 
     def val_dataloader(self) -> Any:
-        """Return batches of the test split for each task."""
-        self._hand_trainer_on()
-        return [data.val_dataloader() for data in self.tasks.values()]
-
-    def _hand_trainer_on(self) -> None:
         for data in self.tasks.values():
             data.trainer = self.trainer
+        return [data.val_dataloader() for data in self.tasks.values()]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Prepare each task's part with its data set."""
         if not isinstance(batch, dict):
             batch = {list(self.tasks)[dataloader_idx]: batch}
-        self._hand_trainer_on()
+        for data in self.tasks.values():
+            data.trainer = self.trainer
         return {task: self.tasks[task].on_after_batch_transfer(part, dataloader_idx) for task, part in batch.items()}
 
 
 class _Union(BatchDataset):
     """The samples of all tasks, one task after the other. A batch is a mapping from task to its part."""
 
-    def __init__(self, parts: Mapping[str, BatchDataset]) -> None:
-        self.parts = dict(parts)
-        sizes = torch.tensor([0, *map(len, self.parts.values())])
-        self.starts = sizes.cumsum(0).tolist()
+    def __init__(self, parts: Sequence[tuple[str, BatchDataset]]) -> None:
+        self.parts = parts
+        self.starts = [0, *accumulate(len(part) for _, part in parts)]
 
     def __len__(self) -> int:
-        """Return the number of samples of all tasks."""
-        return int(self.starts[-1])
+        return self.starts[-1]
 
-    def __getitem__(self, index: int) -> Batches:  # type: ignore[override]
-        """Return a batch of one sample, by its task."""
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: Sequence[int]) -> Batches:  # type: ignore[override]
-        """Return the samples at `indices` as one batch for each task."""
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Batch]:  # type: ignore[override]
         found = {}
-        for task, part, start, end in zip(self.parts, self.parts.values(), self.starts, self.starts[1:], strict=False):
-            own = [i - start for i in indices if start <= i < end]
-            if own:
+        for (task, part), start, end in zip(self.parts, self.starts, self.starts[1:], strict=False):
+            if own := [i - start for i in indices if start <= i < end]:
                 found[task] = part.__getitems__(own)
         return found
 
@@ -142,15 +110,14 @@ class _EqualShares(Shard):
 
     def __init__(self, union: _Union, shares: Sequence[int], replicas: int, rank: int, seed: int) -> None:
         super().__init__(union, replicas, rank, seed=seed)
-        self.union, self.shares = union, list(shares)
+        self.union, self.shares = union, shares
         self.batches = len(union) // (replicas * sum(shares))
 
     def __len__(self) -> int:
-        """Return the number of samples of this rank in an epoch."""
         return self.batches * sum(self.shares)
 
     def order(self) -> Iterator[int]:
-        """Return the epoch's samples: for each task, a part of an endless row of random orders."""
+        """Return the epoch's samples: for each task, the next part of its endless row of random orders."""
         columns = []
         for task, share in enumerate(self.shares):
             start, end = self.union.starts[task : task + 2]

@@ -1,7 +1,5 @@
 """Planted bands: images whose class depends on known frequencies, so that the right stride is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -54,9 +52,6 @@ class PlantedBands(ClassificationData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        for name, pair in ("size", size), ("band", band), ("nuisance", nuisance):
-            if len(pair) != 2:
-                raise DataError(f"{name} must be two numbers (height, width), not {tuple(pair)}")
         _validation.integer("train_samples", train_samples, 1)
         _validation.integer("test_samples", test_samples, 1)
         for n, b, lowest in zip(size, band, nuisance, strict=True):
@@ -77,7 +72,6 @@ class PlantedBands(ClassificationData):
         }
 
     def load(self) -> None:
-        """Draw the images."""
         generator = torch.Generator().manual_seed(self.seed)
         self.num_classes = 4
         self.train_set = self._draw(self.train_samples, generator)

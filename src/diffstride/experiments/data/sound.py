@@ -1,7 +1,5 @@
 """Inputs of networks from waveforms of one length: parts of them, or their log-compressed mel spectrograms."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass
@@ -42,8 +40,7 @@ class LogMel:
     def __post_init__(self) -> None:
         """Check the settings."""
         _validation.integer("features.bands", self.bands, 1)
-        for name in ("window", "hop", "floor"):
-            _validation.above_zero(f"features.{name}", getattr(self, name))
+        _validation.above_zero("features.floor", self.floor)
 
     def __call__(self, waves: Tensor, sample_rate: int) -> Tensor:
         """Return spectrograms `[B, 1, frames, bands]` of float waves `[B, T]`, on their device."""
@@ -72,40 +69,31 @@ def mel_filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
     """Return the filters `[bands, n_fft // 2 + 1]`, none of which may be empty."""
     import librosa  # takes seconds
 
-    highest = sample_rate / 2 if settings.highest is None else settings.highest
-    if not 0 <= settings.lowest < highest <= sample_rate / 2:
+    lowest, highest = settings.lowest, sample_rate / 2 if settings.highest is None else settings.highest
+    if not 0 <= lowest < highest <= sample_rate / 2:
         raise DataError(
             f"features.lowest and highest must be rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz, "
-            f"not {settings.lowest:g} and {highest:g}"
+            f"not {lowest:g} and {highest:g}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of empty bands, an error below
-        filters = librosa.filters.mel(
-            sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=settings.lowest, fmax=highest
-        )
-    if empty := int((filters.max(axis=1) == 0).sum()):
+        filters = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=lowest, fmax=highest)
+    if not filters.max(axis=1).all():
         raise DataError(
-            f"features.bands {settings.bands} is too many: {empty} of them are narrower than the "
-            f"{sample_rate / n_fft:g} Hz between two frequencies of the transform; lower it, or use a longer window"
+            f"features.bands {settings.bands} is too many: some are narrower than the {sample_rate / n_fft:g} Hz "
+            "between two frequencies of the transform; lower it, or use a longer window"
         )
     return torch.from_numpy(filters)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A network's inputs from waveforms of one length.
+    """A network's inputs from waveforms of one length."""
 
-    Args:
-        sample_rate: Hz.
-        samples: length of a waveform.
-        crop: length of the part that the network sees.
-        features: settings of the mel spectrogram, or None for waveforms.
-    """
-
-    sample_rate: int
-    samples: int
-    crop: int
-    features: LogMel | None
+    sample_rate: int  # Hz
+    samples: int  # of a waveform
+    crop: int  # samples that the network sees
+    features: LogMel | None  # None for waveforms
 
     def random(self, waves: Tensor) -> Tensor:
         """Return a random part of each of `[B, samples]`, for training. Random numbers are the CPU's."""
@@ -121,24 +109,8 @@ class Inputs:
         start = (self.samples - parts * self.crop) // 2
         return self._features(waves[:, start : start + parts * self.crop].reshape(-1, self.crop))
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        if self.features is None:
-            return 1, self.crop
-        _, hop, _ = self.features.samples(self.sample_rate)
-        return 1, self.crop // hop, self.features.bands
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """Axes of one input."""
-        if self.features is None:
-            return (Axis("time", 1 / self.sample_rate, "Hz"),)
-        _, hop, _ = self.features.samples(self.sample_rate)
-        return Axis("time", hop / self.sample_rate, "Hz"), Axis("frequency", 1.0, "cycles per mel band")
-
     def statistics(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and standard deviation of the inputs from waves (16-bit or float). There is one channel."""
+        """Return the mean and standard deviation of the inputs' one channel, from waves (16-bit or float)."""
         count, total, squares = 0, 0.0, 0.0
         for block in torch.split(waves, 32):  # spectrograms of all at once would take gigabytes
             inputs = self.views(as_float(block)).double()
@@ -154,42 +126,34 @@ class Inputs:
 
 
 class SoundData(ClassificationData):
-    """Base of sets of sounds: a raw sample is a waveform `[T]`, from which `inputs` makes the network's inputs.
-
-    Attributes:
-        sample_rate: Hz.
-        seconds: length of a raw sample.
-        crop_seconds: length of the part that a network sees, or None for all of it.
-        features: settings of the mel spectrogram, or None for waveforms.
-    """
+    """Base of sets of sounds: a raw sample is a waveform `[T]`, from which `inputs` makes the network's inputs."""
 
     KEPT = (*ClassificationData.KEPT, "sample_rate")
 
-    sample_rate: int | None
-    seconds: float
-    crop_seconds: float | None
-    features: LogMel | None
+    sample_rate: int | None  # Hz
+    seconds: float  # of a raw sample
+    crop_seconds: float | None  # that a network sees, or None for all
+    features: LogMel | None  # None for waveforms
 
     def setup(self, stage: str | None = None) -> None:
-        """Load once. The settings of the inputs are part of the fingerprint."""
         if not hasattr(self, "train_set"):
             super().setup(stage)
             self.fingerprint = digest(self.fingerprint, self.inputs)
 
     def check_lengths(self) -> None:
         """Check lengths and features at the sample rate, and set `sample_shape` and `axes`."""
-        inputs = self.inputs
-        name = "seconds" if self.crop_seconds is None else "crop_seconds"
-        if not 1 <= inputs.crop <= inputs.samples:
-            raise DataError(f"{name} must be from one sample to seconds, {self.seconds:g}, not {getattr(self, name)}")
+        rate, crop, window, hop = self.inputs.sample_rate, self.inputs.crop, 1, 1
         if self.features is not None:
-            window, _, n_fft = self.features.samples(inputs.sample_rate)
-            if inputs.crop < window:
-                raise DataError(
-                    f"{name} must be at least the window of {self.features.window:g} s, not {getattr(self, name)}"
-                )
-            mel_filters(self.features, inputs.sample_rate, n_fft)
-        self.sample_shape, self.axes = inputs.shape, inputs.axes
+            window, hop, n_fft = self.features.samples(rate)
+            mel_filters(self.features, rate, n_fft)  # raises
+        if not window <= crop <= self.inputs.samples:
+            name = "seconds" if self.crop_seconds is None else "crop_seconds"
+            least = f"one sample and the window of features, {window / rate:g} s"
+            raise DataError(f"{name} must be at least {least}, and at most seconds, not {getattr(self, name):g}")
+        self.sample_shape, self.axes = (1, crop // hop), (Axis("time", hop / rate, "Hz"),)
+        if self.features is not None:
+            self.sample_shape += (self.features.bands,)
+            self.axes += (Axis("frequency", 1.0, "cycles per mel band"),)
 
     @property
     def inputs(self) -> Inputs:
@@ -201,9 +165,7 @@ class SoundData(ClassificationData):
         return Inputs(self.sample_rate, samples, crop, self.features)
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
-        """Return a random part of each sound."""
         return self.inputs.random(inputs), labels
 
     def prepare_evaluation(self, inputs: Tensor) -> Tensor:
-        """Return all parts of each sound."""
         return self.inputs.views(inputs)

@@ -1,7 +1,5 @@
 """Synthetic sounds: tones of known pitch, timbres and chirps in noise. The frequencies that matter are known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -21,7 +19,6 @@ TIMBRES = {
     "bright": (1.0, 0.8, 0.6, 0.5, 0.4),
     "octave": (1.0, 1.0),
 }
-TASKS = ("pitch", "timbre", "chirp")
 
 
 class SyntheticSounds(SoundData):
@@ -65,9 +62,6 @@ class SyntheticSounds(SoundData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
-        _validation.integer("sample_rate", sample_rate, 1)
-        _validation.above_zero("seconds", seconds)
-        _validation.one_of("task", task, TASKS)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
             raise DataError(
                 f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
@@ -89,7 +83,6 @@ class SyntheticSounds(SoundData):
         return n / (2 * b), n / (2 * (b - smoothness)) if b > smoothness else math.inf
 
     def load(self) -> None:
-        """Draw the sounds."""
         self.check_lengths()
         self.classes = {
             "pitch": ("rest", *(f"{pitch:g} Hz" for pitch in self.pitches)),
