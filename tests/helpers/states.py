@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def record(model):
@@ -35,3 +36,14 @@ def same(a, b):
 def random_states():
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return [random.getstate(), kind, keys.tolist(), rest, torch.get_rng_state()]
+
+
+def randomise(model):
+    """Give normalisations weights and statistics that change the result; use float64 and evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return model.double().eval()

@@ -6,32 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import diffstride as ds
-from diffstride.experiments.models import (
-    AudioCNN,
-    SpectrogramBlock,
-    WaveformCNN,
-    make_downsample,
-)
+from diffstride.experiments.models import AudioCNN, SpectrogramBlock, WaveformCNN, make_downsample
 from diffstride.export import to_onnx
 from diffstride.nn import learnable_layers
 from tests.helpers import reference
+from tests.helpers.states import randomise
 
 CHANNELS = [1, 64, 128, 256, 256, 512, 512]
 STRIDES = [2, 2, 1, 2, 1, 2]
-
-
-def randomise(module):
-    """Give normalisations weights and statistics that change the result; use float64 and evaluation mode."""
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
-            layer.weight.data.uniform_(0.5, 2)
-            layer.bias.data.normal_()
-    return module.double().eval()
 
 
 @pytest.mark.parametrize("stride", [(2, 3), (1, 2), (3, 1)])
@@ -78,7 +62,7 @@ def test_the_papers_network_has_its_channels_and_strides():
     assert [layer.strides for _, layer in learnable_layers(network)] == [(s, s) for s in STRIDES]
 
 
-@pytest.mark.parametrize("size", [(160, 64), (100, 40), (33, 21)])
+@pytest.mark.parametrize("size", [(100, 40), (33, 21)])
 @pytest.mark.parametrize("method", ["conv", "spectral", "diffstride"])
 def test_maps_shrink_as_the_strides_say(method, size):
     network = AudioCNN(width=1 / 32, downsample=method, downsample_options={"smoothness": 2})
@@ -131,9 +115,6 @@ def test_the_ramps_of_a_waveform_network_are_a_part_of_each_axis():
     layers[-1].register_forward_hook(lambda m, args, y: seen.append(y.shape[-1]))
     network(torch.randn(2, 1, 4000))
     assert seen == [size]
-
-
-def test_a_smoothness_in_bins_overrides_the_ramp():
     network = WaveformCNN(width=1 / 32, length=500, downsample_options={"smoothness": 3.0})
     assert [layer.smoothness for _, layer in learnable_layers(network)] == [3.0] * 4
 
@@ -148,18 +129,10 @@ def test_a_waveform_network_takes_every_method_of_one_axis(method):
     assert taken == [(s,) if method == "conv" else (1,) for s in (16, 4, 2, 2)]
 
 
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: AudioCNN(strides=[2, 2]), "strides must have 6 entries, got 2"),
-        (lambda: AudioCNN(width=0), "width must be > 0 and finite, got 0"),
-        (lambda: WaveformCNN(strides=[2, 2]), "strides must have 4 entries, got 2"),
-        (lambda: WaveformCNN(ramp=0), "ramp must be > 0 and finite, got 0"),
-    ],
-)
-def test_wrong_arguments_raise(make, match):
-    with pytest.raises(ValueError, match=match):
-        make()
+@pytest.mark.parametrize(("network", "strides"), [(AudioCNN, 6), (WaveformCNN, 4)])
+def test_no_stride_is_silently_left_out(network, strides):
+    with pytest.raises(ValueError, match=rf"strides must have {strides} entries, got \[2, 2\]"):
+        network(strides=[2, 2])
 
 
 def test_a_stride_of_one_axis_is_realised_like_one_of_two():

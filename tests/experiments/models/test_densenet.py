@@ -9,6 +9,7 @@ import diffstride as ds
 from diffstride.cost import count_macs
 from diffstride.experiments.models import DenseNet
 from diffstride.nn import DiffStrideConv2d, learnable_layers
+from tests.helpers.states import randomise
 
 SMALL = {"depth": 16, "growth": 3, "num_classes": 5}
 METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
@@ -19,16 +20,6 @@ def network(method="avg", **kwargs):
         pytest.importorskip("kornia")
     torch.manual_seed(0)
     return DenseNet(downsample=method, **(SMALL | kwargs))
-
-
-def randomise(model):
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 2)
-            module.bias.data.normal_()
-    return model.double().eval()
 
 
 def norm(x, prefix, state):
@@ -160,7 +151,7 @@ def test_the_learned_transition_is_the_convolution_and_then_the_layer():
     [
         ({"depth": 41}, "depth must be 6 n \\+ 4 .* got 41"),
         ({"compression": 1.5}, "compression must be > 0 and <= 1, got 1.5"),
-        ({"strides": (1, 2, 2, 2)}, "strides must have 1 to 3 entries .* got 4"),
+        ({"strides": (1, 2, 2, 2)}, r"strides must have 1 to 3 entries .* got \[1, 2, 2, 2\]"),
     ],
 )
 def test_mistakes(kwargs, message):

@@ -8,16 +8,6 @@ from diffstride.experiments.models.resnet import ResidualBlock, ResNet
 from diffstride.experiments.models.tiny import TinyCNN
 
 __all__ = [
-    "AudioCNN",
-    "DenseLayer",
-    "DenseNet",
-    "DownsampleFactory",
-    "Heads",
-    "Network",
-    "ResNet",
-    "ResidualBlock",
-    "SpectrogramBlock",
-    "TinyCNN",
-    "WaveformCNN",
-    "make_downsample",
-]
+    "AudioCNN", "DenseLayer", "DenseNet", "DownsampleFactory", "Heads", "Network", "ResNet", "ResidualBlock",
+    "SpectrogramBlock", "TinyCNN", "WaveformCNN", "make_downsample",
+]  # fmt: skip

@@ -8,13 +8,7 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.experiments.models.network import (
-    Network,
-    check_strides,
-    draw_convolutions,
-    make_classifier,
-    widened,
-)
+from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, make_classifier, widened
 from diffstride.nn.learnable import LearnableStrides
 
 _CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
@@ -26,18 +20,8 @@ _WAVEFORM_KERNELS = 65, 3, 3, 3
 class SpectrogramBlock(nn.Sequential):
     """A block of `AudioCNN`: convolution along time, then along frequency, then the downsampling.
 
-    `y = bn(relu(D W_f bn(relu(W_t x))))` with `W_t` of 3x1 and `W_f` of 1x3 taps. For `downsample="conv"`,
-    each of the two convolutions is strided along its own axis.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of both convolutions.
-        stride: Stride along time and frequency; see `make_downsample`.
-        downsample: See `AudioCNN`.
-        downsample_options: See `AudioCNN`.
-
-    Shape:
-        `[B, in_channels, T, F]` to `[B, channels, T', F']`.
+    `y = bn(relu(D W_f bn(relu(W_t x))))` with `W_t` of 3x1 and `W_f` of 1x3 taps: `[B, in_channels, T, F]` to
+    `[B, channels, T', F']`. For `downsample="conv"`, each of the two convolutions is strided along its own axis.
     """
 
     def __init__(
@@ -80,9 +64,6 @@ class AudioCNN(Network):
 
     Shape:
         `[B, in_channels, T, F]` to logits `[B, num_classes]`, or to a mapping from task to logits.
-
-    Raises:
-        ValueError: There are not six strides, `make_downsample` refuses one, or the width is not above 0.
     """
 
     def __init__(
@@ -105,7 +86,6 @@ class AudioCNN(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits of spectrograms."""
         return self.classifier(self.blocks(x).amax((-2, -1)))
 
 
@@ -133,9 +113,6 @@ class WaveformCNN(Network):
 
     Shape:
         `[B, in_channels, T]` to logits `[B, num_classes]`, or to a mapping from task to logits.
-
-    Raises:
-        ValueError: There are not four strides, `make_downsample` refuses one, or `width` or `ramp` is not above 0.
     """
 
     def __init__(
@@ -173,5 +150,4 @@ class WaveformCNN(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits of waveforms."""
         return self.classifier(self.blocks(x).amax(-1))

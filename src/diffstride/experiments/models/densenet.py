@@ -13,14 +13,9 @@ from diffstride.experiments.models.network import Network, check_strides, draw_c
 
 
 class DenseLayer(nn.Module):
-    """A bottleneck layer that appends its output to the channels of its input (Huang et al. 2017, DenseNet-B).
+    """A bottleneck layer that appends `growth` channels to its input (Huang et al. 2017, DenseNet-B).
 
-    `y = [x, W_2 relu(bn(W_1 relu(bn(x))))]` with `W_1` of 1x1 and `4 growth` channels, `W_2` of 3x3 and
-    `growth` channels.
-
-    Args:
-        in_channels: Channels of the input.
-        growth: Number of appended channels.
+    `y = [x, W_2 relu(bn(W_1 relu(bn(x))))]` with `W_1` of 1x1 and `4 growth` channels, `W_2` of 3x3.
     """
 
     def __init__(self, in_channels: int, growth: int) -> None:
@@ -72,8 +67,8 @@ class DenseNet(Network):
         downsample_options: See `ResNet`.
 
     Raises:
-        ValueError: The depth is not `6 n + 4`, there are no strides or more than three, the compression is out of
-            range, or `make_downsample` refuses a stride or the method.
+        ValueError: The depth is not `6 n + 4`, there are no strides or more than three, or the compression is out of
+            range.
 
     Shape:
         `[B, in_channels, H, W]` to `[B, num_classes]`, for any `H` and `W`.
@@ -96,11 +91,10 @@ class DenseNet(Network):
             raise ValueError(f"depth must be 6 n + 4 with n >= 1, as 40 and 100 are, got {depth}")
         _validation.positive_up_to("compression", compression, 1)
         check_strides(strides, 1, 3, " (the stem and 2 transitions, counted from the last)")
-        options = downsample_options or {}
         stem_stride, *transition_strides = [None] * (3 - len(strides)) + list(strides)
 
         def convolve(in_channels: int, out_channels: int, kernel: int, stride: Stride | None) -> dict[str, nn.Module]:
-            conv_stride, down = (1, nn.Identity()) if stride is None else make_downsample(downsample, stride, **options)
+            conv_stride, down = make_downsample(downsample, stride, **(downsample_options or {}))
             conv = nn.Conv2d(in_channels, out_channels, kernel, conv_stride, padding=kernel // 2, bias=False)
             return dict(zip(("conv", "down"), fused(conv, down), strict=True))
 
@@ -125,6 +119,5 @@ class DenseNet(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
         y = self.norm(self.blocks(self.stem(x)))
         return self.classifier(y.mean((-2, -1)))

@@ -32,7 +32,7 @@ _LAYERS: dict[int, dict[str, Any]] = {
 
 
 def make_downsample(
-    method: str | DownsampleFactory, stride: Stride, ndim: int = 2, **options: Any
+    method: str | DownsampleFactory, stride: Stride | None, ndim: int = 2, **options: Any
 ) -> tuple[int | tuple[int, int], nn.Module]:
     """Return a stride as its two parts: the stride of a convolution, and the layer that follows it.
 
@@ -46,7 +46,7 @@ def make_downsample(
 
     Args:
         method: One of the names above, or a function from the stride to a layer.
-        stride: The stride, a number or, for images, `(height, width)`, at least 1.
+        stride: The stride, a number or, for images, `(height, width)`, at least 1. None: no downsampling.
         ndim: Spatial axes: 2 for images and spectrograms, 1 for waveforms.
         options: Options of `DiffStride2d`. So that one configuration serves every method, the other methods accept the
             same names and ignore those without a meaning for them: `"spectral"` uses `basis`, `norm` and `backend`,
@@ -59,6 +59,8 @@ def make_downsample(
         ValueError: The method is unknown, or the stride is below 1, or fractional for a method of integer strides.
         TypeError: `DiffStride2d` does not have an option.
     """
+    if stride is None:
+        return 1, nn.Identity()
     strides = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, ndim))
     if unknown := sorted(options.keys() - _OPTIONS):
         near = did_you_mean(unknown[0], _OPTIONS)
@@ -75,10 +77,7 @@ def make_downsample(
         return 1, layers[method](strides, **{k: v for k, v in options.items() if k in _SPECTRAL_OPTIONS})
     integers = tuple(int(s) for s in strides)
     if integers != strides:
-        raise ValueError(
-            f"stride must be an integer for downsample={method!r}, got {stride!r}; 'spectral' and 'diffstride' take "
-            "fractional strides"
-        )
+        raise ValueError(f"stride must be an integer for {method!r}, got {stride}: 'spectral' takes fractions")
     if method == "conv":
         return (integers[0], integers[1]) if ndim == 2 else integers[0], nn.Identity()
     if max(integers) == 1:

@@ -19,18 +19,12 @@ class Network(nn.Module):
 
 
 class Heads(nn.ModuleDict):
-    """A linear layer for each task: features `[B, in_features]` to a mapping from task to logits `[B, classes]`.
-
-    Args:
-        in_features: Number of features.
-        num_classes: Number of classes by the name of the task.
-    """
+    """A linear layer for each task: features `[B, in_features]` to a mapping from task to logits `[B, classes]`."""
 
     def __init__(self, in_features: int, num_classes: Mapping[str, int]) -> None:
         super().__init__({task: nn.Linear(in_features, classes) for task, classes in num_classes.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of all tasks."""
         return {task: head(x) for task, head in self.items()}
 
 
@@ -53,20 +47,10 @@ def widened(channels: Sequence[int], width: float) -> list[int]:
 
 
 def check_strides(strides: Any, least: int, most: int, places: str = "") -> None:
-    """Check the number of a network's strides, so that none is silently left out.
-
-    Args:
-        strides: One stride per place.
-        least: Smallest number of strides.
-        most: Largest number of strides.
-        places: Explanation of the places, for the message.
-
-    Raises:
-        ValueError: There are fewer or more strides.
-    """
+    """Check the number of a network's strides, so that none is silently left out. `places` ends the message."""
     if not least <= len(strides) <= most:
-        entries = "1 entry" if most == 1 else f"{most} entries" if least == most else f"{least} to {most} entries"
-        raise ValueError(f"strides must have {entries}{places}, got {len(strides)}: {short_repr(list(strides))}")
+        entries = f"{most} entr{'y' if most == 1 else 'ies'}" if least == most else f"{least} to {most} entries"
+        raise ValueError(f"strides must have {entries}{places}, got {short_repr(list(strides))}")
 
 
 def draw_convolutions(network: nn.Module) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from diffstride import _validation
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.experiments.models.network import (
     Network,
@@ -16,7 +15,7 @@ from diffstride.experiments.models.network import (
     fused,
     make_classifier,
     widened,
-)
+)  # fmt: skip
 from diffstride.nn import DiffStride2d
 
 
@@ -27,7 +26,6 @@ class _Architecture(NamedTuple):
     expansion: int  # channels that leave a block over those of its 3x3 convolutions
 
 
-_STEMS = "cifar", "imagenet"
 # He et al. 2016, "Deep residual learning for image recognition", Table 1 and Section 4.2.
 _ARCHITECTURES = {
     18: _Architecture((2, 2, 2, 2), (64, 128, 256, 512), (3, 3), 1),
@@ -58,9 +56,6 @@ class ResidualBlock(nn.Module):
         preactivation: Use the second form.
         downsample: See `make_downsample`.
         options: See `make_downsample`.
-
-    Raises:
-        ValueError: `make_downsample` refuses the stride or the method.
     """
 
     def __init__(
@@ -77,7 +72,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.preactivation = preactivation
         self.downsample_at = kernels.index(3)
-        conv_stride, self.down = _downsample(downsample, stride, options)
+        conv_stride, self.down = make_downsample(downsample, stride, **(options or {}))
         widths = [in_channels, *channels]
         self.convs = nn.ModuleList(
             _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
@@ -95,7 +90,6 @@ class ResidualBlock(nn.Module):
                 self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[B, channels[-1], H', W']` from `[B, in_channels, H, W]`."""
         y = self.norms[0](x).relu() if self.preactivation else x
         shortcut = x if self.project is None else self.project(self.down(y))
         last = len(self.convs) - 1
@@ -140,8 +134,7 @@ class ResNet(Network):
             downsampling layer. Methods that have no such option ignore it.
 
     Raises:
-        ValueError: There are no strides or too many, the stem is unknown, the width is not above 0, or
-            `make_downsample` refuses a stride or the method.
+        ValueError: There are no strides or too many, or `make_downsample` refuses a stride or the method.
 
     Shape:
         `[B, in_channels, H, W]` to `[B, num_classes]`, for any `H` and `W`.
@@ -161,34 +154,34 @@ class ResNet(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _validation.one_of("stem", stem, _STEMS)
         arch = _ARCHITECTURES[depth]
         places = 1 + len(arch.blocks)
         strides = [2.0] * (places - 2) if strides is None else strides
-        check_strides(
-            strides, 1, places, f" for depth={depth} (the stem and {places - 1} stages, counted from the last)"
-        )
+        check_strides(strides, 1, places, f" (the stem and {places - 1} stages, counted from the last)")
         stem_stride, *stage_strides = [None] * (places - len(strides)) + list(strides)
 
         of_stages = widened(arch.channels, width)
         channels = of_stages[0]
-        self.stem = _stem(stem, in_channels, channels, stem_stride, preactivation, downsample, downsample_options)
+        conv_stride, down = make_downsample(downsample, stem_stride, **(downsample_options or {}))
+        if stem == "imagenet" and stem_stride is None:
+            conv_stride = 2
+        conv = _conv(in_channels, channels, {"cifar": 3, "imagenet": 7}[stem], conv_stride)
+        layers: dict[str, nn.Module] = dict(zip(("conv", "down"), fused(conv, down), strict=True))
+        if not preactivation:
+            layers |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU()}
+        if stem == "imagenet":
+            layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
+        self.stem = nn.Sequential(OrderedDict(layers))
         stages = []
         for blocks, base, stage_stride in zip(arch.blocks, of_stages, stage_strides, strict=True):
             widths = [base] * (len(arch.kernels) - 1) + [base * arch.expansion]
             stage = []
             for i in range(blocks):
-                stage.append(
-                    ResidualBlock(
-                        channels,
-                        widths,
-                        arch.kernels,
-                        stride=stage_stride if i == 0 else None,
-                        preactivation=preactivation,
-                        downsample=downsample,
-                        options=downsample_options,
-                    )
-                )
+                block = ResidualBlock(
+                    channels, widths, arch.kernels, stride=stage_stride if i == 0 else None,
+                    preactivation=preactivation, downsample=downsample, options=downsample_options,
+                )  # fmt: skip
+                stage.append(block)
                 channels = widths[-1]
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
@@ -197,40 +190,9 @@ class ResNet(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits `[B, num_classes]` of images `[B, in_channels, H, W]`."""
         y = self.norm(self.stages(self.stem(x)))
         return self.classifier(y.mean((-2, -1)))
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int | tuple[int, int]) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
-def _downsample(
-    method: str | DownsampleFactory, stride: Stride | None, options: Mapping[str, Any] | None
-) -> tuple[int | tuple[int, int], nn.Module]:
-    return (1, nn.Identity()) if stride is None else make_downsample(method, stride, **(options or {}))
-
-
-def _stem(
-    kind: Literal["cifar", "imagenet"],
-    in_channels: int,
-    channels: int,
-    stride: Stride | None,
-    preactivation: bool,
-    downsample: str | DownsampleFactory,
-    options: Mapping[str, Any] | None,
-) -> nn.Sequential:
-    """Return convolution, downsampling, normalisation and ReLU (without preactivation), max pooling (for ImageNet)."""
-    conv_stride, down = _downsample(downsample, stride, options)
-    if stride is None and kind == "imagenet":
-        conv_stride = 2
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    conv = _conv(in_channels, channels, 3 if kind == "cifar" else 7, conv_stride)
-    layers["conv"], layers["down"] = fused(conv, down)
-    if not preactivation:
-        layers["norm"] = nn.BatchNorm2d(channels)
-        layers["relu"] = nn.ReLU()
-    if kind == "imagenet":
-        layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
-    return nn.Sequential(layers)

@@ -25,9 +25,6 @@ class TinyCNN(Network):
 
     Shape:
         `[B, in_channels, H, W]` to `[B, num_classes]`.
-
-    Raises:
-        ValueError: There is not exactly one stride, or `make_downsample` refuses it.
     """
 
     def __init__(
@@ -51,7 +48,6 @@ class TinyCNN(Network):
         self.classifier = make_classifier(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits of images."""
         y = self.norm(self.down(self.conv(x))).relu()
         y = self.norm2(self.conv2(y)).relu()
         return self.classifier(y.mean((-2, -1)))
