@@ -125,22 +125,6 @@ def test_under_lightning_order_and_augmentation_follow_epoch_and_batch(folder, t
     assert torch.equal(model.evaluated[0][0], data.prepare_batch(data.test_set)[0])
 
 
-def test_a_set_generated_in_memory():
-    class Generated(ClassificationData):
-        def load(self):
-            self.train_set = torch.arange(24.0).view(12, 2), torch.arange(12) % 3
-            self.test_set = torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)
-            self.num_classes = 3
-
-    data = Generated(batch_size=4)
-    data.setup()
-    data.setup("test")
-    assert data.sample_shape == (2,)
-    assert len(data.fingerprint) == 32
-    inputs, labels = data.prepare_batch(next(iter(data.train_dataloader())), step=0)
-    assert torch.equal((inputs[:, 0] / 2).long() % 3, labels)
-
-
 def test_labels_outside_of_the_classes_are_refused():
     class Generated(ClassificationData):
         def load(self):
@@ -149,8 +133,3 @@ def test_labels_outside_of_the_classes_are_refused():
 
     with pytest.raises(DataError, match="one label from 0 to 3 for each sample"):
         Generated().setup()
-
-
-def test_a_batch_larger_than_the_set(folder):
-    with pytest.raises(DataError, match="batch_size 31 is above the 30 training samples of a rank: lower it"):
-        ready(folder.path, batch_size=31).train_dataloader()

@@ -25,14 +25,6 @@ def folder(tmp_path):
     return image_set(tmp_path / "set")
 
 
-def test_pixels_and_labels_are_those_of_the_files(folder):
-    data = ready(folder.path)
-    for split, contents in ((data.train_set, folder.train), (data.test_set, folder.test)):
-        assert torch.equal(split[0], torch.stack([pixels_of(content) for content in contents]))
-        assert split[1].tolist() == [i % 3 for i in range(len(contents))]
-    assert (data.num_classes, data.sample_shape) == (3, (3, 8, 8))
-
-
 def hub(path, files):
     write(path / "data" / "train-00000-of-00002.parquet", files[:3], [0, 1, 2])
     write(path / "data" / "train-00001-of-00002.parquet", files[3:6], [0, 1, 2])
@@ -193,13 +185,6 @@ def test_a_corrupt_image_in_a_stream(bad, workers):
     data = ready(bad(b"not an image"), cache_gb=0, num_workers=workers, batch_size=6)
     with pytest.raises(DataError, match=r"\Atrain split, row 4 \(4.file\): not a readable image file [^\n]*\Z"):
         epoch(data)
-
-
-def test_a_corrupt_image_outside_the_subset_does_no_harm(bad):
-    path = bad(b"not an image")
-    rows = {tuple(module._balanced_subset(np.array([0, 1, 2] * 2), 3, seed, "train")): seed for seed in range(20)}
-    seed = next(seed for chosen, seed in rows.items() if 4 not in chosen)
-    assert len(ready(path, train_samples=3, seed=seed).train_set[1]) == 3
 
 
 def test_images_of_several_sizes(bad):

@@ -78,16 +78,9 @@ def test_images_are_a_function_of_the_seed():
     assert set(same.train_set[1].tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"band": (3, 8)}, r"band must be even and 0 < band < nuisance <= size / 2, not 3, 8 and 32 / 2"),
-        ({"band": (4, 12)}, r"band must be even and 0 < band < nuisance .*, not 12, 12"),
-        ({"nuisance": (8, 20)}, r"nuisance <= size / 2, not 8, 20 and 32 / 2"),
-    ],
-)
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("options", [{"band": (3, 8)}, {"band": (4, 12)}, {"nuisance": (8, 20)}])
+def test_bands_that_could_not_be_told_from_the_nuisance_are_refused(options):
+    with pytest.raises(ValueError, match="band must be even and 0 < band < nuisance <= size / 2"):
         PlantedBands(**options)
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import torch
 
-from diffstride.experiments.data import LogMel, SyntheticSounds
+from diffstride.experiments.data import SyntheticSounds
 from diffstride.experiments.data.synthetic import TIMBRES
 from diffstride.functional import stride_mask
 
@@ -71,18 +71,11 @@ def test_a_pitch_has_its_tone_in_a_timbre_of_chance_and_a_rest_has_none():
 
 
 def test_a_rest_is_white_noise_of_the_deviation_asked_for():
-    data = drawn("pitch", noise=0.3, train_samples=600)
-    sounds, labels = data.train_set
+    sounds, labels = drawn("pitch", noise=0.3, train_samples=600).train_set
     rests = sounds[labels == 0]
-    assert len(rests) > 100
     assert rests.std().item() == pytest.approx(0.3, rel=0.02)
-    power = (amplitudes(rests) ** 2).mean(0)
-    level = power[1:-1].mean()
-    for pitch in PITCHES:
-        for k in range(1, 6):
-            assert 0.6 * level < power[round(k * pitch / BIN)] < 1.5 * level
-    halves = power[1:375].mean() / power[375:-1].mean()
-    assert halves == pytest.approx(1, abs=0.05)
+    power = (amplitudes(rests) ** 2).mean(0)[1:-1]
+    assert ((power > 0.6 * power.mean()) & (power < 1.5 * power.mean())).all()
 
 
 def test_phases_are_drawn():
@@ -128,15 +121,6 @@ def test_a_chirp_rises_from_the_lowest_to_the_highest_pitch_in_a_quarter_of_the_
     assert 0.6 < max(begins) <= 0.75
 
 
-def test_chirps_are_hidden_in_the_noise_that_is_all_of_the_other_class():
-    sounds, labels = drawn("chirp", noise=0.2, train_samples=400).train_set
-    assert sounds[labels == 0].std().item() == pytest.approx(0.2, rel=0.02)
-    quiet, loud = (sounds[labels == label].square().mean(1) for label in (0, 1))
-    # A tone of level a takes a^2 / 2 for a quarter of the time; a is even from 0.1 to 1, so a^2 is 0.37 in the
-    # mean. The fades, sin^2 for an eighth at either end, leave 3/4 + 3/8 / 4 of it.
-    assert (loud.mean() - quiet.mean()).item() == pytest.approx(0.37 / 8 * 27 / 32, rel=0.15)
-
-
 @pytest.mark.parametrize("task", ["pitch", "timbre"])
 def test_tones_fade_in_and_out_so_that_no_click_is_heard(task):
     sounds, _ = drawn(task, pitches=(300.0,), train_samples=100).train_set
@@ -165,22 +149,6 @@ def test_classes_are_equally_likely_and_sounds_a_function_of_the_seed(task):
     assert torch.equal(drawn(task, seed=3).train_set[0], same.train_set[0])
 
 
-@pytest.mark.parametrize("features", [None, LogMel(bands=20)])
-def test_networks_see_normalised_sounds(features):
-    data = drawn("pitch", noise=0.1, features=features)
-    inputs, labels = data.prepare_batch(data.train_set)
-    assert torch.equal(labels, data.train_set[1])
-    assert inputs.shape[1:] == data.sample_shape == ((1, 2000) if features is None else (1, 25, 20))
-    assert inputs.mean().item() == pytest.approx(0, abs=1e-3)
-    assert inputs.std().item() == pytest.approx(1, abs=1e-3)
-    raw = data.train_set[0][:, None] if features is None else features(data.train_set[0], 8000)
-    torch.testing.assert_close(
-        inputs, (raw - raw.double().mean()).div(raw.double().std()).float(), atol=1e-4, rtol=1e-4
-    )
-    trained, _ = data.prepare_batch(data.train_set, step=3)  # nothing is cropped
-    assert torch.equal(trained, inputs)
-
-
 @pytest.mark.parametrize("smoothness", [1.0, 4.0, 60.0])
 @pytest.mark.parametrize(("pitches", "seconds"), [((100.0, 440.0), 0.25), ((300.0, 1000.0), 0.1)])
 def test_limits_of_a_stride_are_where_the_window_loses_the_highest_pitch(smoothness, pitches, seconds):
@@ -198,13 +166,7 @@ def test_limits_of_a_stride_are_where_the_window_loses_the_highest_pitch(smoothn
     ):
         mask = stride_mask(samples, stride, smoothness, window="outer")[cycles].item()
         assert least <= mask <= most, (stride, mask)
-
-
-def test_a_ramp_wider_than_the_pitch_never_loses_it():
-    data = SyntheticSounds(pitches=(40.0, 80.0), seconds=0.25, features=None)
-    for smoothness in (20.0, 21.0):
-        assert data.stride_limits(smoothness) == (50.0, math.inf)
-        assert stride_mask(2000, 1000.0, smoothness)[20].item() > 0
+    assert data.stride_limits(cycles) == (whole, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +180,5 @@ def test_a_ramp_wider_than_the_pitch_never_loses_it():
     ],
 )
 def test_bad_settings_are_named(options, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=message):
         SyntheticSounds(**options).setup()
-    assert "\n" not in str(error.value)

@@ -34,10 +34,10 @@ _MEASURED = 1000  # sounds whose mean and deviation stand for all
 class AudioData(SoundData, HubData):
     """Sounds with one class each, from a name on the hub or from files: WAV, FLAC, OGG, MP3, AIFF, AU, CAF, NIST.
 
-    Every sound becomes `seconds` long at one sample rate. Channels are averaged, other rates resampled (soxr, "HQ").
-    Longer sounds are cut to their middle, shorter ones padded with silence on both sides. A set is cached and streamed
-    like images (see `ImageData`), as 16-bit samples. Samples above full scale are clipped. A sound whose root mean
-    square is above full scale is refused.
+    Every sound becomes `seconds` long at one sample rate: channels are averaged, other rates resampled (soxr, "HQ"),
+    longer sounds cut to their middle, shorter ones padded with silence on both sides. A set is cached and streamed like
+    images (see `ImageData`), as 16-bit samples. Samples above full scale are clipped; a sound whose root mean square is
+    above it is refused.
 
     A network sees log-compressed mel spectrograms `[1, frames, bands]`, computed on the device batch by batch, or
     waveforms `[1, T]`. Both are normalised by the mean and deviation of (a thousand sounds of) the train split.
@@ -83,10 +83,8 @@ class AudioData(SoundData, HubData):
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
         length = len(train if decoded is None else decoded)
         places = torch.linspace(0, length - 1, min(length, _MEASURED)).long()
-        if decoded is not None:
-            return self.inputs.statistics(decoded[places])
-        waves = [wave for i in places.tolist() for wave in train.decode([i])]
-        return self.inputs.statistics(torch.from_numpy(np.stack(waves)))
+        one_by_one = (train.__getitems__([i])[0] for i in places.tolist())
+        return self.inputs.statistics(torch.cat(list(one_by_one)) if decoded is None else decoded[places])
 
 
 @dataclass(frozen=True)

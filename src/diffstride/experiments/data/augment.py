@@ -34,7 +34,6 @@ class Augment:
     mixup: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         _validation.integer("augment.pad_crop", self.pad_crop, 0)
         _validation.not_negative("augment.mixup", self.mixup)
         if self.resized_crop is not None and self.pad_crop:
@@ -68,10 +67,8 @@ class Augment:
         height, width = images.shape[-2:]
         top, left = (height - self.resized_crop) // 2, (width - self.resized_crop) // 2
         if min(top, left) < 0:
-            raise DataError(
-                f"augment.resized_crop {self.resized_crop} is larger than the images ({height}x{width}): "
-                f"set image_size to at least {self.resized_crop}"
-            )
+            cure = f"set image_size to at least {self.resized_crop}"
+            raise DataError(f"augment.resized_crop {self.resized_crop} is above the images' {height}x{width}: {cure}")
         return images[..., top : top + self.resized_crop, left : left + self.resized_crop]
 
 

@@ -116,10 +116,7 @@ class ClassificationData(LightningDataModule):
       continues with the next batch. Ranks get disjoint shards.
     - Random augmentation is a function of the seed, the number of the batch and the rank.
     - Inputs are normalised on the device.
-    - Checkpoints store what prediction needs from the data, such as the names of the classes.
-
-    `val_dataloader` and `test_dataloader` both serve the test split in its own order. Over several ranks torch's
-    sampler repeats up to one sample per rank there, so that all ranks do the same number of steps.
+    - Validation and test use the test split in its own order. Over several ranks, some repeat one sample.
 
     A training batch is `(inputs, targets)`: float inputs, and int64 targets `[B]` or, from an augmentation that mixes
     samples, class probabilities `[B, K]`. In evaluation, each label may have several inputs, one after the other: views

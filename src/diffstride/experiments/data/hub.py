@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 class HubData(ClassificationData):
     """Base of sets of files with one class each, from a name on the hub or from local files.
 
-    A subclass has a `decoder`, and implements `check_splits` and `statistics`.
-
     Args:
         path: a name on the hub (`cifar10`), or a local path, from which nothing is downloaded: a folder with
             `train.parquet` and `test.parquet` (or the hub's `train-00000-of-00001.parquet`, also under `data/`), a
@@ -139,10 +137,8 @@ def _class_indices(labels: Sequence[Any], classes: Sequence[Any], split: str, co
     found = [index.get(label, -1) for label in labels]
     if -1 in found:
         row = found.index(-1)
-        raise DataError(
-            f"{split} split, row {row}: {column} {labels[row]} is none of the {len(classes)} classes: "
-            "set label_column or the split to another one, or remove the row"
-        )
+        cure = "set label_column or another split, or remove it"
+        raise DataError(f"{split} split, row {row}: {column} {labels[row]} is none of the {len(index)} classes: {cure}")
     return np.array(found, dtype=np.int64)
 
 

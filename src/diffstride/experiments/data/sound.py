@@ -38,7 +38,6 @@ class LogMel:
     floor: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         _validation.integer("features.bands", self.bands, 1)
         _validation.above_zero("features.floor", self.floor)
 
@@ -57,10 +56,7 @@ class LogMel:
         """Return the samples of the window, of the hop and of the Fourier transform, the next power of two."""
         window, hop = round(self.window * sample_rate), round(self.hop * sample_rate)
         if not 1 <= hop <= window:
-            raise DataError(
-                f"features.hop must be at least one sample and at most the window, not {hop} samples of {window}, "
-                f"at {sample_rate} Hz"
-            )
+            raise DataError(f"features.hop must be at least one sample and at most the window, {window}, not {hop}")
         return window, hop, 1 << (window - 1).bit_length()
 
 
@@ -71,18 +67,14 @@ def mel_filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
 
     lowest, highest = settings.lowest, sample_rate / 2 if settings.highest is None else settings.highest
     if not 0 <= lowest < highest <= sample_rate / 2:
-        raise DataError(
-            f"features.lowest and highest must be rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz, "
-            f"not {lowest:g} and {highest:g}"
-        )
+        bounds = f"rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz"
+        raise DataError(f"features.lowest and highest must be {bounds}, not {lowest:g} and {highest:g}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of empty bands, an error below
         filters = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=lowest, fmax=highest)
     if not filters.max(axis=1).all():
-        raise DataError(
-            f"features.bands {settings.bands} is too many: some are narrower than the {sample_rate / n_fft:g} Hz "
-            "between two frequencies of the transform; lower it, or use a longer window"
-        )
+        empty = f"some are narrower than the {sample_rate / n_fft:g} Hz between two frequencies"
+        raise DataError(f"features.bands {settings.bands} is too many: {empty}; lower it, or use a longer window")
     return torch.from_numpy(filters)
 
 

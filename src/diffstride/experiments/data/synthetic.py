@@ -63,10 +63,8 @@ class SyntheticSounds(SoundData):
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed)
         if not pitches or sorted(set(pitches)) != list(pitches) or not 0 < pitches[0] <= pitches[-1] < sample_rate / 2:
-            raise DataError(
-                f"pitches must be rising, from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz, not "
-                f"{tuple(pitches)}"
-            )
+            bounds = f"from above 0 to below half of the sample rate, {sample_rate / 2:g} Hz"
+            raise DataError(f"pitches must be rising, {bounds}, not {tuple(pitches)}")
         _validation.integer("train_samples", train_samples, 1)
         _validation.integer("test_samples", test_samples, 1)
         self.task, self.pitches, self.noise = task, tuple(pitches), noise
