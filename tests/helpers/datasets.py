@@ -39,11 +39,11 @@ def pixels_of(content):
     return torch.from_numpy(np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).copy()).permute(2, 0, 1)
 
 
-def write(path, contents, labels, file="img", label="label", kind="Image", **more):
+def write(path, contents, labels, file="img", label="label", kind="Image", names=CLASSES, **more):
     """Write a parquet file like those of the hub."""
     datasets = pytest.importorskip("datasets")
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    features = {file: getattr(datasets, kind)(), label: datasets.ClassLabel(names=CLASSES)}
+    features = {file: getattr(datasets, kind)(), label: datasets.ClassLabel(names=names)}
     features |= {name: feature for name, (feature, _) in more.items()}
     columns = {file: [{"bytes": content, "path": f"{i}.file"} for i, content in enumerate(contents)], label: labels}
     columns |= {name: values for name, (_, values) in more.items()}

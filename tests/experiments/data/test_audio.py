@@ -155,26 +155,18 @@ def test_the_rate_of_the_first_sound_is_that_of_all_unless_another_is_asked_for(
     assert np.array_equal(own, np.rint(tone(500, 8000, 0.05) * 32768))
 
 
-@pytest.mark.parametrize("channels", [2, 3])
-def test_channels_are_averaged(channels):
-    wave = sound(5, channels=channels)
-    mean = wave.astype(np.int64).sum(1) / channels
-    assert np.abs(decoded(encoded(wave)) - mean).max() <= 0.501
-    if channels == 2:
-        assert np.array_equal(decoded(encoded(wave)), np.rint(mean))
+def test_channels_are_averaged():
+    wave = sound(5, channels=2)
+    assert np.array_equal(decoded(encoded(wave)), np.rint(wave.astype(np.int64).mean(1)))
 
 
-@pytest.mark.parametrize(("samples", "before", "after"), [(6, 2, 2), (7, 1, 2), (9, 0, 1), (10, 0, 0), (1, 4, 5)])
-def test_a_shorter_sound_lies_in_the_middle_of_silence(samples, before, after):
+@pytest.mark.parametrize(
+    ("samples", "first"), [(6, -2), (7, -1), (9, 0), (10, 0), (1, -4), (11, 0), (12, 1), (13, 1), (14, 2), (31, 10)]
+)
+def test_a_sound_is_cut_to_its_middle_or_lies_in_the_middle_of_silence(samples, first):
     wave = np.arange(1, samples + 1, dtype=np.int16) * 100
     found = SoundDecoder(RATE, 10 / RATE)(encoded(wave))
-    assert found.tolist() == [0] * before + wave.tolist() + [0] * after
-
-
-@pytest.mark.parametrize(("samples", "first"), [(11, 0), (12, 1), (13, 1), (14, 2), (31, 10)])
-def test_a_longer_sound_is_cut_to_its_middle(samples, first):
-    wave = np.arange(samples, dtype=np.int16) * 100
-    assert SoundDecoder(RATE, 10 / RATE)(encoded(wave)).tolist() == wave[first : first + 10].tolist()
+    assert found.tolist() == [wave[i] if 0 <= i < samples else 0 for i in range(first, first + 10)]
 
 
 def test_louder_than_full_scale_is_clipped():
@@ -250,7 +242,7 @@ def test_a_wave_file_that_was_written_to_a_pipe_is_read_to_its_end():
         ({"seconds": 1e-5}, "^seconds must be at least one sample .*, not 1e-05"),
         ({"crop_seconds": 0.06}, "crop_seconds must be .* at most seconds, not 0.06"),
         ({"crop_seconds": 0.02, "features": LogMel(bands=16)}, "crop_seconds must be .* window of features, 0.025 s"),
-        ({"features": LogMel(bands=200)}, "features.bands 200 is too many"),
+        ({"features": LogMel(bands=200)}, "features.bands 200 from lowest 0 to highest 4000 Hz do not fit"),
     ],
 )
 def test_wrong_options(folder, options, message):
@@ -294,17 +286,13 @@ def test_a_checkpoint_is_enough_to_prepare_a_file_as_the_set_would(folder, tmp_p
     other = unloaded("/no/where", **options)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert (other.classes, other.sample_shape, other.num_classes) == (tuple(CLASSES), data.sample_shape, 3)
-    file = tmp_path / "own.flac"
-    file.write_bytes(encoded(tone(700, 16000, 0.04), 16000, "FLAC"))
-    raw = other.read(file)
-    np.testing.assert_allclose(raw[100:300] / 32768, tone(700, RATE, 0.05)[60:260], atol=5e-3)  # 40 zeros before
-    zero = torch.zeros(1, dtype=torch.long)
-    assert torch.equal(raw, data.read(file))
-    prepared, _ = other.prepare_batch((raw[None], zero))
-    assert torch.equal(prepared, data.prepare_batch((data.read(file)[None], zero))[0])
-    assert prepared.shape == (2, *data.sample_shape)
+    file = tmp_path / "own.wav"
     file.write_bytes(encoded(folder.test[3]))
-    assert torch.equal(other.read(file), data.test_set[0][3])
+    batch = other.read(file)[None], torch.zeros(1, dtype=torch.long)
+    assert torch.equal(batch[0][0], data.test_set[0][3])
+    prepared, _ = other.prepare_batch(batch)
+    assert torch.equal(prepared, data.prepare_batch(batch)[0])
+    assert prepared.shape == (2, *data.sample_shape)
     with pytest.raises(DataError, match=r"none.wav: not a readable audio file \(No such file or directory\)$"):
         data.read(tmp_path / "none.wav")
 

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 import diffstride.experiments.training.fit as fit
 from diffstride.experiments.data import ClassificationData, MultiTask, SyntheticSounds
 from diffstride.experiments.data.base import Axis
+from diffstride.experiments.models import Heads
 from diffstride.experiments.training import Classifier
 from diffstride.experiments.training.runs import load_data
-from tests.helpers.datasets import epoch
+from tests.helpers.datasets import epoch, place
 
 
 class Numbered(ClassificationData):
@@ -39,11 +40,9 @@ class Shifted(Numbered):
         return inputs + torch.rand(len(inputs), 1), labels
 
 
-def union(*sizes, batch_size=4, seed=0, kind=Numbered, place=None, **options):
+def union(*sizes, batch_size=4, seed=0, kind=Numbered, **options):
     data = MultiTask({f"t{i}": kind(size, **options) for i, size in enumerate(sizes)}, batch_size, seed)
     data.setup()
-    if place is not None:
-        data.trainer = SimpleNamespace(world_size=place[0], global_rank=place[1])
     return data
 
 
@@ -96,7 +95,7 @@ def test_ranks_share_a_pass_among_them():
     """Three tasks, three ranks: a task's samples, rank by rank and batch by batch, are complete orders of its set."""
     sizes = (30, 7, 12)
     ranks = [
-        [batch for number in range(6) for batch in epoch(union(*sizes, batch_size=5, place=(3, rank)), number)]
+        [batch for number in range(6) for batch in epoch(place(union(*sizes, batch_size=5), 3, rank), number)]
         for rank in range(3)
     ]
     for task, size in zip(("t0", "t1", "t2"), sizes, strict=True):
@@ -133,9 +132,7 @@ def test_augmentation_follows_seed_batch_and_rank_in_training_only():
 
     def trained(seed=5, rank=1, training=True):
         own = union(10, 10, seed=seed, kind=Shifted)
-        own.trainer = SimpleNamespace(
-            world_size=2, global_rank=rank, training=training, fit_loop=loops, precision_plugin=same
-        )
+        place(own, 2, rank, training=training, fit_loop=loops, precision_plugin=same)
         return own.on_after_batch_transfer(batch, 0)
 
     for task in batch:
@@ -157,14 +154,10 @@ def test_validation_has_a_loader_for_each_task_in_the_order_of_its_test_split():
             assert torch.cat([inputs for inputs, _ in batches])[:, 0].tolist() == list(range(1000, 1007))
 
 
-def sounds(task, **options):
-    options = {"features": None, "seconds": 0.1, "train_samples": 24, "test_samples": 10, "noise": 0.05} | options
-    return SyntheticSounds(task, **options)
-
-
 def test_fingerprint_follows_the_tasks_and_the_seed():
     def fingerprint(seed=0, **tasks):
-        data = MultiTask({name: sounds(task) for name, task in tasks.items()}, 8, seed)
+        sounds = {name: SyntheticSounds(task, train_samples=24, test_samples=10) for name, task in tasks.items()}
+        data = MultiTask(sounds, 8, seed)
         data.setup()
         return data.fingerprint
 
@@ -190,20 +183,10 @@ def test_mistakes_get_one_line(tasks, batch_size, message):
         data.train_dataloader()
 
 
-class TwoHeads(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.trunk = torch.nn.Linear(1, 5)
-        self.heads = torch.nn.ModuleDict({"t0": torch.nn.Linear(5, 2), "t1": torch.nn.Linear(5, 2)})
-
-    def forward(self, x):
-        return {task: head(self.trunk(x).tanh()) for task, head in self.heads.items()}
-
-
 @pytest.mark.parametrize("weights", [None, {"t0": 0.5, "t1": 2.0}, {"t1": 0.0}])
 def test_the_loss_is_the_weighted_mean_of_the_tasks(weights):
     batch = union(10, 6, batch_size=5).on_after_batch_transfer(epoch(union(10, 6, batch_size=5))[0], 0)
-    network = TwoHeads()
+    network = Heads(1, {"t0": 2, "t1": 2})
     module = Classifier(network, task_weights=weights)
     module.log = lambda *args, **kwargs: None
     found = module.training_step(batch, 0)
@@ -211,8 +194,8 @@ def test_the_loss_is_the_weighted_mean_of_the_tasks(weights):
     own = {task: F.cross_entropy(network(inputs)[task], labels) for task, (inputs, labels) in batch.items()}
     torch.testing.assert_close(found, (a * own["t0"] + b * own["t1"]) / (a + b))
     found.backward()
-    assert network.heads["t0"].weight.grad.abs().max() > 0
-    grad = network.heads["t1"].weight.grad
+    assert network["t0"].weight.grad.abs().max() > 0
+    grad = network["t1"].weight.grad
     assert (b == 0) == (grad is None or not grad.any())
 
 

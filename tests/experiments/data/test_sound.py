@@ -83,18 +83,12 @@ def test_a_tone_is_in_the_frames_and_the_band_where_it_sounds(rate, first, last,
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"floor": 0.0}, r"features.floor must be > 0 and finite, got 0"),
-        ({"hop": 0.03}, r"features.hop .*at most the window, 200, not 240"),
-        ({"hop": 5e-5}, r"features.hop must be at least one sample .*not 0"),
-        ({"bands": 200}, r"features.bands 200 is too many: some are narrower than the 31.25 Hz"),
-        ({"highest": 4001.0}, r"features.lowest and highest .* half of the sample rate, 4000 Hz, not 0 and 4001"),
-        ({"lowest": -1.0}, r"features.lowest and highest must be rising from 0 .*not -1 and 4000"),
-    ],
-)
-def test_settings_that_do_not_fit_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    "options",
+    [{"floor": 0.0}, {"hop": 0.03}, {"hop": 5e-5}, {"bands": 200}, {"highest": 4001.0}, {"lowest": -1.0},
+     {"lowest": 900.0, "highest": 900.0}],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_named(options):
+    with pytest.raises(ValueError, match=rf"^features\..*{next(iter(options))}"):
         LogMel(**options)(torch.zeros(1, 800), 8000)
 
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.helpers.datasets import encoded, image_set, picture, pixels_of, ready
+from tests.helpers.datasets import encoded, image_set, picture, pixels_of, ready, write
 
 datasets = pytest.importorskip("datasets")
 
@@ -33,9 +33,7 @@ def test_one_parquet_file_without_the_hubs_metadata(tmp_path):
 def test_files_of_a_split_that_name_other_classes_are_refused(tmp_path):
     """`datasets` reads all files by the class names of the first, so that labels of the others would be wrong."""
     for i, names in enumerate((["cat", "dog"], ["dog", "cat"])):
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-        rows = {"image": [{"bytes": encoded(picture(i)), "path": None}], "label": [0]}
-        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"train-{i}.parquet")
+        write(tmp_path / f"train-{i}.parquet", [encoded(picture(i))], [0], names=names)
     with pytest.raises(DataError, match=r"files of split 'train' in .* must have the same columns and classes"):
         ready(tmp_path, test_split="train[:50%]")
 

@@ -114,11 +114,11 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Return an opened image in 8-bit RGB."""
     tags = getattr(image, "tag_v2", None) or {}  # of TIFF
     wide = image.mode.startswith("I")  # grey of more than 8 bits, which Pillow itself would clip to 8
-    if image.mode == "F" or set(tags.get(SAMPLEFORMAT, (1,))) != {1} or max(tags.get(BITSPERSAMPLE, (1,))) > 16:
-        raise DataError("its samples are signed, floating-point or wider than 16 bits: convert it to 8 or 16 bits")
+    unscaled = image.mode == "F" or set(tags.get(SAMPLEFORMAT, (1,))) != {1} or max(tags.get(BITSPERSAMPLE, (1,))) > 16
+    # Pillow misreads separate planes and unusual greys.
     unusual = tags and wide and (tags[BITSPERSAMPLE] != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION) != 1)
-    if unusual or tags.get(PLANAR_CONFIGURATION) == 2:
-        raise DataError("Pillow misreads its layout (separate planes, or unusual greys): save it as PNG")
+    if unscaled or unusual or tags.get(PLANAR_CONFIGURATION) == 2:
+        raise DataError("its samples are signed, floats, wider than 16 bits or oddly stored: save it as PNG")
     image.load()
     PIL.ImageOps.exif_transpose(image, in_place=True)
     if wide:

@@ -65,16 +65,16 @@ def mel_filters(settings: LogMel, sample_rate: int, n_fft: int) -> Tensor:
     """Return the filters `[bands, n_fft // 2 + 1]`, none of which may be empty."""
     import librosa  # takes seconds
 
-    lowest, highest = settings.lowest, sample_rate / 2 if settings.highest is None else settings.highest
-    if not 0 <= lowest < highest <= sample_rate / 2:
-        bounds = f"rising from 0 to half of the sample rate, {sample_rate / 2:g} Hz"
-        raise DataError(f"features.lowest and highest must be {bounds}, not {lowest:g} and {highest:g}")
+    bands, lowest, half = settings.bands, settings.lowest, sample_rate / 2
+    highest = half if settings.highest is None else settings.highest
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of empty bands, an error below
-        filters = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=settings.bands, fmin=lowest, fmax=highest)
-    if not filters.max(axis=1).all():
-        empty = f"some are narrower than the {sample_rate / n_fft:g} Hz between two frequencies"
-        raise DataError(f"features.bands {settings.bands} is too many: {empty}; lower it, or use a longer window")
+        warnings.simplefilter("ignore")  # of empty bands, an error below
+        filters = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=bands, fmin=lowest, fmax=highest)
+    if not 0 <= lowest < highest <= half or not filters.max(axis=1).all():
+        raise DataError(
+            f"features.bands {bands} from lowest {lowest:g} to highest {highest:g} Hz do not fit: each must be within "
+            f"0 to {half:g} Hz, and wider than the {sample_rate / n_fft:g} Hz between two frequencies"
+        )
     return torch.from_numpy(filters)
 
 
