@@ -134,7 +134,7 @@ def test_the_reason_for_no_strided_model_is_printed(run, tmp_path, capsys):
     assert export(run, tmp_path / "model.onnx", "--repeats", 2, "--input", "1,32,32") == 0
     printed = capsys.readouterr().out
     assert "No strided model beside it: " in printed
-    assert "stride must be an integer for 'conv', got" in printed
+    assert "stride must be an integer for downsample='conv', got" in printed
     assert "strided convolutions" not in printed
     assert _strided(Run(nn.Linear(1, 1), {})) == "Linear has no argument `downsample`"
     itself = load_run(run)

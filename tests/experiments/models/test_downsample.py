@@ -91,7 +91,7 @@ def test_other_methods_leave_the_options_of_diffstride_aside(method):
     ("method", "stride", "options", "message"),
     [
         ("avg", 2, {"smoothnes": 1.0}, r"DiffStride2d .*got \['smoothnes'\]: did you mean smoothness"),
-        ("conv", (2, 2.5), {}, "stride must be an integer for 'conv', got .*2.5"),
+        ("conv", (2, 2.5), {}, "stride must be an integer for downsample='conv', got .*2.5"),
         ("diffstride", 0.5, {}, "stride must be >= 1, got 0.5"),
         (nn.Identity, float("nan"), {}, "stride must be finite"),
         ("stride", 2, {}, "'conv', 'avg', 'max', 'blur', 'spectral', 'diffstride', got 'stride'"),
