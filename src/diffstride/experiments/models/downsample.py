@@ -77,7 +77,9 @@ def make_downsample(
         return 1, layers[method](strides, **{k: v for k, v in options.items() if k in _SPECTRAL_OPTIONS})
     integers = tuple(int(s) for s in strides)
     if integers != strides:
-        raise ValueError(f"stride must be an integer for downsample={method!r}, got {stride}: 'spectral' takes fractions")
+        raise ValueError(
+            f"stride must be an integer for downsample={method!r}, got {stride}: 'spectral' takes fractions"
+        )
     if method == "conv":
         return (integers[0], integers[1]) if ndim == 2 else integers[0], nn.Identity()
     if max(integers) == 1:
