@@ -11,7 +11,7 @@ import torch
 import diffstride as ds
 from diffstride import functional as F
 from diffstride import geometry
-from diffstride.backends import DENSE_UP_TO, resample
+from diffstride.backends import DENSE_UP_TO, matmul
 from tests.helpers import reference
 
 BACKENDS = ("fft", "matmul")
@@ -165,14 +165,22 @@ def test_tables_kept_between_calls_serve_training_after_inference():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])  # the derivative as a matrix, and as waves
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+@pytest.mark.parametrize("window", ["outer", "inner"])
+@pytest.mark.parametrize("size", [12, 13, 20, 24])
 @pytest.mark.parametrize("taps", [None, geometry.Taps(3, 1, 1, 20)])
-def test_a_matrix_that_was_sent_to_a_device_is_the_same(taps):
-    axis = geometry.Axis(20, 13, "dft", 1.0, 4.0, taps=taps)
-    kept, sent = (resample._build(axis, 2.3, True, torch.float32, torch.device("cpu")) for _ in range(2))
-    sent.send(torch.device("cpu"))
-    x, y = torch.randn(5, kept.length), torch.randn(5, kept.size)
-    for name, argument in ("apply", x), ("on_ramp", x), ("stacked", x), ("adjoint", y), ("adjoint_on_ramp", y):
-        assert torch.equal(getattr(sent, name)(argument, -1), getattr(kept, name)(argument, -1)), name
+def test_operators_of_numbers_are_those_of_tensors(taps, size, window, basis, dtype):
+    axis = geometry.Axis(20, size, basis, 0.7, 3.0, window, taps=taps)
+    stride = torch.tensor(1.9, dtype=torch.float64, requires_grad=True)
+    matrix = matmul.dense_matrix(axis, axis.weights(stride, stride))
+    built = matmul.DenseOperator.from_stride(axis, 1.9, dtype, torch.device("cpu"), keep=False)
+    tolerance = {"rtol": 0, "atol": 1e-13 if dtype == torch.float64 else 1e-3}
+    torch.testing.assert_close(built.matrix.double(), matrix.detach(), **tolerance)
+    upstream, x = torch.randn(matrix.shape[0], dtype=torch.float64), torch.randn(20, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(upstream @ matrix @ x, stride)
+    found = built.on_ramp(x.to(dtype), -1).double() @ built.adjoint_on_ramp(upstream.to(dtype), -1).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 0.03)
 
 
 def near_the_top(ndim):

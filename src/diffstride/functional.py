@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffstride import _validation, geometry
-from diffstride.backends import Backend, along_axes
+from diffstride.backends import Backend, Resampling
 from diffstride.geometry import BASES, WINDOWS, Axis, Basis, Norm, Window
 from diffstride.options import LayerOptions, check_basis
 
@@ -111,8 +111,8 @@ def downsample(
     x: Tensor, strides: Tensor, host_strides: Sequence[float] | None, new_sizes: Sequence[int], options: LayerOptions
 ) -> Tensor:
     """Downsample to known sizes; `host_strides` are the values of `strides`, or None if the host does not have them."""
-    axes = [options.axis(n, new) for n, new in zip(x.shape[-len(new_sizes) :], new_sizes, strict=True)]
-    return along_axes(x, axes, options.backend, strides, host_strides)
+    resampling = Resampling(x, options.axes(x.shape[-len(new_sizes) :], new_sizes), options.backend)
+    return resampling(x, strides) if host_strides is None else resampling.at(host_strides)(x, strides)
 
 
 def spectral_pool(
@@ -184,7 +184,7 @@ def spectral_resize(
     ndim = len(size)
     _validation.spatial_sizes(x, ndim)
     new_sizes = _validation.sizes("size", size, ndim)
-    return along_axes(x, resize_axes(x.shape[-ndim:], new_sizes, basis, norm), backend)
+    return Resampling(x, resize_axes(x.shape[-ndim:], new_sizes, basis, norm), backend).at(None)(x, None)
 
 
 def resize_axes(spatial: Sequence[int], new_sizes: Sequence[int], basis: Basis, norm: Norm) -> list[Axis]:

@@ -161,6 +161,36 @@ class Axis(NamedTuple):
             weights = torch.cat([weights[:-1], weights[-1:] / 2])
         return weights
 
+    @property
+    def multiplicities(self) -> list[float]:
+        """The factors `c_k / n` of the coefficients, times the gain; without those of the window."""
+        factors = [self.gain / self.n, *[2 * self.gain / self.n] * (self.kept - 1)]
+        if self.basis == "dft" and 2 * (self.kept - 1) == self.size:
+            factors[-1] = self.gain / self.n
+        if self._nyquist_splits:
+            factors[-1] /= 2
+        return factors
+
+    def ramp_weights(self, stride: float) -> tuple[int, list[float], list[float]]:
+        """Return the first coefficient on the ramp, and the mask and its slope `dm/dS` there, from numbers.
+
+        The mask is 1 before the ramp and 0 behind it. `mask` and `mask_slope` give the same from tensors.
+        """
+        first, last = self.ramp(stride)
+        assert self.smoothness is not None
+        edge, per_cycle = self.n / (2 * stride), 1 if self.basis == "dft" else 2
+        f = [k / per_cycle for k in range(first, last)]
+        if self.window == "inner":
+            width = min(edge / 2, self.smoothness)
+            masks = [(edge - frequency) / width for frequency in f]
+        else:
+            masks = [1 + (edge - frequency) / self.smoothness for frequency in f]
+        if self.window == "inner" and edge / 2 <= self.smoothness:
+            slopes = [-2 * frequency / (edge * stride) for frequency in f]
+        else:
+            slopes = [-edge / (stride * self.smoothness)] * len(f)
+        return first, [min(max(m, 0.0), 1.0) for m in masks], slopes
+
     def ramp(self, stride: float) -> tuple[int, int]:
         """Return the first coefficient on the ramp, both its ends included, and the one after the last."""
         assert self.smoothness is not None

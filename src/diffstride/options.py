@@ -58,6 +58,10 @@ class LayerOptions:
             taps=taps,
         )
 
+    def axes(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> list[Axis]:
+        """Return the operators of all axes."""
+        return [self.axis(n, new) for n, new in zip(spatial, new_sizes, strict=True)]
+
     def output_sizes(self, spatial: Sequence[int], strides: Sequence[float], owner: object = None) -> tuple[int, ...]:
         """Return the output sizes at raw strides.
 

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 
 import diffstride as ds
 from diffstride.cost import count_macs
-from diffstride.nn._fused import Convolution, cheapest_fused_axes, make_schedule
+from diffstride.nn._fused import ConvDownsample, Convolution, cheapest_fused_axes, make_schedule
 from tests.helpers import reference
 
 ORDERS = [0, 1, None]  # axes that are resampled before the convolution; None stands for all
@@ -47,8 +47,9 @@ def make(kernel, arguments, stride=(2.3, 1.7, 1.4), smoothness=1.3, **options):
 
 
 def run(layer, x, order):
-    strides, host_strides, new_sizes = layer._strides_and_sizes(tuple(x.shape[-layer.ndim :]))
-    return scheduled(layer, x, order, new_sizes).run(x, layer.weight, layer.bias, strides, host_strides)
+    return at_fixed_sizes(layer, order, layer.output_size(x.shape[-layer.ndim :]))(
+        x, layer.weight, layer.bias, layer.stride
+    )
 
 
 def scheduled(layer, x, order, new_sizes):
@@ -100,7 +101,7 @@ def at_fixed_sizes(layer, order, sizes):
     """Return the layer as a function of its input and parameters, for finite differences."""
 
     def f(x, weight, bias, stride):
-        return scheduled(layer, x, order, sizes).run(x, weight, bias, stride, tuple(stride.tolist()))
+        return ConvDownsample(scheduled(layer, x, order, sizes), x).at(stride.tolist())(x, weight, bias, stride)
 
     return f
 

@@ -1,19 +1,18 @@
 """Two ways to apply the operator of an axis, as a dense matrix and through FFTs, and the choice between them."""
 
-from diffstride.backends.axes import CHANNELS_LAST, along_axes, autocast_dtype, headroom, is_channels_last
+from diffstride.backends.axes import CHANNELS_LAST, Resampling, autocast_dtype, headroom, is_channels_last
 from diffstride.backends.matmul import dense_matrix
-from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense, keeps_ramps
+from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense
 
 __all__ = [
     "BACKENDS",
     "CHANNELS_LAST",
     "DENSE_UP_TO",
     "Backend",
-    "along_axes",
+    "Resampling",
     "autocast_dtype",
     "dense_matrix",
     "headroom",
     "is_channels_last",
     "is_dense",
-    "keeps_ramps",
 ]

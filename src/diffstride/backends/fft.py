@@ -23,12 +23,6 @@ class SpectralOperator:
         self.weights = weights
         self.first, self.slopes = first, slopes
 
-    @property
-    def ramp_size(self) -> int:
-        """The number of coefficients on the ramp, cosines and sines."""
-        assert self.slopes is not None
-        return len(self.slopes) * (2 if self.basis == "dft" else 1)
-
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`."""
         if x.numel() == 0:  # FFT libraries refuse them
@@ -38,12 +32,6 @@ class SpectralOperator:
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
         """Return the coefficients of `x` on the ramp."""
         return self._on_ramp(_analyse(x, dim, self.basis), None, x, dim)
-
-    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Return `apply` and `on_ramp` from one transform."""
-        spectrum = _analyse(x, dim, self.basis)
-        y = self._synthesise(spectrum, self.weights / self.length, self.size, x, dim)
-        return y, self._on_ramp(spectrum, None, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """Return `P^T y` along `dim`."""

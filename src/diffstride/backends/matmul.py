@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import torch
@@ -13,111 +14,175 @@ from diffstride.geometry import Axis, Basis, num_coefficients
 
 
 class DenseOperator:
-    """A matrix, applied along an axis; with `axis.taps` the matrix of the shifted operators, interleaved.
+    """The matrix `P [rows, columns]` of an axis; with `axis.taps` that of the shifted operators, interleaved.
 
-    It is built in the precision of the weights, float64 where the device has it, which is cheap and safe from TF32. It
-    is applied in `dtype`. `slopes`, if any, are the derivatives of the weights of the coefficients `first ..` on the
-    ramp, times their multiplicity.
+    It is built in float64 where the device has it, which is cheap and safe from TF32, and applied in a dtype of the
+    caller. The derivative by the stride is `dP/dS = B^T A`: either `A` is the derivative itself and `B` is left out,
+    or both are a few waves, those on the ramp of the window.
     """
 
-    def __init__(
-        self, axis: Axis, weights: Tensor, dtype: torch.dtype, first: int = 0, slopes: Tensor | None = None
-    ) -> None:
-        self.axis, self.first, self.slopes = axis, first, slopes
-        self.matrix = dense_matrix(axis, weights).to(dtype)
-        self.size, self.length = self.matrix.shape
+    def __init__(self, axis: Axis, transposed: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
+        """Make the operator.
 
-    @property
-    def ramp_size(self) -> int:
-        """The number of coefficients on the ramp."""
-        return len(self._derivative_factors[0])
+        Args:
+            axis: its sizes and options.
+            transposed: `P^T`, in the dtype in which it is applied.
+            first: the first coefficient on the ramp.
+            slopes: the derivatives of the weights from `first` on times their multiplicities; None where the operator
+                is fixed.
+        """
+        self.axis, self.first, self.slopes = axis, first, slopes
+        self.transposed, self.matrix = transposed, transposed.t()
+        self.stacked: Tensor | None = None
+        """The rows of `P^T` and `(dP/dS)^T` in turn, where the derivative is a matrix."""
+
+    @classmethod
+    def from_stride(
+        cls, axis: Axis, stride: float | None, dtype: torch.dtype, device: torch.device, keep: bool
+    ) -> DenseOperator:
+        """Build the operator from numbers, and keep what does not depend on the stride; None for a fixed operator."""
+        slabs = 1 if stride is None or axis.columns * axis.rows > _STACK_UP_TO or dtype == torch.float16 else 2
+        analysis, synthesis, multiplicities = _tables(axis, slabs, device, keep)
+        if stride is None:
+            weights = multiplicities
+        else:
+            first, mask, slopes = axis.ramp_weights(stride)
+            last = first + len(mask)
+            behind = [0.0] * (axis.kept - last)
+            on_ramp = multiplicities[first:last]
+            slopes = [c * slope for c, slope in zip(on_ramp, slopes, strict=True)]
+            weights = [*multiplicities[:first], *(c * m for c, m in zip(on_ramp, mask, strict=True)), *behind]
+        waves = 2 if axis.basis == "dft" else 1
+        numbers = weights * waves
+        if slabs == 2:
+            numbers += ([0.0] * min(first, axis.kept) + slopes + behind) * waves
+        # In one product, and `P^T` and its derivative row by row in turn: the products of backward then need no copies.
+        rows = (analysis * _on_device(numbers, analysis)).view(-1, synthesis.shape[0]) @ synthesis
+        if axis.taps is not None:  # [length, kernel, slabs, size] to [length, slabs, size, kernel]
+            taps = rows.view(axis.taps.length, axis.taps.kernel, slabs, axis.size)
+            rows = taps.permute(0, 2, 3, 1).reshape(-1, axis.rows)
+        rows = rows.to(dtype)
+        operator = cls(axis, rows if slabs == 1 else rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1)))
+        if slabs == 2:
+            operator.stacked = rows
+        elif stride is not None:
+            operator.first, operator.slopes = first, _on_device(slopes, analysis)
+        return operator
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`."""
-        return product(self.matrix, x, dim)
-
-    def on_ramp(self, x: Tensor, dim: int) -> Tensor:
-        """Return the coefficients of `x` on the ramp."""
-        return product(self._derivative_factors[0], x, dim)
-
-    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Return `apply` and `on_ramp`."""
-        return self.apply(x, dim), self.on_ramp(x, dim)
-
-    def stacked(self, x: Tensor, dim: int) -> Tensor:
-        """Return `apply` and below it, along `dim`, `on_ramp`."""
-        return product(self._stack, x, dim)
+        return _right(x, self.transposed) if dim == -1 else _left(self.matrix, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """Return `P^T y` along `dim`."""
-        return product(self._transposed, y, dim)
+        return _right(y, self.matrix) if dim == -1 else _left(self.transposed, y, dim)
+
+    def on_ramp(self, x: Tensor, dim: int) -> Tensor:
+        """Return `A x` along `dim`."""
+        left = self._factors[0]
+        return _right(x, left.t()) if dim == -1 else _left(left, x, dim)
 
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
-        """Return the coefficients of `y` on the ramp times their slopes."""
-        return product(self._derivative_factors[1], y, dim)
-
-    def send(self, device: torch.device) -> None:
-        """Move all matrices to a device, in one copy that the host does not wait for."""
-        learned = self.slopes is not None
-        parts = [
-            self._stack if learned else self.matrix,
-            self._transposed,
-            *(self._derivative_factors[1:] if learned else ()),
-        ]
-        sent = torch.cat([part.reshape(-1) for part in parts]).to(device, non_blocking=True)
-        moved = [t.view(p.shape) for t, p in zip(torch.split(sent, [p.numel() for p in parts]), parts, strict=True)]
-        self.matrix, self._transposed = moved[0][: self.size], moved[1]
-        if learned:
-            self._stack, self._derivative_factors = moved[0], (moved[0][self.size :], moved[2])
+        """Return `B y` along `dim`."""
+        left = self._factors[1]
+        if left is None:
+            return y
+        return _right(y, left.t()) if dim == -1 else _left(left, y, dim)
 
     @cached_property
-    def _transposed(self) -> Tensor:
-        return self.matrix.mT.contiguous()
+    def turned(self) -> Tensor:
+        """The rows of `stacked`, those of the derivative first."""
+        assert self.stacked is not None
+        return self.stacked.view(-1, 2, self.stacked.shape[-1]).flip(1).flatten(0, 1)
 
     @cached_property
-    def _derivative_factors(self) -> tuple[Tensor, Tensor]:
-        """Two thin matrices `A`, `B` with `dP/dS = B^T A`: waves on the ramp at the input, and at the output."""
+    def _factors(self) -> tuple[Tensor, Tensor | None]:
+        if self.stacked is not None:
+            return self.stacked[1::2].t(), None
         assert self.slopes is not None
-        thin = _change(self.axis, self.slopes, self.first)
+        waves = _change(self.axis, self.slopes, self.first)
         # Means in place of sums at the input: within the range of float16.
-        n = self.axis.n
-        return (thin[0] / n).to(self.matrix.dtype), (thin[1] * n).to(self.matrix.dtype)
-
-    @cached_property
-    def _stack(self) -> Tensor:
-        return torch.cat([self.matrix, self._derivative_factors[0]])
+        n, dtype = self.axis.n, self.transposed.dtype
+        return (waves[0] / n).to(dtype), (waves[1] * n).to(dtype)
 
 
-def product(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """Return `matrix @ x` along axis `dim < 0` of `x`, without moving an axis in memory."""
+# Up to so many elements, the derivative of an operator is a matrix like the operator; above, two factors of few rows.
+_STACK_UP_TO = 64 * 64
+
+
+def _left(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Return `matrix @ x` along axis `dim < -1` of `x`, without moving an axis in memory."""
     before, n, after = x.shape[:dim], x.shape[dim], x.shape[x.ndim + dim + 1 :]
-    size = matrix.shape[0]
-    if dim == -1:
-        return _pointwise(matrix, x) if _convolution_is_faster(matrix, x) else F.linear(x, matrix)
-    planes = x.reshape(math.prod(before), n, math.prod(after))
-    return torch.bmm(matrix.expand(planes.shape[0], size, n), planes).reshape(*before, size, *after)
+    planes = math.prod(before)
+    product = torch.bmm(matrix.expand(planes, -1, n), x.reshape(planes, n, math.prod(after)))
+    return product.view(*before, matrix.shape[0], *after)
 
 
-def _convolution_is_faster(matrix: Tensor, x: Tensor) -> bool:
+def _right(x: Tensor, matrix: Tensor) -> Tensor:
+    """Return `x @ matrix`, along the last axis."""
+    return _pointwise(x, matrix) if _convolution_is_faster(x, matrix) else torch.matmul(x, matrix)
+
+
+def _convolution_is_faster(x: Tensor, matrix: Tensor) -> bool:
     # On x86, PyTorch calls MKL for float32 products and oneDNN for convolutions, 0.4-0.9 of the time on AMD.
     return (
         x.is_cpu
         and x.dtype == torch.float32
-        and x.numel() * len(matrix) > 1 << 20  # a call costs more
+        and x.numel() * matrix.shape[1] > 1 << 20  # a call costs more
         and _HAS_ONEDNN
-        and not torch.is_grad_enabled()  # always true within `_Resample.forward`, which runs without grad
-        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
     )
 
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def _pointwise(matrix: Tensor, x: Tensor) -> Tensor:
-    """Return `x @ matrix.T` as a convolution with a 1x1 kernel, rows as positions, in channels_last."""
-    size, n = matrix.shape
-    y = F.conv2d(x.reshape(1, -1, 1, n).permute(0, 3, 1, 2), matrix[:, :, None, None])
+def _pointwise(x: Tensor, matrix: Tensor) -> Tensor:
+    """Return `x @ matrix` as a convolution with a 1x1 kernel, rows as positions, in channels_last."""
+    n, size = matrix.shape
+    y = F.conv2d(x.reshape(1, -1, 1, n).permute(0, 3, 1, 2), matrix.t()[:, :, None, None])
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], size)
+
+
+def _on_device(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers as a tensor, by a copy for which the host does not wait."""
+    made = torch.tensor(numbers, dtype=like.dtype)
+    return made if like.is_cpu else made.to(like.device, non_blocking=True)
+
+
+def _build_tables(axis: Axis, slabs: int, device: torch.device) -> tuple[Tensor, Tensor, list[float]]:
+    """Return all of an operator that does not depend on its stride: waves at its input, at its output, and `c_k / n`.
+
+    Returns:
+        The waves `[columns or columns * kernel, slabs * waves]` at the input, once for each slab, `[waves, size]` at
+        the output, and a number for each frequency.
+    """
+    like = empty_like_operators(device)
+    analysis = _waves(axis.n, axis.basis, like, 0, axis.kept).flatten(0, 1)
+    if axis.taps is not None:
+        analysis = _shifted(axis, analysis).permute(2, 1, 0).flatten(0, 1)
+    else:
+        analysis = analysis.t()
+    synthesis = _waves(axis.size, axis.basis, like, 0, axis.kept).flatten(0, 1)
+    return analysis.repeat(1, slabs), synthesis, axis.multiplicities
+
+
+_kept_tables = lru_cache(maxsize=64)(_build_tables)
+
+
+def _tables(axis: Axis, slabs: int, device: torch.device, keep: bool) -> tuple[Tensor, Tensor, list[float]]:
+    kernel = 1 if axis.taps is None else axis.taps.kernel
+    keep = keep and slabs * axis.columns * kernel * axis.kept <= _KEEP_TABLES_UP_TO
+    return (_kept_tables if keep else _build_tables)(axis, slabs, device)
+
+
+# At most 64 pairs of tables of 2 MiB.
+_KEEP_TABLES_UP_TO = 512 * 257
+
+
+def empty_like_operators(device: torch.device) -> Tensor:
+    """Return an empty tensor of the precision in which windows and matrices are built on a device."""
+    return torch.empty((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 
 def dense_matrix(axis: Axis, weights: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ dft, the DCT-II and its inverse for the dct, with `w` the `K` weights of the kep
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffstride.backends.fft import SpectralOperator
-from diffstride.backends.matmul import DenseOperator, multiplicity, product
+from diffstride.backends.matmul import DenseOperator, dense_matrix, empty_like_operators, multiplicity
 from diffstride.geometry import Axis, clamp_stride
 
 Backend = Literal["auto", "fft", "matmul"]
@@ -34,9 +35,15 @@ class Step(NamedTuple):
     axis: Axis
     entry: int
     """The index of the axis in the vector of strides."""
-    raw_stride: float | None
-    """The raw stride; None where the host does not have it."""
     dense: bool
+
+
+class Operators(NamedTuple):
+    """The operators of all axes at strides that the host has."""
+
+    built: list[Operator]
+    raw_strides: tuple[float | None, ...]
+    """Raw strides in the order of the operators; None for a fixed one."""
 
 
 def is_dense(axis: Axis, backend: Backend, dtype: torch.dtype) -> bool:
@@ -52,285 +59,241 @@ AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cu
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which products have the dtypes of their factors."""
-    if x.device.type in AUTOCAST_DEVICES:
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
+    device = x.device.type
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return _NOTHING
 
 
-def resample(x: Tensor, strides: Tensor | None, steps: Sequence[Step], would_cast: bool) -> Tensor:
+_NOTHING = contextlib.nullcontext()
+
+
+def resample(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators | None) -> Tensor:
     """Apply the operators one after another.
-
-    Where the host has the strides' values (`Step.raw_stride`), operators are built from numbers, cached, and
-    differentiated by hand. Else (under `torch.compile`, or to leave a device alone) they are built from the tensor.
 
     Args:
         x: contiguous.
-        strides: raw strides; None where all operators are fixed.
-        steps: the operators.
-        would_cast: True where an autocast that the caller has switched off would change dtypes.
+        strides: raw strides, one per axis or one in all; None where all operators are fixed.
+        steps: the axes.
+        operators: the operators at these strides, which are differentiated by hand. None builds them from the tensor
+            of strides and leaves derivatives to autograd, where the host does not have the strides' values.
     """
-    on_host = strides is None or all(step.raw_stride is not None for step in steps)
-    if not on_host or torch.compiler.is_compiling():
-        operators = _operators(steps, strides, x)
-        return _apply_guarded(x, operators) if would_cast and torch.compiler.is_compiling() else _apply(x, operators)
-    learning = strides is not None and strides.requires_grad and torch.is_grad_enabled()
-    y: Tensor = _Resample.apply(x, strides, tuple(steps), learning)[0]  # type: ignore[no-untyped-call]
+    if operators is None:
+        return _apply(x, steps, _operators_from(steps, strides, x))
+    # A signature that `torch.func` can transform takes longer to call than a small layer to compute.
+    function = _TransformableResample if torch._C._are_functorch_transforms_active() else _Resample
+    y: Tensor = function.apply(x, strides, steps, operators)  # type: ignore[no-untyped-call]
     return y
 
 
-def _apply(x: Tensor, operators: Iterable[tuple[int, Operator]]) -> Tensor:
-    for dim, operator in operators:
-        x = operator.apply(x, dim)
+def _apply(x: Tensor, steps: Sequence[Step], operators: Sequence[Operator]) -> Tensor:
+    for step, operator in zip(steps, operators, strict=True):
+        x = operator.apply(x, step.dim)
     return x.contiguous()  # an inverse FFT leaves its result in the order in which it worked
 
 
-def _apply_guarded(x: Tensor, operators: Iterable[tuple[int, Operator]]) -> Tensor:
-    """Apply the operators in a graph under autocast.
-
-    Their backward is traced with them, and would be cast where that of eager mode is not. FFTs are never cast.
-    """
-    for dim, operator in operators:
-        x = (
-            _Product.apply(operator.matrix, x, dim)  # type: ignore[no-untyped-call]
-            if isinstance(operator, DenseOperator)
-            else operator.apply(x, dim)
-        )
-    return x.contiguous()
-
-
-class _Product(torch.autograd.Function):
-    """A `product` whose backward keeps the dtypes of its factors. Slower than PyTorch's."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-        return product(matrix, x, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        matrix, x, ctx.dim = inputs
-        ctx.save_for_backward(matrix, x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        matrix, x = ctx.saved_tensors
-        (grad,) = grads
-        of_matrix = of_x = None
-        with no_autocast(grad):
-            if ctx.needs_input_grad[0]:
-                rows, columns = (t.movedim(ctx.dim, -1).flatten(0, -2) for t in (grad, x))
-                of_matrix = rows.mT @ columns
-            if ctx.needs_input_grad[1]:
-                of_x = product(matrix.mT, grad, ctx.dim)
-        return of_matrix, of_x, None
-
-
-def _like(device: torch.device) -> Tensor:
-    """Return an empty tensor of the precision in which windows and matrices are built on a device."""
-    return torch.empty((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-
-
-def _operators(
-    steps: Sequence[Step], strides: Tensor | None, x: Tensor, ramps: bool = False
-) -> list[tuple[int, Operator]]:
-    """Build operators from tensors, differentiable in `strides`."""
-    like = _like(x.device)
+def build_operators(
+    steps: Sequence[Step],
+    host_strides: Sequence[float] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep: bool,
+) -> Operators:
+    """Build operators from the strides on the host, or take those of an earlier call if `keep`."""
+    raw_strides = tuple([None if host_strides is None else host_strides[step.entry] for step in steps])
     built = []
-    for dim, axis, entry, raw, dense in steps:
-        if strides is None:
-            operator = _operator(axis, axis.weights(None, like), dense, x.dtype)
-        else:
-            stride = clamp_stride(strides[entry].to(like), axis.lower, axis.upper)
-            ramp = _ramp_slopes(axis, raw, stride, like) if ramps else ()
-            operator = _operator(axis, axis.weights(stride, like), dense, x.dtype, *ramp)
-        built.append((dim, operator))
-    return built
+    for (_, axis, _, dense), raw in zip(steps, raw_strides, strict=True):
+        build = _cached_operator if keep and axis.n * axis.size <= _CACHE_UP_TO_ELEMENTS else _build
+        built.append(build(axis, None if raw is None else axis.clamp(raw), dense, dtype, device, keep))
+    return Operators(built, raw_strides)
 
 
-def _ramp_slopes(axis: Axis, raw: float | None, stride: Tensor | float, like: Tensor) -> tuple[int, Tensor]:
-    """Return the first coefficient on the ramp, and `d/dS` of the factors of the ramp's pairs of waves."""
-    assert raw is not None
-    first, last = axis.ramp(axis.clamp(raw))
-    return first, axis.slopes(stride, like, first, last) * multiplicity(axis, like)[first:last]
+def _build(
+    axis: Axis, stride: float | None, dense: bool, dtype: torch.dtype, device: torch.device, keep: bool
+) -> Operator:
+    if torch.is_inference_mode_enabled():  # its tensors could not be used in training
+        with torch.inference_mode(False):
+            return _build(axis, stride, dense, dtype, device, keep)
+    if dense:
+        return DenseOperator.from_stride(axis, stride, dtype, device, keep)
+    like = empty_like_operators(device)
+    ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
+    return SpectralOperator(axis, axis.weights(stride, like), *ramp)
 
 
-def _operator(axis: Axis, weights: Tensor, dense: bool, dtype: torch.dtype, *ramp: Any) -> Operator:
-    return DenseOperator(axis, weights, dtype, *ramp) if dense else SpectralOperator(axis, weights, *ramp)
-
-
-def _build(axis: Axis, raw: float | None, dense: bool, dtype: torch.dtype, device: torch.device) -> Operator:
-    """Build an operator from numbers."""
-    # A GPU would be handed some hundred small kernels; the host has a small matrix sooner, and sends it in one copy.
-    on_host = dense and device.type == "cuda" and axis.n * axis.size * axis.kept <= _ON_HOST_UP_TO
-    with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training
-        like = _like(torch.device("cpu") if on_host else device)
-        if raw is None:
-            operator = _operator(axis, axis.weights(None, like), dense, dtype)
-        else:
-            stride = axis.clamp(raw)
-            operator = _operator(axis, axis.weights(stride, like), dense, dtype, *_ramp_slopes(axis, raw, stride, like))
-        if on_host:
-            assert isinstance(operator, DenseOperator)
-            operator.send(device)
-        return operator
-
-
-# Building a matrix of so many multiplications is no more work than launching its kernels.
-_ON_HOST_UP_TO = 1 << 20
 _cached_operator = lru_cache(maxsize=128)(_build)
 # A larger matrix is built at every call.
 _CACHE_UP_TO_ELEMENTS = 512 * 512
 
 
-def _host_operators(steps: Sequence[Step], x: Tensor) -> list[tuple[int, Operator]]:
-    """Build operators from the strides on the host, or take those of an earlier call."""
-    # Operators of fake tensors are not kept.
-    plain = type(x) in (Tensor, torch.nn.Parameter)
-    return [
-        (
-            s.dim,
-            (_cached_operator if plain and s.axis.n * s.axis.size <= _CACHE_UP_TO_ELEMENTS else _build)(
-                s.axis, s.raw_stride, s.dense, x.dtype, x.device
-            ),
-        )
-        for s in steps
-    ]
+def _operators_from(
+    steps: Sequence[Step], strides: Tensor | None, x: Tensor, ramps_at: Sequence[float | None] | None = None
+) -> list[Operator]:
+    """Build operators from tensors, differentiable in `strides`; with the ramps at raw strides if these are given."""
+    like = empty_like_operators(x.device)
+    built: list[Operator] = []
+    for i, (_, axis, entry, dense) in enumerate(steps):
+        if strides is None:
+            built.append(_operator(axis, axis.weights(None, like), dense, x.dtype))
+        else:
+            stride = clamp_stride(strides[entry % len(strides)].to(like), axis.lower, axis.upper)
+            raw = None if ramps_at is None else ramps_at[i]
+            ramp = () if raw is None else _ramp_slopes(axis, axis.clamp(raw), stride, like)
+            built.append(_operator(axis, axis.weights(stride, like), dense, x.dtype, *ramp))
+    return built
+
+
+def _ramp_slopes(axis: Axis, clamped: float, stride: Tensor | float, like: Tensor) -> tuple[Any, ...]:
+    """Return the first coefficient on the ramp, and `d/dS` of the factors of the ramp's pairs of waves."""
+    first, last = axis.ramp(clamped)
+    return first, axis.slopes(stride, like, first, last) * multiplicity(axis, like)[first:last]
+
+
+def _operator(axis: Axis, weights: Tensor, dense: bool, dtype: torch.dtype, *ramp: Any) -> Operator:
+    if dense:
+        return DenseOperator(axis, dense_matrix(axis, weights).to(dtype).t(), *ramp)
+    return SpectralOperator(axis, weights, *ramp)
 
 
 class _Resample(torch.autograd.Function):
-    """The operators of all axes, as `(y, coefficients of x on the ramp of each axis)`.
-
-    `dm/dS` is non-zero only on the ramp, where each coefficient is one pair of waves. So the gradient of a stride is
-    the inner product of a few coefficients of the input with those of the upstream gradient, and no gradient of a
-    matrix is made. The input is saved and, where they are few, these coefficients; else they are computed again.
-    """
+    """The operators of all axes. Only the input and the strides are saved."""
 
     @staticmethod
-    def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], learning: bool) -> tuple[Tensor, ...]:
-        operators = _host_operators(steps, x)
-        if learning and keeps_ramps((op.ramp_size, op.length, op.size) for _, op in operators):
-            y, ramps = _apply_and_split(x, operators)
-        else:
-            y, ramps = _apply(x, operators), []
-        # Autograd forbids writing in place to a view made in here, as an activation after the layer may.
-        return torch.ops.aten._unsafe_view(y, y.shape), *ramps
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, strides, ctx.steps, ctx.learning = inputs
-        ctx.save_for_backward(*((x, strides) if ctx.learning else (None, None)), *output[1:])
-        ctx.save_for_forward(x, strides)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.more_outputs = len(output) - 1
+    def forward(ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:
+        _save(ctx, x, strides, steps, operators, learning=ctx.needs_input_grad[1])
+        return _forward(x, steps, operators.built)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         with no_autocast(grads[0]):  # backward may be called in its reach
-            return _backward(ctx, grads[0])
+            return *_backward(ctx, grads[0]), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> Tensor:
         x, strides = ctx.saved_tensors
-        operators = _operators(ctx.steps, strides, x)
-        terms = [] if tangent is None else [_apply(tangent, operators)]
+        operators = _operators_from(ctx.steps, strides, x)
+        terms = [] if tangent is None else [_apply(tangent, ctx.steps, operators)]
         if strides_tangent is not None:
-            like = _like(x.device)
-            for i, (dim, axis, entry, raw, dense) in enumerate(ctx.steps):
+            like = empty_like_operators(x.device)
+            for i, (_, axis, entry, dense) in enumerate(ctx.steps):
+                raw = ctx.operators.raw_strides[i]
                 if not axis.lower <= raw <= axis.upper:
                     continue  # forward mode does not know where descent will go: outside nothing moves
+                entry %= len(strides)
                 first, last = axis.ramp(axis.clamp(raw))
                 slopes = axis.slopes(strides[entry].to(like), like, first, last)
                 moved = torch.nn.functional.pad(slopes, (first, axis.kept - last))
-                changed = [*operators[:i], (dim, _operator(axis, moved, dense, x.dtype)), *operators[i + 1 :]]
-                terms.append(_apply(x, changed) * strides_tangent[entry].to(x))
-        return torch.stack(terms).sum(0), *[None] * ctx.more_outputs
+                changed = [*operators[:i], _operator(axis, moved, dense, x.dtype), *operators[i + 1 :]]
+                terms.append(_apply(x, ctx.steps, changed) * strides_tangent[entry].to(x))
+        return torch.stack(terms).sum(0)
+
+
+class _TransformableResample(_Resample):
+    """The same for the transforms of `torch.func`."""
+
+    @staticmethod
+    def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:  # type: ignore[override]
+        return _forward(x, steps, operators.built)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, *inputs, learning=inputs[1] is not None)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, strides: Tensor | None, *constants: Any
-    ) -> tuple[tuple[Tensor, ...], int]:
+    ) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
             raise NotImplementedError("strides must be the same for the whole batch under vmap: sizes are host numbers")
         assert in_dims[0] is not None
-        return _Resample.apply(x.movedim(in_dims[0], 0), strides, *constants), 0  # type: ignore[no-untyped-call]
+        y: Tensor = _TransformableResample.apply(x.movedim(in_dims[0], 0), strides, *constants)  # type: ignore[no-untyped-call]
+        return y, 0
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, strides, *saved_ramps = ctx.saved_tensors
-    if torch.is_grad_enabled() and ctx.learning:
-        # For second derivatives the operators are built again, from the strides' tensor.
-        operators = _operators(ctx.steps, strides, x, ramps=True)
-        saved_ramps = []
-    else:
-        operators = _host_operators(ctx.steps, grad)
-    stride_grads = [grad.new_zeros((), dtype=torch.promote_types(grad.dtype, torch.float32))] * len(ctx.steps)
+def _save(
+    ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Any, learning: bool
+) -> None:
+    ctx.steps, ctx.operators = steps, operators
+    ctx.save_for_backward(*((x, strides) if learning else (None, None)))
+    ctx.save_for_forward(x, strides)
+
+
+def _forward(x: Tensor, steps: Sequence[Step], operators: Sequence[Operator]) -> Tensor:
+    y = _apply(x, steps, operators)
+    # Autograd forbids writing in place to a view made in here, as an activation after the layer may.
+    return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, strides = ctx.saved_tensors
+    learning = strides is not None and ctx.needs_input_grad[1]
+    steps: tuple[Step, ...] = ctx.steps
+    operators, raw_strides = ctx.operators
+    if learning and torch.is_grad_enabled():  # for second derivatives the operators depend on the strides' tensor
+        operators = _operators_from(steps, strides, x, raw_strides)
+    elif learning and len(steps) == 2 and steps[1].dim == -1 and all(map(_is_stacked, operators)):
+        grad_x, stride_grad = _backward_of_plane(grad, x, operators)
+        return grad_x, _collected(stride_grad, steps, raw_strides, strides)
+    stride_grads = []
     grad_x = grad
-    for i, (dim, operator) in enumerate(operators):
-        if ctx.learning and saved_ramps:
-            stride_grads[i] = _inner_product(saved_ramps[i], operator.adjoint_on_ramp(grad, dim))
-        elif ctx.learning:  # axes before this one as in the input, axes after it as in the output
-            of_x = _apply(operator.on_ramp(x, dim), operators[i + 1 :])
-            stride_grads[i] = _inner_product(of_x, operator.adjoint_on_ramp(grad_x, dim))
+    for i, (step, operator) in enumerate(zip(steps, operators, strict=True)):
+        if learning:  # axes before this one as in the input, axes after it as in the output
+            of_x = _apply(operator.on_ramp(x, step.dim), steps[i + 1 :], operators[i + 1 :])
+            stride_grads.append(_inner_product(of_x, operator.adjoint_on_ramp(grad_x, step.dim)))
         if ctx.needs_input_grad[0] or i + 1 < len(operators):
-            grad_x = operator.adjoint(grad_x, dim)
-    if not ctx.learning:
-        return grad_x, None, None, None
-    entries = [torch.zeros_like(stride_grads[0])] * len(strides)
-    for gradient, step in zip(stride_grads, ctx.steps, strict=True):
-        entries[step.entry] = _pointing_inwards(gradient, step)
-    grad_strides = torch.stack(entries).to(strides)
-    return (grad_x if ctx.needs_input_grad[0] else None), grad_strides, None, None
+            grad_x = operator.adjoint(grad_x, step.dim)
+    needed = grad_x if ctx.needs_input_grad[0] else None
+    return needed, _collected(torch.stack(stride_grads), steps, raw_strides, strides) if learning else None
 
 
-# Where the coefficients on the ramps are more than this share of the input, they are not saved.
-KEEP_RAMPS_UP_TO = 0.25
+def _is_stacked(operator: Operator) -> bool:
+    return isinstance(operator, DenseOperator) and operator.stacked is not None
 
 
-def keeps_ramps(axes: Iterable[tuple[int, int, int]]) -> bool:
-    """Return whether the coefficients on the ramps are saved for backward.
+def _backward_of_plane(grad: Tensor, x: Tensor, operators: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return both gradients of `y = P x Q^T` for planes `x`, in as few operations as there are.
 
-    Args:
-        axes: for each axis the number of coefficients on its ramp, and the samples of its input and of its output.
+    With the derivatives `P'` and `Q'` by the strides: `dL/dx = (P^T g) Q`, and the gradients of the strides are the
+    inner products of `P'^T g` with `x Q^T` and of `P^T g` with `x Q'^T`. Either pair is one product.
     """
-    shrink, share = 1.0, 0.0
-    for ramp_size, length, size in axes:
-        shrink *= size / length
-        share += ramp_size / size
-    return shrink * share <= KEEP_RAMPS_UP_TO
-
-
-def _apply_and_split(x: Tensor, operators: Sequence[tuple[int, Operator]]) -> tuple[Tensor, list[Tensor]]:
-    """Return the result, and for each axis the coefficients of `x` on its ramp, resampled along the other axes."""
-    if len(operators) == 2 and operators[1][0] == -1 and all(isinstance(op, DenseOperator) for _, op in operators):
-        return _split_plane(x, operators)  # type: ignore[arg-type]
-    ramps: list[Tensor] = []
-    for dim, operator in operators:
-        ramps = [operator.apply(ramp, dim) for ramp in ramps]
-        x, ramp = operator.apply_and_split(x, dim)
-        ramps.append(ramp)
-    return x.contiguous(), ramps
-
-
-def _split_plane(x: Tensor, operators: Sequence[tuple[int, DenseOperator]]) -> tuple[Tensor, list[Tensor]]:
-    """Apply and split two dense axes with one product for each; what lies on both ramps is dropped."""
-    (rows, first), (columns, second) = operators
-    stacked = second.stacked(first.stacked(x, rows), columns)
-    left, right = torch.split(stacked, [second.size, second.ramp_size], columns)
-    y, below = torch.split(left, [first.size, first.ramp_size], rows)
-    return y.contiguous(), [below.contiguous(), right.narrow(rows, 0, first.size).contiguous()]
+    rows, columns = operators
+    height, width, size = *x.shape[-2:], grad.shape[-1]
+    planes = grad.reshape(math.prod(grad.shape[:-2]), *grad.shape[-2:])
+    pair = torch.bmm(rows.turned.expand(planes.shape[0], -1, -1), planes)  # P'^T g and P^T g, row by row in turn
+    pair = pair.view(planes.shape[0] * height, 2, size)
+    grad_x = torch.mm(pair[:, 1], columns.matrix).view(x.shape)
+    other = torch.mm(x.view(pair.shape[0], width), columns.stacked.view(width, 2 * size)).view(pair.shape)  # x Q^T and x Q'^T
+    if x.dtype == torch.bfloat16:
+        pair, other = pair.float(), other.float()
+    return grad_x, (pair * other).sum((0, 2))
 
 
 def _inner_product(a: Tensor, b: Tensor) -> Tensor:
-    wide = torch.promote_types(a.dtype, torch.float32)
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     return torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide))
 
 
-def _pointing_inwards(gradient: Tensor, step: Step) -> Tensor:
-    """Pass only a gradient that points back inside where the stride is at a bound."""
-    assert step.raw_stride is not None
-    if step.raw_stride <= step.axis.lower:
-        gradient = gradient.clamp(max=0)
-    if step.raw_stride >= step.axis.upper:
-        gradient = gradient.clamp(min=0)
-    return gradient
+def _collected(
+    gradients: Tensor, steps: Sequence[Step], raw_strides: Sequence[float | None], strides: Tensor
+) -> Tensor:
+    """Return the gradient of the vector of strides from those of the operators."""
+    for i, (step, raw) in enumerate(zip(steps, raw_strides, strict=True)):
+        assert raw is not None
+        # At a bound, only a gradient that points back inside passes.
+        if raw <= step.axis.lower:
+            gradients = _limited(gradients, i, max=0)
+        if raw >= step.axis.upper:
+            gradients = _limited(gradients, i, min=0)
+    count = strides.shape[0]
+    if count == 1 < len(steps):
+        gradients = gradients.sum(0, keepdim=True)
+    elif [step.entry for step in steps] != list(range(count)):
+        entries = [torch.zeros_like(gradients[0])] * count
+        for i, step in enumerate(steps):
+            entries[step.entry % count] = gradients[i]
+        gradients = torch.stack(entries)
+    return gradients.to(strides)
+
+
+def _limited(gradients: Tensor, index: int, **limits: float) -> Tensor:
+    return torch.cat([gradients[:index], gradients[index : index + 1].clamp(**limits), gradients[index + 1 :]])

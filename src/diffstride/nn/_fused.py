@@ -19,11 +19,10 @@ from torch.nn import functional as F
 from diffstride.backends import (
     CHANNELS_LAST,
     Backend,
-    along_axes,
+    Resampling,
     autocast_dtype,
     is_channels_last,
     is_dense,
-    keeps_ramps,
 )
 from diffstride.geometry import Axis, Taps
 from diffstride.options import LayerOptions
@@ -110,23 +109,6 @@ class Schedule:
         """The number of axes that are resampled before the convolution; they are the first ones."""
         return len(self.before) - self.before.count(None)
 
-    def run(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        strides: Tensor,
-        host_strides: Sequence[float] | None,
-    ) -> Tensor:
-        """Resample and convolve `x` with these raw strides, and their values if the host has them."""
-        assert self.convolution is not None
-        y = along_axes(as_autocast(x), self.before, self.backend, strides, host_strides, scaled=True)
-        if y.dtype == torch.float16 and self.fused_axes:
-            weight = weight * 2.0**self.fused_axes  # undoes the headroom that the resampled input keeps
-        bias = bias if bias is None or self.bias_gain == 1 else bias * self.bias_gain
-        y = convolve(y, weight, bias, self.convolution)
-        return along_axes(y, self.after, self.backend, strides, host_strides)
-
     def convolved_sizes(self, spatial: Sequence[Any], new_sizes: Sequence[Any]) -> list[Any]:
         """Return the sizes between the convolution and the operators in `after`, in any kind of number."""
         fused = self.fused_axes
@@ -145,14 +127,7 @@ class Schedule:
         )
 
     def saved_elements(
-        self,
-        channels: int,
-        spatial: Sequence[Any],
-        new_sizes: Sequence[Any],
-        strides: Sequence[float],
-        *,
-        learning: bool,
-        weight_learning: bool,
+        self, channels: int, spatial: Sequence[Any], new_sizes: Sequence[Any], *, learning: bool, weight_learning: bool
     ) -> Any:
         """Return the number of elements saved for backward on one input, without the input itself.
 
@@ -160,32 +135,49 @@ class Schedule:
             channels: the channels of the input.
             spatial: its sizes, in any kind of number.
             new_sizes: the sizes of the output, in any kind of number.
-            strides: the raw strides.
             learning: True where the strides get a gradient.
             weight_learning: True where the convolution's weight gets one.
         """
-        fused = self.fused_axes
-        out_channels, elements = channels, 0
-        resampled = [*spatial]
-        if self.convolution is not None:
-            out_channels = self.convolution.out_channels
-            resampled[:fused] = [k * n for k, n in zip(self.convolution.kernel, new_sizes[:fused], strict=False)]
-            if learning and fused < len(self.after):  # the result of the convolution
-                elements = elements + out_channels * math.prod(self.convolved_sizes(spatial, new_sizes))
-            if weight_learning and fused:  # the convolution saves its input
-                elements = elements + channels * math.prod(resampled)
-        if learning:
-            elements = elements + channels * _on_ramps(self.before, strides, resampled)
-            elements = elements + out_channels * _on_ramps(self.after, strides, new_sizes)
+        if self.convolution is None:
+            return 0
+        fused, elements = self.fused_axes, 0
+        if learning and fused < len(self.after):  # the result of the convolution
+            elements = elements + self.convolution.out_channels * math.prod(self.convolved_sizes(spatial, new_sizes))
+        if weight_learning and fused:  # the convolution saves its input
+            interleaved = [k * n for k, n in zip(self.convolution.kernel, new_sizes[:fused], strict=False)]
+            elements = elements + channels * math.prod([*interleaved, *spatial[fused:]])
         return elements
 
 
-def _on_ramps(axes: Sequence[Axis | None], strides: Sequence[float], output: Sequence[Any]) -> Any:
-    """Return how many coefficients on ramps are saved per channel; `output` are the sizes after the operators."""
-    sizes = {i: axis.ramp_size(strides[i]) for i, axis in enumerate(axes) if axis is not None}
-    if not keeps_ramps((sizes[i], axis.columns, axis.rows) for i, axis in enumerate(axes) if axis is not None):
-        return 0
-    return sum(count * math.prod([n for j, n in enumerate(output) if j != i]) for i, count in sizes.items())
+class ConvDownsample:
+    """A schedule for inputs of one kind (see `Resampling`)."""
+
+    def __init__(self, schedule: Schedule, x: Tensor) -> None:
+        """Prepare the operators; `x` is an input of the kind, in the dtype of the convolution."""
+        assert schedule.convolution is not None
+        self.schedule, self.convolution = schedule, schedule.convolution
+        self.before = Resampling(x, schedule.before, schedule.backend, scaled=True)
+        # Undoes the headroom that the resampled input keeps.
+        self.weight_gain = 2.0**schedule.fused_axes if x.dtype == torch.float16 else 1.0
+
+    def at(self, host_strides: Sequence[float]) -> Callable[..., Tensor]:
+        """Return the function of `x`, weight, bias and the raw strides, whose values are these."""
+        before, after = self.before.at(host_strides), None
+        bias_gain = self.schedule.bias_gain
+
+        def conv_downsample(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Tensor) -> Tensor:
+            nonlocal after
+            y = convolve(
+                before(x, strides),
+                weight if self.weight_gain == 1 else weight * self.weight_gain,
+                bias if bias is None or bias_gain == 1 else bias * bias_gain,
+                self.convolution,
+            )
+            if after is None:  # the kind of its input is that of the convolution's result
+                after = Resampling(y, self.schedule.after, self.schedule.backend).at(host_strides)
+            return after(y, strides)
+
+        return conv_downsample
 
 
 def dense_macs(axes: Sequence[Axis | None], backend: Backend, shape: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.nn._fused import PADDING_MODES, Convolution, Schedule, convolve, make_schedule
+from diffstride.nn._fused import PADDING_MODES, ConvDownsample, Convolution, Schedule, as_autocast, convolve, make_schedule
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -183,11 +183,14 @@ class DiffStrideConvNd(LearnableStrides):
         """Convolve and downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        spatial = _validation.spatial_sizes(x, self.ndim)
+        cast = as_autocast(x)
+        strides, conv_downsample = self._prepared(cast)
+        return conv_downsample(cast, self.weight, self.bias, strides)  # type: ignore[no-any-return]
+
+    def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> ConvDownsample:
         if x.shape[-self.ndim - 1] != self.in_channels:
             raise ValueError(f"input must have {self.in_channels} channels, got shape {tuple(x.shape)}")
-        strides, host_strides, new_sizes = self._strides_and_sizes(spatial)
-        return self.schedule(spatial, new_sizes).run(x, self.weight, self.bias, strides, host_strides)
+        return ConvDownsample(self.schedule(spatial, new_sizes), x)
 
     @property
     def convolution(self) -> Convolution:

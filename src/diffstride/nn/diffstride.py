@@ -8,8 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffstride import _validation, functional
-from diffstride.backends import Backend
+from diffstride.backends import Backend, Resampling
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.learnable import LearnableStrides
@@ -76,8 +75,11 @@ class DiffStrideNd(LearnableStrides):
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
-        strides, host_strides, new_sizes = self._strides_and_sizes(_validation.spatial_sizes(x, self.ndim))
-        return functional.downsample(x, strides, host_strides, new_sizes, self.options)
+        strides, downsample = self._prepared(x)
+        return downsample(x, strides)  # type: ignore[no-any-return]
+
+    def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> Resampling:
+        return Resampling(x, self.options.axes(spatial, new_sizes), self.backend)
 
 
 @final

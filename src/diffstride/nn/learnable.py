@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class LearnableStrides(Traceable):
     _stride_scale: Tensor | None
     _pinned_strides: tuple[float, ...] | None
     _pinned_size: tuple[int, ...] | None
+    _last_call: _Call | None
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class LearnableStrides(Traceable):
         self.size_offset = (0,) * self.ndim
         self._initial = initial[:1] if options.shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        self._pinned_strides = self._pinned_size = None
+        self._pinned_strides = self._pinned_size = self._last_call = None
         self._sizes = _Sizes()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
         self.stride_scale = None
@@ -186,15 +187,33 @@ class LearnableStrides(Traceable):
         """Return factors for `set_stride_scale`, one for each entry of the stride; raise what it raises."""
         return _validation.positive("factors", _validation.per_axis("factors", factors, len(self.stride)))
 
-    def _strides_and_sizes(self, spatial: tuple[int, ...]) -> tuple[Tensor, tuple[float, ...] | None, tuple[int, ...]]:
-        """Return the strides of a forward pass, their values (None in a compiled graph), and the output sizes."""
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return the strides of a forward pass, and the function that `_prepare` gives for their values."""
         stride: Tensor = self.stride
         if self._stride_scale is not None and self.training:
             stride = stride * self._stride_scale
-        strides = stride.expand(self.ndim)
-        if torch.compiler.is_compiling():
-            return strides, None, self._guarded_output_size(spatial)
-        return strides, self._raw_strides(self.training), self.output_size(spatial, scaled=self.training)
+        values = self._raw_strides(self.training)
+        keep = type(x) in (Tensor, nn.Parameter) and self._pinned_size is None  # not in a trace
+        kind = (x.shape, x.stride(), x.dtype, x.device, self.size_offset) if keep else None
+        last = self._last_call if keep else None
+        if last is None or last.kind != kind:
+            spatial = _validation.spatial_sizes(x, self.ndim)
+            new_sizes = self.output_size(spatial, scaled=self.training)
+            prepared = self._prepare(x, spatial, new_sizes)
+        elif last.strides == values:
+            return stride, last.function
+        else:
+            spatial, new_sizes, prepared = last.spatial, self.sizes_at(values, last.spatial), last.prepared
+            if new_sizes != last.new_sizes:
+                prepared = self._prepare(x, spatial, new_sizes)
+        function = prepared.at(values)
+        if keep:  # past `nn.Module.__setattr__`: nobody can observe it
+            self.__dict__["_last_call"] = _Call(kind, values, spatial, new_sizes, prepared, function)
+        return stride, function
+
+    def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> Any:
+        """Return what makes a function of `x` and strides for inputs of a kind, by its method `at`."""
+        raise NotImplementedError
 
     def _raw_strides(self, scaled: bool) -> tuple[float, ...]:
         """Return the raw strides, times `stride_scale` if `scaled`."""
@@ -295,6 +314,9 @@ class LearnableStrides(Traceable):
         carry_over(self, stride, successor)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last_call": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._sizes = _Sizes()  # a copy is not watched until it is compiled itself
@@ -326,6 +348,18 @@ class LearnableStrides(Traceable):
         if any(self.size_offset):
             shown["size_offset"] = self.size_offset
         return ", ".join([f"stride=({values})", *(f"{name}={value!r}" for name, value in shown.items())])
+
+
+class _Call(NamedTuple):
+    """The last forward pass, of which the next one uses what has not changed."""
+
+    kind: Any
+    """What operators depend on beside strides: shape, strides in memory, dtype and device of the input, offsets."""
+    strides: tuple[float, ...]
+    spatial: tuple[int, ...]
+    new_sizes: tuple[int, ...]
+    prepared: Any
+    function: Callable[..., Tensor]
 
 
 class _Sizes:
