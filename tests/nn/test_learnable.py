@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import diffstride as ds
 from diffstride import functional, geometry
+from diffstride.nn import _parameter
 from diffstride.nn._parameter import StrideParameter, host_values
 
 
@@ -123,43 +124,57 @@ def test_every_way_of_writing_the_stride_is_seen():
 
 
 class DeviceStride(StrideParameter):
-    """Stands for a stride on a GPU: counts the copies to the host, and takes the path that avoids them."""
+    """Stands for a stride on a GPU: it takes the path that avoids copies to the host."""
 
-    copies = 0
-
-    def tolist(self):
-        type(self).copies += 1
-        return super().tolist()
-
-    def host(self):
-        return self._cached_host()
+    def _is_remote(self):
+        return True
 
 
 @pytest.fixture
-def on_device():
-    DeviceStride.copies = 0
-    layer = ds.DiffStride2d((2.0, 2.5), 1)
+def copies(monkeypatch):
+    """Count the copies of strides to the host."""
+    made, copy_to_host = [], _parameter._copy_to_host
+
+    def counting(strides):
+        made.append(len(strides))
+        return copy_to_host(strides)
+
+    monkeypatch.setattr(_parameter, "_copy_to_host", counting)
+    monkeypatch.setattr(DeviceStride, "tolist", lambda self: pytest.fail("a stride is read alone"))
+    return made
+
+
+def on_device(layer):
     layer.stride = DeviceStride(layer.stride.detach().clone())
     return layer
 
 
-def test_the_device_is_read_once_per_optimiser_step_and_never_in_evaluation(on_device):
-    x = torch.randn(1, 1, 20, 20)
-    optimizer = torch.optim.SGD(on_device.parameters(), lr=1e-2, momentum=0.9)
+@pytest.mark.parametrize("clamp", [False, True])
+def test_all_strides_are_read_at_once_after_a_step_and_never_in_a_forward_pass(copies, clamp):
+    layers = [on_device(ds.DiffStride2d((2.0, 2.5), 1)), on_device(ds.DiffStride2d(1.0, 1))]
+    model = nn.Sequential(layers[0], nn.Conv2d(1, 1, 3), layers[1], layers[0])  # one is shared by two branches
+    x = torch.randn(2, 1, 20, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    model(x)
+    copies.clear()
     for step in range(1, 4):
-        loss = sum(on_device(x).square().mean() for _ in range(3))  # shared by three branches
-        optimizer.zero_grad()
-        loss.backward()
-        assert DeviceStride.copies == step
+        model(x).square().mean().backward()
+        model.eval()(x)
+        assert sum(copies) == 2 * (step - 1), "a forward pass reads the device"
+        model.train()
+        layers[1].stride.grad.fill_(3.0)  # the step leaves the bounds
         optimizer.step()
-    for _ in range(5):
-        on_device.eval()(x)
-        assert on_device.strides == tuple(torch.Tensor.tolist(on_device.stride))
-    assert DeviceStride.copies == 4
+        if clamp:
+            ds.clamp_strides_(model)
+            assert ds.strides(model)["2"] == (1.0, 1.0)
+        assert copies == [2] * step
+        for layer in layers:
+            assert layer.raw_strides == tuple(torch.Tensor.tolist(layer.stride.as_subclass(torch.Tensor)))
+    assert copies == [2] * 3
 
 
-def test_no_write_is_missed_on_a_device(on_device):
-    stride = on_device.stride
+def test_no_write_is_missed_on_a_device(copies):
+    stride = on_device(ds.DiffStride2d((2.0, 2.5), 1)).stride
     assert host_values(stride) == (2.0, 2.5)
     stride.data.fill_(3.0)
     assert host_values(stride) == (3.0, 3.0)
@@ -172,9 +187,9 @@ def test_no_write_is_missed_on_a_device(on_device):
     assert host_values(stride) == (8.0, 4.0)
     del alias
     host_values(stride)
-    copies = DeviceStride.copies
+    made = len(copies)
     assert host_values(stride) == (8.0, 4.0)
-    assert DeviceStride.copies == copies
+    assert len(copies) == made
     stride.detach().data.mul_(0.5)
     assert host_values(stride) == (4.0, 2.0)
     state = {"stride": stride.detach()}  # as in a moving average over a state_dict

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from diffstride._validation import FREEZE_FIRST
 from diffstride.errors import UsageError
@@ -16,7 +21,8 @@ from diffstride.tracing._torch import FakeTensor
 class StrideParameter(nn.Parameter):
     """A parameter whose values are copied to the host at most once between two changes.
 
-    Sizes must be ints on the host. PyTorch counts in-place writes (`_version`), except those through `.data`. So this
+    Sizes must be ints on the host. All strides on a device that have changed are read in one copy: after the step of an
+    optimizer, or where one of them is asked for. PyTorch counts in-place writes (`_version`), except those through `.data`. So this
     class keeps weak references to the aliases from `.data` and `.detach()`, and reads again as long as one lives.
     """
 
@@ -42,18 +48,28 @@ class StrideParameter(nn.Parameter):
         return self._hand_out(super().detach())
 
     def host(self) -> tuple[float, ...]:
-        """Return the values as floats, with at most one copy from the device per change."""
-        if self.is_cpu or self.is_inference():  # inference tensors do not count writes
+        """Return the values as floats, with at most one copy from the device per change of any stride."""
+        if not self._is_remote():
             return tuple(self.tolist())
-        return self._cached_host()
+        if self._is_stale():
+            _remote[self] = None
+            _install()
+            read(list(_remote))
+        assert self._host is not None
+        return self._host[1]
 
-    def _cached_host(self) -> tuple[float, ...]:
-        cached = self._host
-        if cached is not None and cached[0] == self._version and not self._live_aliases():
-            return cached[1]
-        values = tuple(self.tolist())
-        self._host = (self._version, values)
-        return values
+    def write(self, values: Sequence[float]) -> None:
+        """Set the values in place, without waiting for the device."""
+        rounded = torch.tensor(values, dtype=self.dtype, device="cpu")
+        self.copy_(rounded, non_blocking=True)
+        if self._is_remote() and not self.is_meta:
+            self._host = (self._version, tuple(rounded.tolist()))
+
+    def _is_remote(self) -> bool:
+        return not (self.is_cpu or self.is_inference())  # inference tensors do not count writes
+
+    def _is_stale(self) -> bool:
+        return self._host is None or self._host[0] != self._version or bool(self._live_aliases())
 
     def _hand_out(self, alias: Tensor) -> Tensor:
         self._aliases = [*self._live_aliases(), weakref.ref(alias)]
@@ -66,6 +82,35 @@ class StrideParameter(nn.Parameter):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # On disk it is a parameter like any other, which `torch.load` takes without trusting code.
         return nn.Parameter(super().detach(), self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+
+# The strides on devices that the host has asked for.
+_remote: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def read(strides: Sequence[Tensor]) -> None:
+    """Copy the strides that have changed to the host, in one copy for each device."""
+    stale = [s for s in strides if isinstance(s, StrideParameter) and s in _remote and s._is_stale()]
+    for device in {stride.device for stride in stale}:
+        here = [stride for stride in stale if stride.device == device]
+        values = iter(_copy_to_host([torch.Tensor.detach(stride) for stride in here]))
+        for stride in here:
+            stride._host = (stride._version, tuple(itertools.islice(values, len(stride))))
+
+
+def _copy_to_host(strides: Sequence[Tensor]) -> list[float]:
+    values: list[float] = torch.cat([*strides]).tolist()
+    return values
+
+
+@lru_cache(maxsize=1)  # once per process, and not on import
+def _install() -> None:
+    register_optimizer_step_post_hook(_read_after_step)
+
+
+def _read_after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Read what a step has changed, so that no forward pass waits for the device."""
+    read([parameter for group in optimizer.param_groups for parameter in group["params"]])
 
 
 def host_values(stride: Tensor) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -89,30 +90,33 @@ class LearnableStrides(Traceable):
 
     def reset_strides(self) -> None:
         """Set the strides back to the initial ones."""
-        self.write_strides(torch.tensor(self._initial, dtype=torch.float64))
+        self.write_strides(self._initial)
 
-    @torch.no_grad()
     def clamp_strides_(self) -> None:
         """Project the raw strides to `bounds`, but for a parametrization that cannot be set."""
-        lower, upper = self.bounds
-        if "stride" in self._parameters:
-            self.stride.clamp_(min=lower, max=upper)
-        else:
+        if self.stride.is_meta:
+            return
+        raw = host_values(self.stride)
+        clamped = self._clamped(raw)
+        if clamped != raw:
             with suppress(ValueError):
-                self.write_strides(self.stride.clamp(min=lower, max=upper))
+                self.write_strides(clamped)
 
     @torch.no_grad()
-    def write_strides(self, values: Tensor) -> None:
+    def write_strides(self, values: Sequence[float]) -> None:
         """Set the raw strides, through the parametrization where there is one.
 
         Raises:
             ValueError: the parametrization of `stride` has no `right_inverse`.
         """
-        if "stride" in self._parameters:
-            self.stride.copy_(values)
+        stride = self._parameters.get("stride")
+        if isinstance(stride, StrideParameter):
+            stride.write(values)
+        elif stride is not None:
+            stride.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
         else:
             try:
-                self.stride = values.to(self.stride)  # type: ignore[assignment]  # as torch's parametrizations take it
+                self.stride = self.stride.new_tensor(values)  # type: ignore[assignment]  # as torch's parametrizations take it
             except (NotImplementedError, RuntimeError) as error:
                 kinds = ", ".join(type(part).__name__ for part in self._modules["parametrizations"]["stride"])  # type: ignore[index]
                 raise ValueError(
@@ -128,8 +132,12 @@ class LearnableStrides(Traceable):
     @property
     def strides(self) -> tuple[float, ...]:
         """The strides in use, one per axis, clamped to `bounds`."""
+        return self._clamped(self.raw_strides)
+
+    def _clamped(self, strides: tuple[float, ...]) -> tuple[float, ...]:
         lower, upper = self.bounds
-        return tuple(min(max(s, lower), s if upper is None else upper) for s in self.raw_strides)
+        limits = lower, math.inf if upper is None else upper
+        return tuple([s if math.isnan(s) else min(max(s, limits[0]), limits[1]) for s in strides])
 
     def output_size(self, size: int | Sequence[int], *, scaled: bool = False) -> tuple[int, ...]:
         """Return the spatial sizes of the output.
