@@ -9,8 +9,8 @@ import diffstride
 
 SOURCE = Path(diffstride.__file__).parent
 LIBRARY = [
-    "integrations", "export", "convert", "cost", "nn", "tracing", "functional", "options", "backends", "geometry",
-    "_validation", "_files", "_logging", "_text", "errors", "_version",
+    "integrations", "export", "convert", "cost", "nn", "tracing", "functional", "_graph", "options", "backends",
+    "geometry", "_validation", "_files", "_logging", "_text", "errors", "_version",
 ]  # fmt: skip
 EXPERIMENTS = [
     "commands", "studies", "benchmark", "training", "models", "data", "figures", "history", "parser", "console",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffstride import _validation, geometry
-from diffstride.backends import Backend, Resampling
+from diffstride import _graph, _validation, geometry
+from diffstride.backends import Backend, Kind, Resampling
 from diffstride.geometry import BASES, WINDOWS, Axis, Basis, Norm, Window
 from diffstride.options import LayerOptions, check_basis
 
@@ -111,7 +111,10 @@ def downsample(
     x: Tensor, strides: Tensor, host_strides: Sequence[float] | None, new_sizes: Sequence[int], options: LayerOptions
 ) -> Tensor:
     """Downsample to known sizes; `host_strides` are the values of `strides`, or None if the host does not have them."""
-    resampling = Resampling(x, options.axes(x.shape[-len(new_sizes) :], new_sizes), options.backend)
+    if torch.compiler.is_compiling():
+        axes = [(n, new, None) for n, new in zip(x.shape[-len(new_sizes) :], new_sizes, strict=True)]
+        return _graph.resample(x, axes, options.as_text(), strides)
+    resampling = Resampling(Kind.of(x), options.axes(x.shape[-len(new_sizes) :], new_sizes), options.backend)
     return resampling(x, strides) if host_strides is None else resampling.at(host_strides)(x, strides)
 
 
@@ -184,7 +187,10 @@ def spectral_resize(
     ndim = len(size)
     _validation.spatial_sizes(x, ndim)
     new_sizes = _validation.sizes("size", size, ndim)
-    return Resampling(x, resize_axes(x.shape[-ndim:], new_sizes, basis, norm), backend).at(None)(x, None)
+    if torch.compiler.is_compiling():
+        axes = [(n, new, None) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]
+        return _graph.resample(x, axes, _graph.fixed_options(basis, norm, backend))
+    return Resampling(Kind.of(x), resize_axes(x.shape[-ndim:], new_sizes, basis, norm), backend).at(None)(x, None)
 
 
 def resize_axes(spatial: Sequence[int], new_sizes: Sequence[int], basis: Basis, norm: Norm) -> list[Axis]:

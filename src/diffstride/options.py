@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from diffstride import _validation, geometry
@@ -42,6 +44,16 @@ class LayerOptions:
         """Return the options that differ from the defaults, by name."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
+
+    def as_text(self) -> str:
+        """The options as text, for an operator of a graph (`from_text` undoes it)."""
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def from_text(text: str) -> LayerOptions:
+        """Return the options that `as_text` has written."""
+        return LayerOptions(**json.loads(text))
 
     def axis(self, size: int, new_size: int, taps: Taps | None = None) -> Axis:
         """Return the operator from `size` to `new_size` samples, at a stride given later."""

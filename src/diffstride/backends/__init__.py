@@ -1,6 +1,6 @@
 """Two ways to apply the operator of an axis, as a dense matrix and through FFTs, and the choice between them."""
 
-from diffstride.backends.axes import CHANNELS_LAST, Resampling, autocast_dtype, headroom, is_channels_last
+from diffstride.backends.axes import CHANNELS_LAST, Kind, Resampling, autocast_dtype, headroom, is_channels_last
 from diffstride.backends.matmul import dense_matrix
 from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense
 
@@ -9,6 +9,7 @@ __all__ = [
     "CHANNELS_LAST",
     "DENSE_UP_TO",
     "Backend",
+    "Kind",
     "Resampling",
     "autocast_dtype",
     "dense_matrix",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from diffstride.backends.resample import (
     Backend,
     Operators,
     Step,
+    backward,
     build_operators,
     is_dense,
     no_autocast,
@@ -23,43 +25,66 @@ from diffstride.geometry import Axis
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+class Kind(NamedTuple):
+    """What operators depend on beside their axes."""
+
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+    empty: bool
+    keep: bool
+    """True where operators can be kept for the next call; False for fake tensors."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> Kind:
+        """Return the kind of a tensor."""
+        keep = type(x) in (Tensor, torch.nn.Parameter)
+        return cls(x.dtype, x.device, is_channels_last(x), x.numel() == 0, keep)
+
+    def in_order(self, x: Tensor, ndim: int) -> Tensor:
+        """Return `x` as it lies in memory, contiguous."""
+        return x.movedim(-ndim - 1, -1).contiguous() if self.channels_last else x.contiguous()
+
+    def restored(self, y: Tensor, ndim: int) -> Tensor:
+        """Undo `in_order`."""
+        return y.movedim(-1, -ndim - 1) if self.channels_last else y
+
+
 class Resampling:
     """One operator for each of the last axes of tensors of one kind.
 
-    The kind is the shape but for the batch, the dtype, the device and the memory format. Where axes have strides, `at`
-    builds their operators, and what depends on the sizes alone is used again.
+    Where axes have strides, `at` builds their operators, and what depends on the sizes alone is used again.
     """
 
-    def __init__(self, x: Tensor, axes: Sequence[Axis | None], backend: Backend, *, scaled: bool = False) -> None:
+    def __init__(self, kind: Kind, axes: Sequence[Axis | None], backend: Backend, *, scaled: bool = False) -> None:
         """Prepare the axes.
 
         Args:
-            x: a tensor of the kind. The result has its dtype and memory format.
+            kind: the kind of the input. The result has its dtype and memory format.
             axes: the operators; None leaves an axis as it is.
             backend: `"fft"`, `"matmul"` or `"auto"`.
             scaled: leave a float16 result scaled by the factors of `headroom`.
         """
-        self.ndim, self.channels_last = len(axes), is_channels_last(x)
+        self.ndim, self.kind = len(axes), kind
         steps = [
             Step(
-                dim=i - len(axes) - self.channels_last,  # channels are the last axis in memory: one further to the left
+                dim=i - len(axes) - kind.channels_last,  # channels are the last axis in memory: one further to the left
                 axis=axis,
                 entry=i,
-                dense=is_dense(axis, backend, x.dtype) or x.numel() == 0,  # FFT libraries refuse empty batches
+                dense=is_dense(axis, backend, kind.dtype) or kind.empty,  # FFT libraries refuse empty batches
             )
             for i, axis in enumerate(axes)
             if axis is not None
         ]
-        if self.channels_last:
+        if kind.channels_last:
             steps.reverse()  # on a CPU, 0.6 to 1.0 times as long as in the other order
-        if x.dtype == torch.float16:
+        if kind.dtype == torch.float16:
             factors = headroom(len(steps), scaled)
             steps = [
                 step._replace(axis=step.axis._replace(gain=step.axis.gain * factor))
                 for step, factor in zip(steps, factors, strict=True)
             ]
         self.steps = tuple(steps)
-        self._kind = x.dtype, x.device, type(x) in (Tensor, torch.nn.Parameter)  # operators of fake tensors are not kept
 
     def at(self, host_strides: Sequence[float] | None) -> Callable[[Tensor, Tensor | None], Tensor]:
         """Return the function of `x` and the raw strides, whose values are these.
@@ -67,10 +92,11 @@ class Resampling:
         Args:
             host_strides: one per axis; None where all operators are fixed.
         """
-        if not self.steps:
-            return lambda x, strides: x
-        operators = build_operators(self.steps, host_strides, *self._kind)
-        return partial(self, operators=operators)
+        return partial(self, operators=self.operators(host_strides)) if self.steps else _unchanged
+
+    def operators(self, host_strides: Sequence[float] | None) -> Operators:
+        """Return the operators at raw strides, for `__call__`."""
+        return build_operators(self.steps, host_strides, self.kind.dtype, self.kind.device, self.kind.keep)
 
     def __call__(self, x: Tensor, strides: Tensor | None, operators: Operators | None = None) -> Tensor:
         """Resample `x`, differentiably in the raw strides.
@@ -80,10 +106,25 @@ class Resampling:
             strides: raw strides, one per axis or one for all; None where all operators are fixed.
             operators: those at these strides; None builds them from the tensor, without reading it.
         """
-        in_order = x.movedim(-self.ndim - 1, -1) if self.channels_last else x.contiguous()
         with no_autocast(x):
-            y = resample(in_order, strides, self.steps, operators)
-        return y.movedim(-1, -self.ndim - 1) if self.channels_last else y
+            y = resample(self.kind.in_order(x, self.ndim), strides, self.steps, operators)
+        return self.kind.restored(y, self.ndim)
+
+    def backward(
+        self, grad: Tensor, x: Tensor | None, strides: Tensor | None, operators: Operators, needs_x: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of the input, if it is needed, and of the strides, if `x` is given."""
+        with no_autocast(grad):
+            of_x, of_strides = backward(
+                self.kind.in_order(grad, self.ndim),
+                None if x is None else self.kind.in_order(x, self.ndim),
+                strides, self.steps, operators, needs_x, x is not None,
+            )  # fmt: skip
+        return None if of_x is None else self.kind.restored(of_x, self.ndim), of_strides
+
+
+def _unchanged(x: Tensor, strides: Tensor | None) -> Tensor:
+    return x
 
 
 def headroom(count: int, scaled: bool = False) -> list[float]:

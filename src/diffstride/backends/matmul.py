@@ -158,11 +158,8 @@ def _build_tables(axis: Axis, slabs: int, device: torch.device) -> tuple[Tensor,
         the output, and a number for each frequency.
     """
     like = empty_like_operators(device)
-    analysis = _waves(axis.n, axis.basis, like, 0, axis.kept).flatten(0, 1)
-    if axis.taps is not None:
-        analysis = _shifted(axis, analysis).permute(2, 1, 0).flatten(0, 1)
-    else:
-        analysis = analysis.t()
+    waves = _waves(axis.n, axis.basis, like, 0, axis.kept).flatten(0, 1)
+    analysis = waves.t() if axis.taps is None else _shifted(axis, waves).permute(2, 1, 0).flatten(0, 1)
     synthesis = _waves(axis.size, axis.basis, like, 0, axis.kept).flatten(0, 1)
     return analysis.repeat(1, slabs), synthesis, axis.multiplicities
 

@@ -166,7 +166,9 @@ class _Resample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         with no_autocast(grads[0]):  # backward may be called in its reach
-            return *_backward(ctx, grads[0]), None, None
+            x, strides = ctx.saved_tensors
+            needs = ctx.needs_input_grad
+            return *backward(grads[0], x, strides, ctx.steps, ctx.operators, needs[0], needs[1]), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> Tensor:
@@ -197,7 +199,8 @@ class _TransformableResample(_Resample):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, *inputs, learning=inputs[1] is not None)
+        x, strides, steps, operators = inputs
+        _save(ctx, x, strides, steps, operators, learning=strides is not None)
 
     @staticmethod
     def vmap(
@@ -210,9 +213,7 @@ class _TransformableResample(_Resample):
         return y, 0
 
 
-def _save(
-    ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Any, learning: bool
-) -> None:
+def _save(ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Any, learning: bool) -> None:
     ctx.steps, ctx.operators = steps, operators
     ctx.save_for_backward(*((x, strides) if learning else (None, None)))
     ctx.save_for_forward(x, strides)
@@ -224,26 +225,40 @@ def _forward(x: Tensor, steps: Sequence[Step], operators: Sequence[Operator]) ->
     return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, strides = ctx.saved_tensors
-    learning = strides is not None and ctx.needs_input_grad[1]
-    steps: tuple[Step, ...] = ctx.steps
-    operators, raw_strides = ctx.operators
+def backward(
+    grad: Tensor,
+    x: Tensor | None,
+    strides: Tensor | None,
+    steps: Sequence[Step],
+    operators: Operators,
+    needs_x: bool,
+    needs_strides: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the input and of the strides, as far as they are needed; only the latter takes `x`."""
+    built, raw_strides = operators
+    learning = needs_strides and strides is not None and x is not None
     if learning and torch.is_grad_enabled():  # for second derivatives the operators depend on the strides' tensor
-        operators = _operators_from(steps, strides, x, raw_strides)
-    elif learning and len(steps) == 2 and steps[1].dim == -1 and all(map(_is_stacked, operators)):
-        grad_x, stride_grad = _backward_of_plane(grad, x, operators)
+        assert x is not None
+        built = _operators_from(steps, strides, x, raw_strides)
+    elif learning and len(steps) == 2 and steps[1].dim == -1 and all(map(_is_stacked, built)):
+        assert x is not None
+        assert strides is not None
+        grad_x, stride_grad = _backward_of_plane(grad, x, built)
         return grad_x, _collected(stride_grad, steps, raw_strides, strides)
     stride_grads = []
     grad_x = grad
-    for i, (step, operator) in enumerate(zip(steps, operators, strict=True)):
+    for i, (step, operator) in enumerate(zip(steps, built, strict=True)):
         if learning:  # axes before this one as in the input, axes after it as in the output
-            of_x = _apply(operator.on_ramp(x, step.dim), steps[i + 1 :], operators[i + 1 :])
+            assert x is not None
+            of_x = _apply(operator.on_ramp(x, step.dim), steps[i + 1 :], built[i + 1 :])
             stride_grads.append(_inner_product(of_x, operator.adjoint_on_ramp(grad_x, step.dim)))
-        if ctx.needs_input_grad[0] or i + 1 < len(operators):
+        if needs_x or i + 1 < len(built):
             grad_x = operator.adjoint(grad_x, step.dim)
-    needed = grad_x if ctx.needs_input_grad[0] else None
-    return needed, _collected(torch.stack(stride_grads), steps, raw_strides, strides) if learning else None
+    found = None
+    if learning:
+        assert strides is not None
+        found = _collected(torch.stack(stride_grads), steps, raw_strides, strides)
+    return grad_x if needs_x else None, found
 
 
 def _is_stacked(operator: Operator) -> bool:
@@ -262,7 +277,9 @@ def _backward_of_plane(grad: Tensor, x: Tensor, operators: Sequence[Any]) -> tup
     pair = torch.bmm(rows.turned.expand(planes.shape[0], -1, -1), planes)  # P'^T g and P^T g, row by row in turn
     pair = pair.view(planes.shape[0] * height, 2, size)
     grad_x = torch.mm(pair[:, 1], columns.matrix).view(x.shape)
-    other = torch.mm(x.view(pair.shape[0], width), columns.stacked.view(width, 2 * size)).view(pair.shape)  # x Q^T and x Q'^T
+    other = torch.mm(x.view(pair.shape[0], width), columns.stacked.view(width, 2 * size)).view(
+        pair.shape
+    )  # x Q^T and x Q'^T
     if x.dtype == torch.bfloat16:
         pair, other = pair.float(), other.float()
     return grad_x, (pair * other).sum((0, 2))

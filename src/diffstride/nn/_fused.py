@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffstride import _graph
 from diffstride.backends import (
     CHANNELS_LAST,
     Backend,
+    Kind,
     Resampling,
     autocast_dtype,
     is_channels_last,
@@ -109,6 +111,16 @@ class Schedule:
         """The number of axes that are resampled before the convolution; they are the first ones."""
         return len(self.before) - self.before.count(None)
 
+    def run_in_graph(self, x: Tensor, weight: Tensor, bias: Tensor | None, strides: Tensor, options: str) -> Tensor:
+        """Resample and convolve `x` in a graph of `torch.compile`; `options` are those of the layer as text."""
+        assert self.convolution is not None
+        y = _graph.resample(x, _described(self.before), options, strides, scaled=True)
+        if y.dtype == torch.float16 and self.fused_axes:
+            weight = weight * 2.0**self.fused_axes  # undoes the headroom that the resampled input keeps
+        bias = bias if bias is None or self.bias_gain == 1 else bias * self.bias_gain
+        y = convolve(y, weight, bias, self.convolution)
+        return _graph.resample(y, _described(self.after), options, strides)
+
     def convolved_sizes(self, spatial: Sequence[Any], new_sizes: Sequence[Any]) -> list[Any]:
         """Return the sizes between the convolution and the operators in `after`, in any kind of number."""
         fused = self.fused_axes
@@ -149,6 +161,10 @@ class Schedule:
         return elements
 
 
+def _described(axes: Sequence[Axis | None]) -> list[Any]:
+    return [a if a is None else (a.n, a.size, None if a.taps is None else a.taps[:3]) for a in axes]
+
+
 class ConvDownsample:
     """A schedule for inputs of one kind (see `Resampling`)."""
 
@@ -156,7 +172,7 @@ class ConvDownsample:
         """Prepare the operators; `x` is an input of the kind, in the dtype of the convolution."""
         assert schedule.convolution is not None
         self.schedule, self.convolution = schedule, schedule.convolution
-        self.before = Resampling(x, schedule.before, schedule.backend, scaled=True)
+        self.before = Resampling(Kind.of(x), schedule.before, schedule.backend, scaled=True)
         # Undoes the headroom that the resampled input keeps.
         self.weight_gain = 2.0**schedule.fused_axes if x.dtype == torch.float16 else 1.0
 
@@ -174,7 +190,7 @@ class ConvDownsample:
                 self.convolution,
             )
             if after is None:  # the kind of its input is that of the convolution's result
-                after = Resampling(y, self.schedule.after, self.schedule.backend).at(host_strides)
+                after = Resampling(Kind.of(y), self.schedule.after, self.schedule.backend).at(host_strides)
             return after(y, strides)
 
         return conv_downsample

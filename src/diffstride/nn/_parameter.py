@@ -22,8 +22,9 @@ class StrideParameter(nn.Parameter):
     """A parameter whose values are copied to the host at most once between two changes.
 
     Sizes must be ints on the host. All strides on a device that have changed are read in one copy: after the step of an
-    optimizer, or where one of them is asked for. PyTorch counts in-place writes (`_version`), except those through `.data`. So this
-    class keeps weak references to the aliases from `.data` and `.detach()`, and reads again as long as one lives.
+    optimizer, or where one of them is asked for. PyTorch counts in-place writes (`_version`), except those through
+    `.data`. So this class keeps weak references to the aliases from `.data` and `.detach()`, and reads again as long as
+    one lives.
     """
 
     _host: tuple[int, tuple[float, ...]] | None = None
@@ -47,16 +48,16 @@ class StrideParameter(nn.Parameter):
         """Return the values without history, as for any tensor."""
         return self._hand_out(super().detach())
 
-    def host(self) -> tuple[float, ...]:
+    def tolist(self) -> list[float]:
         """Return the values as floats, with at most one copy from the device per change of any stride."""
         if not self._is_remote():
-            return tuple(self.tolist())
+            return super().tolist()
         if self._is_stale():
             _remote[self] = None
             _install()
             read(list(_remote))
         assert self._host is not None
-        return self._host[1]
+        return [*self._host[1]]
 
     def write(self, values: Sequence[float]) -> None:
         """Set the values in place, without waiting for the device."""
@@ -118,7 +119,7 @@ def host_values(stride: Tensor) -> tuple[float, ...]:
     if stride.is_meta:
         raise ValueError("stride must have values, got none on the meta device: use to_empty, then reset_parameters")
     if isinstance(stride, StrideParameter):
-        return stride.host()
+        return tuple(stride.tolist())
     if isinstance(stride, FakeTensor):
         raise UsageError(f"stride must have values, got a fake tensor, as in torch.export: {FREEZE_FIRST}")
     if hasattr(stride, "placements"):  # a DTensor: this process has a part

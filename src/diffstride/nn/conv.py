@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.nn._fused import PADDING_MODES, ConvDownsample, Convolution, Schedule, as_autocast, convolve, make_schedule
+from diffstride.nn._fused import (
+    PADDING_MODES,
+    ConvDownsample,
+    Convolution,
+    Schedule,
+    as_autocast,
+    convolve,
+    make_schedule,
+)
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -184,6 +192,9 @@ class DiffStrideConvNd(LearnableStrides):
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
         cast = as_autocast(x)
+        if torch.compiler.is_compiling():
+            schedule = self.schedule(x.shape[-self.ndim :], self._sizes_in_graph(x))
+            return schedule.run_in_graph(cast, self.weight, self.bias, self._strides(), self._options_text)
         strides, conv_downsample = self._prepared(cast)
         return conv_downsample(cast, self.weight, self.bias, strides)  # type: ignore[no-any-return]
 

@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from diffstride.backends import Backend, Resampling
+from diffstride import _graph
+from diffstride.backends import Backend, Kind, Resampling
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.learnable import LearnableStrides
@@ -75,11 +76,14 @@ class DiffStrideNd(LearnableStrides):
         """Downsample `x`."""
         if is_proxy(x):
             return self.as_leaf(x)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():
+            axes = [(n, new, None) for n, new in zip(x.shape[-self.ndim :], self._sizes_in_graph(x), strict=True)]
+            return _graph.resample(x, axes, self._options_text, self._strides())
         strides, downsample = self._prepared(x)
         return downsample(x, strides)  # type: ignore[no-any-return]
 
     def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> Resampling:
-        return Resampling(x, self.options.axes(spatial, new_sizes), self.backend)
+        return Resampling(Kind.of(x), self.options.axes(spatial, new_sizes), self.backend)
 
 
 @final

@@ -11,19 +11,19 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from diffstride import _validation
+from diffstride import _graph, _validation
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.nn._compile import refresh_sharers, watch
+from diffstride.nn._compile import refresh_after_steps, refresh_sharers
 from diffstride.nn._fused import Schedule, make_schedule
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._tracers import Traceable
 from diffstride.options import Bounds, LayerOptions
 
 
-def _constant_in_graphs(method: Callable[..., None]) -> Callable[..., None]:
+def _constant_in_graphs(method: Any) -> Any:
     """Mark a method as `torch.compiler.assume_constant_result` does, without importing the compiler."""
-    method._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    method._dynamo_marked_constant = True
     return method
 
 
@@ -62,6 +62,8 @@ class LearnableStrides(Traceable):
     _pinned_strides: tuple[float, ...] | None
     _pinned_size: tuple[int, ...] | None
     _last_call: _Call | None
+    _options_text: str
+    _slots: _Slots
 
     def __init__(
         self,
@@ -77,12 +79,12 @@ class LearnableStrides(Traceable):
             raise ValueError(f"stride must lie within bounds {options.bounds}, got {initial}")
         if options.shared and len(set(initial)) > 1:
             raise ValueError(f"stride must be one number when shared=True, got {initial}")
-        self.options = options
+        self.options, self._options_text = options, options.as_text()
         self.size_offset = (0,) * self.ndim
         self._initial = initial[:1] if options.shared else initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._pinned_strides = self._pinned_size = self._last_call = None
-        self._sizes = _Sizes()
+        self._slots = _Slots()
         self.stride = StrideParameter(torch.empty(len(self._initial), device=device, dtype=wide))
         self.stride_scale = None
         self.register_buffer("_stride_scale", None, persistent=False)  # the same numbers where a graph can read them
@@ -197,9 +199,7 @@ class LearnableStrides(Traceable):
 
     def _prepared(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the strides of a forward pass, and the function that `_prepare` gives for their values."""
-        stride: Tensor = self.stride
-        if self._stride_scale is not None and self.training:
-            stride = stride * self._stride_scale
+        stride = self._strides()
         values = self._raw_strides(self.training)
         keep = type(x) in (Tensor, nn.Parameter) and self._pinned_size is None  # not in a trace
         kind = (x.shape, x.stride(), x.dtype, x.device, self.size_offset) if keep else None
@@ -219,6 +219,11 @@ class LearnableStrides(Traceable):
             self.__dict__["_last_call"] = _Call(kind, values, spatial, new_sizes, prepared, function)
         return stride, function
 
+    def _strides(self) -> Tensor:
+        """Return the raw strides of a forward pass."""
+        stride: Tensor = self.stride
+        return stride if self._stride_scale is None or not self.training else stride * self._stride_scale
+
     def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> Any:
         """Return what makes a function of `x` and strides for inputs of a kind, by its method `at`."""
         raise NotImplementedError
@@ -231,29 +236,35 @@ class LearnableStrides(Traceable):
         factors = self.stride_scale * self.ndim if self.shared else self.stride_scale
         return tuple(s * factor for s, factor in zip(values, factors, strict=True))
 
-    def _guarded_output_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """Return `output_size` for a graph of `torch.compile`, which cannot read the stride: plain ints, guarded.
-
-        While the graph is traced, `_register_size` computes the sizes outside of it. The graph guards on the attribute
-        read here, and `refresh_sizes` writes it after every optimizer step. So a graph is made again only where a size
-        changes.
-        """
-        size = tuple([len(range(n)) for n in spatial])  # plain ints, even where the batch is symbolic
-        self._register_size(*size)
-        resolved: tuple[int, ...] = getattr(self._sizes, _name(size, self.training))
-        return resolved
+    def _sizes_in_graph(self, x: Tensor) -> tuple[int, ...]:
+        """Return the output sizes for a graph of `torch.compile`, which cannot read the stride (see `_graph`)."""
+        spatial = _validation.spatial_sizes(x, self.ndim)
+        slot: int = self._new_slot()
+        torch.ops.diffstride.note_sizes(x, len(spatial), [], slot)
+        self._settle_slot(slot)
+        sizes = tuple(getattr(self._slots, _slot_name(slot)).holder.shape)
+        torch.ops.diffstride.note_sizes(x, len(spatial), sizes, slot)
+        return sizes
 
     @_constant_in_graphs
-    def _register_size(self, *size: int) -> None:
-        self._sizes.inputs.add(size)
-        self.refresh_sizes()
-        watch(self)
+    def _new_slot(self) -> int:
+        slot = _graph.Slot(self, scaled=self.training)
+        setattr(self._slots, _slot_name(slot.number), slot)
+        refresh_after_steps()
+        return slot.number
+
+    @_constant_in_graphs
+    def _settle_slot(self, number: int) -> None:
+        slot = getattr(self._slots, _slot_name(number))
+        slot.settle(slot.first_size)
+
+    def sizes_in_use(self, spatial: Sequence[int], scaled: bool) -> tuple[int, ...]:
+        """Return the output sizes at the present strides, times `stride_scale` if `scaled`."""
+        return self.sizes_at(self._raw_strides(scaled), spatial)
 
     def refresh_sizes(self) -> None:
         """Compute the sizes that compiled graphs use again, from the present strides."""
-        for size in self._sizes.inputs:
-            for scaled in (False, True):
-                setattr(self._sizes, _name(size, scaled), self.output_size(size, scaled=scaled))
+        _graph.refresh([self])
 
     @property
     def is_scaled(self) -> bool:
@@ -327,7 +338,7 @@ class LearnableStrides(Traceable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._sizes = _Sizes()  # a copy is not watched until it is compiled itself
+        self._slots = _Slots()  # a copy is not watched until it is compiled itself
         stride = self._parameters.get("stride")
         carry_over(self, stride, successor_of(stride))
 
@@ -370,12 +381,9 @@ class _Call(NamedTuple):
     function: Callable[..., Tensor]
 
 
-class _Sizes:
-    """Output sizes by input sizes, as attributes: a graph does not see a key added to a dict while it is traced."""
-
-    def __init__(self) -> None:
-        self.inputs: set[tuple[int, ...]] = set()
+class _Slots:
+    """The slots of a layer as attributes: a graph does not see a key added to a dict while it is made."""
 
 
-def _name(size: tuple[int, ...], scaled: bool) -> str:
-    return ("scaled_" if scaled else "of_") + "_".join([str(n) for n in size])
+def _slot_name(number: int) -> str:
+    return f"slot_{number}"
