@@ -2,7 +2,7 @@
 
 from diffstride.backends.axes import CHANNELS_LAST, Kind, Resampling, autocast_dtype, headroom, is_channels_last
 from diffstride.backends.matmul import dense_matrix
-from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense
+from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense, keeps_ramps
 
 __all__ = [
     "BACKENDS",
@@ -16,4 +16,5 @@ __all__ = [
     "headroom",
     "is_channels_last",
     "is_dense",
+    "keeps_ramps",
 ]

@@ -23,11 +23,23 @@ class SpectralOperator:
         self.weights = weights
         self.first, self.slopes = first, slopes
 
+    @property
+    def ramp_size(self) -> int:
+        """The number of coefficients on the ramp, cosines and sines."""
+        assert self.slopes is not None
+        return len(self.slopes) * (2 if self.basis == "dft" else 1)
+
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`."""
         if x.numel() == 0:  # FFT libraries refuse them
             return x.new_empty([*x.shape[:dim], self.size, *x.shape[x.ndim + dim + 1 :]])
         return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.length, self.size, x, dim)
+
+    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return `apply` and `on_ramp` from one transform."""
+        spectrum = _analyse(x, dim, self.basis)
+        y = self._synthesise(spectrum, self.weights / self.length, self.size, x, dim)
+        return y, self._on_ramp(spectrum, None, x, dim)
 
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
         """Return the coefficients of `x` on the ramp."""
@@ -40,6 +52,12 @@ class SpectralOperator:
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
         """Return the coefficients of `y` on the ramp times their slopes."""
         return self._on_ramp(_analyse(y, dim, self.basis), self.slopes, y, dim)
+
+    def adjoint_and_split(self, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return `adjoint` and `adjoint_on_ramp` from one transform."""
+        spectrum = _analyse(y, dim, self.basis)
+        x = self._synthesise(spectrum, self._adjoint_weights(), self.length, y, dim)
+        return x, self._on_ramp(spectrum, self.slopes, y, dim)
 
     def _adjoint_weights(self) -> Tensor:
         """Return the weights of the transposed operator, which counts the coefficient of Nyquist otherwise."""

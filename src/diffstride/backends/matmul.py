@@ -17,11 +17,13 @@ class DenseOperator:
     """The matrix `P [rows, columns]` of an axis; with `axis.taps` that of the shifted operators, interleaved.
 
     It is built in float64 where the device has it, which is cheap and safe from TF32, and applied in a dtype of the
-    caller. The derivative by the stride is `dP/dS = B^T A`: either `A` is the derivative itself and `B` is left out,
-    or both are a few waves, those on the ramp of the window.
+    caller. The derivative by the stride is `dP/dS = B^T A`, where both factors are a few waves, those on the ramp of
+    the window. Small operators have the derivative as a matrix, too.
     """
 
-    def __init__(self, axis: Axis, transposed: Tensor, first: int = 0, slopes: Tensor | None = None) -> None:
+    def __init__(
+        self, axis: Axis, transposed: Tensor, first: int = 0, slopes: Tensor | Sequence[float] | None = None
+    ) -> None:
         """Make the operator.
 
         Args:
@@ -41,7 +43,7 @@ class DenseOperator:
         cls, axis: Axis, stride: float | None, dtype: torch.dtype, device: torch.device, keep: bool
     ) -> DenseOperator:
         """Build the operator from numbers, and keep what does not depend on the stride; None for a fixed operator."""
-        slabs = 1 if stride is None or axis.columns * axis.rows > _STACK_UP_TO or dtype == torch.float16 else 2
+        slabs = 2 if stride is not None and is_small(axis) and dtype != torch.float16 else 1
         analysis, synthesis, multiplicities = _tables(axis, slabs, device, keep)
         if stride is None:
             weights = multiplicities
@@ -65,8 +67,8 @@ class DenseOperator:
         operator = cls(axis, rows if slabs == 1 else rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1)))
         if slabs == 2:
             operator.stacked = rows
-        elif stride is not None:
-            operator.first, operator.slopes = first, _on_device(slopes, analysis)
+        if stride is not None:
+            operator.first, operator.slopes = first, slopes
         return operator
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
@@ -77,6 +79,20 @@ class DenseOperator:
         """Return `P^T y` along `dim`."""
         return _right(y, self.matrix) if dim == -1 else _left(self.transposed, y, dim)
 
+    @property
+    def ramp_size(self) -> int:
+        """The number of rows of `A`."""
+        assert self.slopes is not None
+        return len(self.slopes) * (2 if self.axis.basis == "dft" else 1) + len(self.axis.unshared)
+
+    def apply_and_split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return `apply` and `on_ramp`."""
+        return self.apply(x, dim), self.on_ramp(x, dim)
+
+    def with_ramp(self, x: Tensor, dim: int) -> Tensor:
+        """Return `apply` and below it, along `dim`, `on_ramp`."""
+        return _right(x, self._with_ramp.t()) if dim == -1 else _left(self._with_ramp, x, dim)
+
     def on_ramp(self, x: Tensor, dim: int) -> Tensor:
         """Return `A x` along `dim`."""
         left = self._factors[0]
@@ -85,9 +101,11 @@ class DenseOperator:
     def adjoint_on_ramp(self, y: Tensor, dim: int) -> Tensor:
         """Return `B y` along `dim`."""
         left = self._factors[1]
-        if left is None:
-            return y
         return _right(y, left.t()) if dim == -1 else _left(left, y, dim)
+
+    def adjoint_and_split(self, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Return `adjoint` and `adjoint_on_ramp`."""
+        return self.adjoint(y, dim), self.adjoint_on_ramp(y, dim)
 
     @cached_property
     def turned(self) -> Tensor:
@@ -96,18 +114,27 @@ class DenseOperator:
         return self.stacked.view(-1, 2, self.stacked.shape[-1]).flip(1).flatten(0, 1)
 
     @cached_property
-    def _factors(self) -> tuple[Tensor, Tensor | None]:
-        if self.stacked is not None:
-            return self.stacked[1::2].t(), None
+    def _with_ramp(self) -> Tensor:
+        return torch.cat([self.matrix, self._factors[0]])
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
         assert self.slopes is not None
-        waves = _change(self.axis, self.slopes, self.first)
+        slopes = self.slopes
+        if not isinstance(slopes, Tensor):
+            slopes = _on_device(slopes, empty_like_operators(self.transposed.device))
+        waves = _change(self.axis, slopes, self.first)
         # Means in place of sums at the input: within the range of float16.
         n, dtype = self.axis.n, self.transposed.dtype
         return (waves[0] / n).to(dtype), (waves[1] * n).to(dtype)
 
 
-# Up to so many elements, the derivative of an operator is a matrix like the operator; above, two factors of few rows.
-_STACK_UP_TO = 64 * 64
+def is_small(axis: Axis) -> bool:
+    """Return whether the derivative of an operator is a matrix like the operator; else it has factors of few rows.
+
+    Where small maps keep the host busy, this saves it half of the calls. It is more arithmetic.
+    """
+    return axis.columns * axis.rows <= 32 * 32
 
 
 def _left(matrix: Tensor, x: Tensor, dim: int) -> Tensor:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from diffstride.backends.fft import SpectralOperator
-from diffstride.backends.matmul import DenseOperator, dense_matrix, empty_like_operators, multiplicity
+from diffstride.backends.matmul import (
+    DenseOperator,
+    dense_matrix,
+    empty_like_operators,
+    is_small,
+    multiplicity,
+)
 from diffstride.geometry import Axis, clamp_stride
 
 Backend = Literal["auto", "fft", "matmul"]
@@ -156,19 +162,29 @@ def _operator(axis: Axis, weights: Tensor, dense: bool, dtype: torch.dtype, *ram
 
 
 class _Resample(torch.autograd.Function):
-    """The operators of all axes. Only the input and the strides are saved."""
+    """The operators of all axes.
+
+    `dm/dS` is non-zero only on the ramp, where each coefficient is one pair of waves. So the gradient of a stride is
+    the inner product of a few coefficients of the input with those of the upstream gradient, and no gradient of a
+    matrix is made. The input is saved and, where they are few, these coefficients; else they are computed again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:
-        _save(ctx, x, strides, steps, operators, learning=ctx.needs_input_grad[1])
-        return _forward(x, steps, operators.built)
+        built, learning = operators.built, ctx.needs_input_grad[1]
+        if learning and keeps_ramps([step.axis for step in steps], [operator.ramp_size for operator in built]):
+            y, ramps = _apply_and_split(x, steps, built)
+        else:
+            y, ramps = _apply(x, steps, built), []
+        _save(ctx, x, strides, steps, operators, learning, ramps)
+        return _not_a_view(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         with no_autocast(grads[0]):  # backward may be called in its reach
-            x, strides = ctx.saved_tensors
+            x, strides, *ramps = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            return *backward(grads[0], x, strides, ctx.steps, ctx.operators, needs[0], needs[1]), None, None
+            return *backward(grads[0], x, strides, ctx.steps, ctx.operators, needs[0], needs[1], ramps), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> Tensor:
@@ -195,7 +211,7 @@ class _TransformableResample(_Resample):
 
     @staticmethod
     def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:  # type: ignore[override]
-        return _forward(x, steps, operators.built)
+        return _not_a_view(_apply(x, steps, operators.built))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -213,16 +229,59 @@ class _TransformableResample(_Resample):
         return y, 0
 
 
-def _save(ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Any, learning: bool) -> None:
+def _save(
+    ctx: Any,
+    x: Tensor,
+    strides: Tensor | None,
+    steps: tuple[Step, ...],
+    operators: Operators,
+    learning: bool,
+    ramps: Sequence[Tensor] = (),
+) -> None:
     ctx.steps, ctx.operators = steps, operators
-    ctx.save_for_backward(*((x, strides) if learning else (None, None)))
+    ctx.save_for_backward(*((x, strides, *ramps) if learning else (None, None)))
     ctx.save_for_forward(x, strides)
 
 
-def _forward(x: Tensor, steps: Sequence[Step], operators: Sequence[Operator]) -> Tensor:
-    y = _apply(x, steps, operators)
+def _not_a_view(y: Tensor) -> Tensor:
     # Autograd forbids writing in place to a view made in here, as an activation after the layer may.
     return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
+
+
+# Where the coefficients on the ramps are more than this share of the input, they are not saved.
+_KEEP_RAMPS_UP_TO = 0.25
+
+
+def keeps_ramps(axes: Sequence[Axis], ramp_sizes: Sequence[int]) -> bool:
+    """Return whether the coefficients of the input on the ramps are saved for backward."""
+    if all(map(is_small, axes)):
+        return False
+    shrink, share = 1.0, 0.0
+    for axis, ramp_size in zip(axes, ramp_sizes, strict=True):
+        shrink *= axis.rows / axis.columns
+        share += ramp_size / axis.rows
+    return shrink * share <= _KEEP_RAMPS_UP_TO
+
+
+def _apply_and_split(x: Tensor, steps: Sequence[Step], operators: Sequence[Operator]) -> tuple[Tensor, list[Tensor]]:
+    """Return the result, and for each axis the coefficients of `x` on its ramp, resampled along the other axes."""
+    if len(steps) == 2 and steps[1].dim == -1 and all(isinstance(op, DenseOperator) for op in operators):
+        return _split_plane(x, steps[0].dim, *operators)  # type: ignore[arg-type]
+    ramps: list[Tensor] = []
+    for step, operator in zip(steps, operators, strict=True):
+        ramps = [operator.apply(ramp, step.dim) for ramp in ramps]
+        x, ramp = operator.apply_and_split(x, step.dim)
+        ramps.append(ramp)
+    return x.contiguous(), ramps
+
+
+def _split_plane(x: Tensor, rows: int, first: DenseOperator, second: DenseOperator) -> tuple[Tensor, list[Tensor]]:
+    """Apply and split two dense axes with one product for each; what lies on both ramps is dropped."""
+    both = second.with_ramp(first.with_ramp(x, rows), -1)
+    height, width = first.axis.rows, second.axis.rows
+    left, right = both[..., :width], both[..., width:]
+    y, below = left.narrow(rows, 0, height), left.narrow(rows, height, first.ramp_size)
+    return y.contiguous(), [below.contiguous(), right.narrow(rows, 0, height).contiguous()]
 
 
 def backward(
@@ -233,13 +292,14 @@ def backward(
     operators: Operators,
     needs_x: bool,
     needs_strides: bool,
+    ramps: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the input and of the strides, as far as they are needed; only the latter takes `x`."""
     built, raw_strides = operators
     learning = needs_strides and strides is not None and x is not None
     if learning and torch.is_grad_enabled():  # for second derivatives the operators depend on the strides' tensor
         assert x is not None
-        built = _operators_from(steps, strides, x, raw_strides)
+        built, ramps = _operators_from(steps, strides, x, raw_strides), ()
     elif learning and len(steps) == 2 and steps[1].dim == -1 and all(map(_is_stacked, built)):
         assert x is not None
         assert strides is not None
@@ -248,10 +308,15 @@ def backward(
     stride_grads = []
     grad_x = grad
     for i, (step, operator) in enumerate(zip(steps, built, strict=True)):
-        if learning:  # axes before this one as in the input, axes after it as in the output
+        if learning and ramps:
+            stride_grads.append(_inner_product(ramps[i], operator.adjoint_on_ramp(grad, step.dim)))
+        elif learning:  # axes before this one as in the input, axes after it as in the output
             assert x is not None
             of_x = _apply(operator.on_ramp(x, step.dim), steps[i + 1 :], built[i + 1 :])
-            stride_grads.append(_inner_product(of_x, operator.adjoint_on_ramp(grad_x, step.dim)))
+            adjoint, of_grad = operator.adjoint_and_split(grad_x, step.dim)
+            stride_grads.append(_inner_product(of_x, of_grad))
+            grad_x = adjoint
+            continue
         if needs_x or i + 1 < len(built):
             grad_x = operator.adjoint(grad_x, step.dim)
     found = None

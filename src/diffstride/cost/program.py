@@ -85,7 +85,7 @@ class Program:
     def count(self, strides: Strides) -> int:
         """Return the exact cost at these strides."""
         calls = list(self._exact(strides))
-        own = sum(self._own(record, sizes, sizes) for record, sizes in calls)
+        own = sum(self._own(record, sizes, sizes, strides) for record, sizes in calls)
         total: float = self._others(*_outputs(calls))[0] + own
         return round(total)
 
@@ -212,7 +212,7 @@ class Program:
             values += new
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
 
-    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes) -> Any:
+    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
         schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
@@ -221,6 +221,7 @@ class Program:
             record.channels,
             sizes.spatial,
             sizes.new,
+            strides(record.layer),
             learning=record.learning,
             weight_learning=record.weight_learning,
         )

@@ -25,6 +25,7 @@ from diffstride.backends import (
     autocast_dtype,
     is_channels_last,
     is_dense,
+    keeps_ramps,
 )
 from diffstride.geometry import Axis, Taps
 from diffstride.options import LayerOptions
@@ -139,7 +140,14 @@ class Schedule:
         )
 
     def saved_elements(
-        self, channels: int, spatial: Sequence[Any], new_sizes: Sequence[Any], *, learning: bool, weight_learning: bool
+        self,
+        channels: int,
+        spatial: Sequence[Any],
+        new_sizes: Sequence[Any],
+        strides: Sequence[float],
+        *,
+        learning: bool,
+        weight_learning: bool,
     ) -> Any:
         """Return the number of elements saved for backward on one input, without the input itself.
 
@@ -147,18 +155,32 @@ class Schedule:
             channels: the channels of the input.
             spatial: its sizes, in any kind of number.
             new_sizes: the sizes of the output, in any kind of number.
+            strides: the raw strides.
             learning: True where the strides get a gradient.
             weight_learning: True where the convolution's weight gets one.
         """
-        if self.convolution is None:
-            return 0
-        fused, elements = self.fused_axes, 0
-        if learning and fused < len(self.after):  # the result of the convolution
-            elements = elements + self.convolution.out_channels * math.prod(self.convolved_sizes(spatial, new_sizes))
-        if weight_learning and fused:  # the convolution saves its input
-            interleaved = [k * n for k, n in zip(self.convolution.kernel, new_sizes[:fused], strict=False)]
-            elements = elements + channels * math.prod([*interleaved, *spatial[fused:]])
+        fused = self.fused_axes
+        out_channels, elements = channels, 0
+        resampled = [*spatial]
+        if self.convolution is not None:
+            out_channels = self.convolution.out_channels
+            resampled[:fused] = [k * n for k, n in zip(self.convolution.kernel, new_sizes[:fused], strict=False)]
+            if learning and fused < len(self.after):  # the result of the convolution
+                elements = elements + out_channels * math.prod(self.convolved_sizes(spatial, new_sizes))
+            if weight_learning and fused:  # the convolution saves its input
+                elements = elements + channels * math.prod(resampled)
+        if learning:
+            elements = elements + channels * _on_ramps(self.before, strides, resampled)
+            elements = elements + out_channels * _on_ramps(self.after, strides, new_sizes)
         return elements
+
+
+def _on_ramps(axes: Sequence[Axis | None], strides: Sequence[float], output: Sequence[Any]) -> Any:
+    """Return how many coefficients on ramps are saved per channel; `output` are the sizes after the operators."""
+    sizes = {i: axis.ramp_size(strides[i]) for i, axis in enumerate(axes) if axis is not None}
+    if not keeps_ramps([axis for axis in axes if axis is not None], [*sizes.values()]):
+        return 0
+    return sum(count * math.prod([n for j, n in enumerate(output) if j != i]) for i, count in sizes.items())
 
 
 def _described(axes: Sequence[Axis | None]) -> list[Any]:
