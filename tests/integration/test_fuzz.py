@@ -91,8 +91,8 @@ def an_adjoint_that_forgets_the_gain(monkeypatch):
 
 
 def a_bias_that_is_lost(monkeypatch):
-    convolve = _fused.convolve
-    monkeypatch.setattr(_fused, "convolve", lambda x, weight, bias, *args: convolve(x, weight, None, *args))
+    convolver = _fused.convolver
+    monkeypatch.setattr(_fused, "convolver", lambda arguments: lambda x, w, bias: convolver(arguments)(x, w, None))
 
 
 def a_format_that_is_lost(monkeypatch):

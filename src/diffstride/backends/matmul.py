@@ -40,9 +40,25 @@ class DenseOperator:
 
     @classmethod
     def from_stride(
-        cls, axis: Axis, stride: float | None, dtype: torch.dtype, device: torch.device, keep: bool
+        cls,
+        axis: Axis,
+        stride: float | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        derivative_first: bool = False,
+        keep: bool = True,
     ) -> DenseOperator:
-        """Build the operator from numbers, and keep what does not depend on the stride; None for a fixed operator."""
+        """Build the operator from numbers.
+
+        Args:
+            axis: its sizes and options.
+            stride: None for a fixed operator.
+            dtype: the dtype in which it is applied.
+            device: the device on which it is applied.
+            derivative_first: the order of the rows in `stacked`.
+            keep: keep what does not depend on the stride for the next operator.
+        """
         slabs = 2 if stride is not None and is_small(axis) and dtype != torch.float16 else 1
         analysis, synthesis, multiplicities = _tables(axis, slabs, device, keep)
         if stride is None:
@@ -57,15 +73,19 @@ class DenseOperator:
         waves = 2 if axis.basis == "dft" else 1
         numbers = weights * waves
         if slabs == 2:
-            numbers += ([0.0] * min(first, axis.kept) + slopes + behind) * waves
+            derivative = ([0.0] * min(first, axis.kept) + slopes + behind) * waves
+            numbers = derivative + numbers if derivative_first else numbers + derivative
         # In one product, and `P^T` and its derivative row by row in turn: the products of backward then need no copies.
         rows = (analysis * _on_device(numbers, analysis)).view(-1, synthesis.shape[0]) @ synthesis
         if axis.taps is not None:  # [length, kernel, slabs, size] to [length, slabs, size, kernel]
             taps = rows.view(axis.taps.length, axis.taps.kernel, slabs, axis.size)
             rows = taps.permute(0, 2, 3, 1).reshape(-1, axis.rows)
         rows = rows.to(dtype)
-        operator = cls(axis, rows if slabs == 1 else rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1)))
-        if slabs == 2:
+        if slabs == 1:
+            operator = cls(axis, rows)
+        else:
+            offset = axis.rows if derivative_first else 0
+            operator = cls(axis, rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1), offset))
             operator.stacked = rows
         if stride is not None:
             operator.first, operator.slopes = first, slopes
@@ -106,12 +126,6 @@ class DenseOperator:
     def adjoint_and_split(self, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """Return `adjoint` and `adjoint_on_ramp`."""
         return self.adjoint(y, dim), self.adjoint_on_ramp(y, dim)
-
-    @cached_property
-    def turned(self) -> Tensor:
-        """The rows of `stacked`, those of the derivative first."""
-        assert self.stacked is not None
-        return self.stacked.view(-1, 2, self.stacked.shape[-1]).flip(1).flatten(0, 1)
 
     @cached_property
     def _with_ramp(self) -> Tensor:

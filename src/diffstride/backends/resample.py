@@ -30,7 +30,7 @@ BACKENDS = ("auto", "fft", "matmul")
 Operator = SpectralOperator | DenseOperator
 
 # Up to this length a dense product is taken, above it an FFT; `diffstride bench --calibrate` measures it anew.
-DENSE_UP_TO = {torch.float64: 128, torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
+DENSE_UP_TO = {torch.float64: 128, torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 
 
 class Step(NamedTuple):
@@ -88,7 +88,8 @@ def resample(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operato
         return _apply(x, steps, _operators_from(steps, strides, x))
     # A signature that `torch.func` can transform takes longer to call than a small layer to compute.
     function = _TransformableResample if torch._C._are_functorch_transforms_active() else _Resample
-    y: Tensor = function.apply(x, strides, steps, operators)  # type: ignore[no-untyped-call]
+    learning = strides is not None and strides.requires_grad and torch.is_grad_enabled()
+    y: Tensor = function.apply(x, strides, steps, operators, learning)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -108,20 +109,20 @@ def build_operators(
     """Build operators from the strides on the host, or take those of an earlier call if `keep`."""
     raw_strides = tuple([None if host_strides is None else host_strides[step.entry] for step in steps])
     built = []
-    for (_, axis, _, dense), raw in zip(steps, raw_strides, strict=True):
+    for i, ((_, axis, _, dense), raw) in enumerate(zip(steps, raw_strides, strict=True)):
         build = _cached_operator if keep and axis.n * axis.size <= _CACHE_UP_TO_ELEMENTS else _build
-        built.append(build(axis, None if raw is None else axis.clamp(raw), dense, dtype, device, keep))
+        built.append(build(axis, None if raw is None else axis.clamp(raw), dense, dtype, device, i == 0, keep))
     return Operators(built, raw_strides)
 
 
 def _build(
-    axis: Axis, stride: float | None, dense: bool, dtype: torch.dtype, device: torch.device, keep: bool
+    axis: Axis, stride: float | None, dense: bool, dtype: torch.dtype, device: torch.device, first: bool, keep: bool
 ) -> Operator:
     if torch.is_inference_mode_enabled():  # its tensors could not be used in training
         with torch.inference_mode(False):
-            return _build(axis, stride, dense, dtype, device, keep)
+            return _build(axis, stride, dense, dtype, device, first, keep)
     if dense:
-        return DenseOperator.from_stride(axis, stride, dtype, device, keep)
+        return DenseOperator.from_stride(axis, stride, dtype, device, derivative_first=first, keep=keep)
     like = empty_like_operators(device)
     ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
     return SpectralOperator(axis, axis.weights(stride, like), *ramp)
@@ -170,8 +171,10 @@ class _Resample(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:
-        built, learning = operators.built, ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators, learning: bool
+    ) -> Tensor:
+        built = operators.built
         if learning and keeps_ramps([step.axis for step in steps], [operator.ramp_size for operator in built]):
             y, ramps = _apply_and_split(x, steps, built)
         else:
@@ -180,11 +183,16 @@ class _Resample(torch.autograd.Function):
         return _not_a_view(y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         with no_autocast(grads[0]):  # backward may be called in its reach
             x, strides, *ramps = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            return *backward(grads[0], x, strides, ctx.steps, ctx.operators, needs[0], needs[1], ramps), None, None
+            return (
+                *backward(grads[0], x, strides, ctx.steps, ctx.operators, needs[0], needs[1], ramps),
+                None,
+                None,
+                None,
+            )
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, strides_tangent: Tensor | None, *_: None) -> Tensor:
@@ -210,12 +218,14 @@ class _TransformableResample(_Resample):
     """The same for the transforms of `torch.func`."""
 
     @staticmethod
-    def forward(x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators, learning: bool
+    ) -> Tensor:
         return _not_a_view(_apply(x, steps, operators.built))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, strides, steps, operators = inputs
+        x, strides, steps, operators, _ = inputs
         _save(ctx, x, strides, steps, operators, learning=strides is not None)
 
     @staticmethod
@@ -339,7 +349,7 @@ def _backward_of_plane(grad: Tensor, x: Tensor, operators: Sequence[Any]) -> tup
     rows, columns = operators
     height, width, size = *x.shape[-2:], grad.shape[-1]
     planes = grad.reshape(math.prod(grad.shape[:-2]), *grad.shape[-2:])
-    pair = torch.bmm(rows.turned.expand(planes.shape[0], -1, -1), planes)  # P'^T g and P^T g, row by row in turn
+    pair = torch.bmm(rows.stacked.expand(planes.shape[0], -1, -1), planes)  # P'^T g and P^T g, row by row in turn
     pair = pair.view(planes.shape[0] * height, 2, size)
     grad_x = torch.mm(pair[:, 1], columns.matrix).view(x.shape)
     other = torch.mm(x.view(pair.shape[0], width), columns.stacked.view(width, 2 * size)).view(

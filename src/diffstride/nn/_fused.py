@@ -73,19 +73,31 @@ class Convolution(NamedTuple):
         return weights * math.prod(sizes)
 
 
+def convolver(convolution: Convolution) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Return the function of input, weight and bias that convolves, in the memory format of the input."""
+    sides, mode, ndim = convolution.padding, convolution.padding_mode, len(convolution.kernel)
+    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
+    plain = mode == "zeros" and all(left == right for left, right in sides)
+    flat = [side for pair in reversed(sides) for side in pair]
+    padding = [left for left, _ in sides] if plain else 0
+    conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if plain and ndim < 3:
+            return conv(x, weight, bias, stride, padding, dilation, groups)
+        channels_last = is_channels_last(x)
+        if not plain:
+            x = F.pad(x, flat, "constant" if mode == "zeros" else mode)
+        y = conv(x, weight, bias, stride, padding, dilation, groups)
+        # PyTorch loses the format in 3-D in float64 and float16 on a CPU, and after circular padding.
+        return y.contiguous(memory_format=CHANNELS_LAST[y.ndim]) if channels_last else y
+
+    return convolve
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     """Convolve `x`, in its memory format."""
-    sides, mode, ndim = convolution.padding, convolution.padding_mode, len(convolution.kernel)
-    plain = mode == "zeros" and all(left == right for left, right in sides)
-    channels_last = is_channels_last(x)
-    if not plain:
-        flat = [side for pair in reversed(sides) for side in pair]
-        x = F.pad(x, flat, "constant" if mode == "zeros" else mode)
-    conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[ndim]
-    padding = [left for left, _ in sides] if plain else 0
-    y = conv(x, weight, bias, convolution.stride, padding, convolution.dilation, convolution.groups)
-    # PyTorch loses the format in 3-D in float64 and float16 on a CPU, and after circular padding.
-    return y.contiguous(memory_format=CHANNELS_LAST[y.ndim]) if channels_last else y
+    return convolver(convolution)(x, weight, bias)
 
 
 def as_autocast(x: Tensor) -> Tensor:
@@ -193,7 +205,7 @@ class ConvDownsample:
     def __init__(self, schedule: Schedule, x: Tensor) -> None:
         """Prepare the operators; `x` is an input of the kind, in the dtype of the convolution."""
         assert schedule.convolution is not None
-        self.schedule, self.convolution = schedule, schedule.convolution
+        self.schedule, self.convolve = schedule, convolver(schedule.convolution)
         self.before = Resampling(Kind.of(x), schedule.before, schedule.backend, scaled=True)
         # Undoes the headroom that the resampled input keeps.
         self.weight_gain = 2.0**schedule.fused_axes if x.dtype == torch.float16 else 1.0
@@ -205,12 +217,11 @@ class ConvDownsample:
 
         def conv_downsample(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Tensor) -> Tensor:
             nonlocal after
-            y = convolve(
-                before(x, strides),
-                weight if self.weight_gain == 1 else weight * self.weight_gain,
-                bias if bias is None or bias_gain == 1 else bias * bias_gain,
-                self.convolution,
-            )
+            if self.weight_gain != 1:
+                weight = weight * self.weight_gain
+            if bias is not None and bias_gain != 1:
+                bias = bias * bias_gain
+            y = self.convolve(before(x, strides), weight, bias)
             if after is None:  # the kind of its input is that of the convolution's result
                 after = Resampling(Kind.of(y), self.schedule.after, self.schedule.backend).at(host_strides)
             return after(y, strides)
