@@ -30,7 +30,7 @@ BACKENDS = ("auto", "fft", "matmul")
 Operator = SpectralOperator | DenseOperator
 
 # Up to this length a dense product is taken, above it an FFT; `diffstride bench --calibrate` measures it anew.
-DENSE_UP_TO = {torch.float64: 128, torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
+DENSE_UP_TO = {torch.float64: 128, torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
 
 
 class Step(NamedTuple):
