@@ -86,8 +86,6 @@ def drop_rows_from(path: str | Path, step: int) -> None:
     """Drop the rows of a CSV file from `step` on, which a resumed run writes again, and rows without a step."""
     path = Path(path)
     rows = read_dicts(path)
-    if rows and "step" not in rows[0]:
-        raise UsageError(f"{path} is damaged, its rows have no step: remove it")
     if not rows:  # a line without its end may be there, and nothing can be written after it
         path.unlink(missing_ok=True)
         return

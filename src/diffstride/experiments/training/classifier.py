@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffstride import _validation
 from diffstride._text import one_line
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.errors import UsageError
@@ -70,27 +70,23 @@ class Classifier(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if len(learning_rates) != len(milestones) + 1:
+        if len(learning_rates) != len(milestones) + 1 or list(milestones) != sorted(set(milestones)):
             raise ValueError(
-                f"learning_rates must have one entry more than milestones, got {len(learning_rates)} for {milestones}"
+                "milestones must be increasing, one fewer than learning_rates, "
+                f"got {list(milestones)} for {len(learning_rates)}"
             )
-        if list(milestones) != sorted(set(milestones)) or any(m < 1 for m in milestones):
-            raise ValueError(f"milestones must be increasing steps >= 1, got {list(milestones)}")
-        if not all(0 < rate < math.inf for rate in learning_rates):
-            raise ValueError(f"learning_rates must be > 0 and finite, got {list(learning_rates)}")
-        for name, value, most in (
-            ("stride_lr", stride_lr, math.inf),
-            ("cost_weight", cost_weight, math.inf),
-            ("weight_decay", weight_decay, math.inf),
-            ("momentum", momentum, 1),
-            ("label_smoothing", label_smoothing, 1),
+        for name, value in ("learning_rates", min(learning_rates)), ("stride_clip", stride_clip), ("budget", budget):
+            if value is not None:
+                _validation.above_zero(name, value)
+        for name, value in (
+            ("stride_lr", stride_lr),
+            ("cost_weight", cost_weight),
+            ("weight_decay", weight_decay),
+            ("momentum", momentum),
+            ("label_smoothing", label_smoothing),
+            *((f"task_weights[{task!r}]", weight) for task, weight in (task_weights or {}).items()),
         ):
-            if not 0 <= value < most:
-                raise ValueError(f"{name} must be >= 0 and {'finite' if most == math.inf else '< 1'}, got {value}")
-        if stride_clip is not None and not stride_clip > 0:
-            raise ValueError(f"stride_clip must be > 0, got {stride_clip}")
-        if not all(0 <= weight < math.inf for weight in (task_weights or {}).values()):
-            raise ValueError(f"task_weights must be >= 0 and finite, got {task_weights}")
+            _validation.not_negative(name, value)
         self.save_hyperparameters(ignore=["network", "exploration"])
         self.network = network
         if channels_last:
@@ -101,8 +97,6 @@ class Classifier(LightningModule):
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
         self.has_strides = any(True for _ in learnable_layers(network))
-        if budget is not None and not budget > 0:
-            raise ValueError(f"budget must be > 0, got {budget}")
         if budget is not None and not self.has_strides:
             raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
         self.budget, self.cost = budget, cast(Budget | None, None)
@@ -110,18 +104,7 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Set up the budget, before a checkpoint is loaded into it."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.budget is not None and data is None:
-            raise UsageError("budget needs a datamodule, which knows the shape of an input")
-        if data is not None:
-            self._set_budget(data)
-
-    def on_fit_start(self) -> None:
-        """Try the network on the data's shape, so that a mismatch is found before any training."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None:  # None: the user's own loaders
-            with self.trainer.precision_plugin.forward_context():
-                self._try_on(data, self.example())
+        self._set_budget(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def try_on(self, data: Any) -> None:
         """Check that the network and the settings fit loaded data. This needs no trainer.
@@ -129,8 +112,24 @@ class Classifier(LightningModule):
         Raises:
             UsageError: an input that the network cannot take, another number of classes, a budget out of reach.
         """
+        try:
+            with torch.no_grad(), evaluation(self.network):
+                logits = self(torch.zeros(1, *data.sample_shape))
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
+                f"in_channels for example): {one_line(error)}"
+            ) from error
+        tasks = logits if isinstance(logits, Mapping) else {}
+        outputs = {task: own.shape[-1] for task, own in tasks.items()} or logits.shape[-1]
+        if outputs != data.outputs:
+            raise UsageError(
+                f"the network has {outputs} outputs, and the data other classes: set model.network.num_classes to "
+                f"{data.outputs}"
+            )
+        if unknown := sorted(self.task_weights.keys() - tasks.keys()):
+            raise UsageError(f"task_weights must name tasks of the data, got {unknown[0]}")
         self._set_budget(data)
-        self._try_on(data, torch.zeros(1, *data.sample_shape))
 
     def _set_budget(self, data: Any) -> None:
         if self.budget is None or self.cost is not None:
@@ -139,27 +138,6 @@ class Classifier(LightningModule):
             self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
         except UsageError as error:
             raise UsageError(str(error).replace("amount must", "budget must")) from error
-
-    def _try_on(self, data: Any, example: Tensor) -> None:
-        try:
-            with torch.no_grad(), evaluation(self.network):
-                logits = self(example)
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"the network cannot take inputs of {data.sample_shape} (change the data, or model.network, "
-                f"in_channels for example): {one_line(error)}"
-            ) from error
-        several = isinstance(logits, Mapping)
-        outputs: Any = {task: own.shape[-1] for task, own in logits.items()} if several else logits.shape[-1]
-        expected = getattr(data, "outputs", data.num_classes)
-        if outputs != expected:
-            raise UsageError(
-                f"the data has {_counted(expected, 'classes')} but the network {_counted(outputs, 'outputs')}: "
-                f"set model.network.num_classes to {expected}"
-            )
-        tasks = set(outputs) if several else set()
-        if unknown := sorted(self.task_weights.keys() - tasks):
-            raise UsageError(f"task_weights must name tasks of the data, got {unknown[0]}")
 
     def example(self) -> Tensor:
         """Return one input of the data's shape, in the trainer's precision."""
@@ -209,8 +187,8 @@ class Classifier(LightningModule):
             own = mean_of_views(logits[task], len(labels))
             correct = (own.argmax(-1) == labels).float().mean()
             options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True, "add_dataloader_idx": False}
-            self.log("/".join(filter(None, ("val/loss", task))), F.cross_entropy(own, labels), **options)
-            self.log("/".join(filter(None, ("val/accuracy", task))), correct, prog_bar=not task, **options)
+            self.log(f"val/loss/{task}".rstrip("/"), F.cross_entropy(own, labels), **options)
+            self.log(f"val/accuracy/{task}".rstrip("/"), correct, prog_bar=not task, **options)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over tasks."""
@@ -258,10 +236,6 @@ def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
     """Return a batch by task; a single task has the name ""."""
     parts = batch if isinstance(batch, Mapping) else {"": batch}
     return {task: check_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
-
-
-def _counted(count: int | Mapping[str, int], noun: str) -> str:
-    return f"{count} {noun}" if isinstance(count, int) else f"{noun} {dict(count)}"
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

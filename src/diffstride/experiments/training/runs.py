@@ -12,11 +12,11 @@ from torch import nn
 
 from diffstride._text import one_line
 from diffstride.errors import UsageError
-from diffstride.experiments.data import ClassificationData, MultiTask
+from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.training.checkpoints import read_checkpoint
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.documents import read_json, read_yaml
-from diffstride.experiments.training.schema import DataState, Result, check_kind, check_result
+from diffstride.experiments.training.schema import Result, check_result
 
 # Errors of a configuration that does not describe a network or data.
 _BUILDING = (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
@@ -48,7 +48,7 @@ def load_run(given: Path) -> Run:
     """
     checkpoint, config_file = find_run(given)
     try:
-        config = _read_config(config_file)
+        config = read_yaml(config_file)
         network = build_classifier(config["model"])
     except _BUILDING as error:
         raise UsageError(f"{config_file} does not describe a network: {one_line(error)}") from error
@@ -60,32 +60,20 @@ def load_run(given: Path) -> Run:
     return Run(network.network.eval(), config)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    config = read_yaml(file)
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
-        raise ValueError("it must have model and data")
-    return config
-
-
 def load_data(given: Path) -> ClassificationData:
-    """Return the data of a run from its checkpoint, without loading samples.
-
-    It can read and prepare files like the samples of the run.
+    """Return the data of a run from its checkpoint, without samples: it can prepare files like those of the run.
 
     Raises:
         UsageError: files that do not exist, cannot be read or do not belong together.
     """
     checkpoint, config_file = find_run(given)
     try:
-        data = _make_data(_read_config(config_file)["data"])
+        data = _make_data(read_yaml(config_file)["data"])
     except _BUILDING as error:
         raise UsageError(f"{config_file} does not describe data: {one_line(error)}") from error
     try:
-        state = read_checkpoint(checkpoint)[type(data).__qualname__]
-        for own in state.values() if isinstance(data, MultiTask) else [state]:
-            check_kind(own, DataState)
-        data.load_state_dict(state)
-    except (KeyError, ValueError, AttributeError) as error:
+        data.load_state_dict(read_checkpoint(checkpoint)[type(data).__qualname__])
+    except KeyError as error:
         raise UsageError(f"{checkpoint} does not describe its data ({one_line(error)}): train again") from error
     return data
 

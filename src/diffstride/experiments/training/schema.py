@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import NoneType, UnionType
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -102,16 +101,10 @@ def check_result(content: Any) -> Result:
     """Return the checked content of a `result.json`, with None for each missing value.
 
     Raises:
-        ValueError: a value of another kind, or strides that are not positive or not of the same layers and axes.
+        ValueError: a value of another kind.
     """
     check_kind(content, Result)
     result: Result = dict.fromkeys(get_type_hints(Result)) | content
-    for layer, strides in [*result["strides"].items(), *result["strides_initial"].items()]:
-        if not 1 <= len(strides) <= 3 or not all(0 < stride < math.inf for stride in strides):
-            raise ValueError(f"its strides of {layer} must be one to three numbers > 0, got {short_repr(strides)}")
-    end, start = ({k: len(v) for k, v in result[name].items()} for name in ("strides", "strides_initial"))
-    if end != start:
-        raise ValueError("its strides_initial must be of the layers and axes of its strides")
     return result
 
 
@@ -121,14 +114,3 @@ class Saved(TypedDict):
     state_dict: dict[str, Tensor]
     global_step: int
     epoch: int
-
-
-class DataState(TypedDict, total=False):
-    """The part of a checkpoint that describes the data."""
-
-    num_classes: int
-    classes: list[str]
-    sample_shape: list[int]
-    mean: Tensor | None
-    std: Tensor | None
-    sample_rate: int
