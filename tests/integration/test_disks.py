@@ -51,8 +51,8 @@ def full_disk(free):
 @pytest.mark.parametrize(
     ("line", "answer", "change"),
     [
-        ("fit --config demo.yaml", r"cannot write \S+/config.yaml .*: make room, and start again", None),
-        (f"fit {RESUME}", r"cannot write .*: make room, and resume with --ckpt_path last \(step 2\)", None),
+        ("fit --config demo.yaml", r"cannot write \S+/config.yaml .*: make room, and start it again", None),
+        (f"fit {RESUME}", r"cannot write .*: make room, and resume with .*--ckpt_path last", None),
         ("study tiny.yaml", r"cannot write runs/tiny/study.yaml \(File too large\): make room", None),
         (f"report {PICTURES}", r"cannot write runs/pictures/report.html \(File too large\): make room", None),
         (f"predict {PICTURES} set --csv x.csv --force", r"cannot write x.csv", text("x.csv", "kept")),
@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(moment, free, step,
         patch.setattr(f"diffstride.experiments.training.{moment}", fills)
         assert main(["fit", *RESUME.split()]) == 2
     error = without_bars(capsys.readouterr().err)
-    assert re.search(rf"{answer}: make room, and resume with --ckpt_path last \(step {step}\)", error)
+    assert re.search(rf"{answer}: make room, and resume with .*--ckpt_path last", error)
     assert error.count("\n") == 1
     assert not list(Path().rglob("*.tmp"))
     assert Path(RESULT).read_bytes() == old
@@ -118,7 +118,7 @@ def test_a_page_is_made_without_a_malicious_checkpoint(command, here, capsys):
     assert not Path("executed").exists()
     if command == f"report {PICTURES}":
         page = Path(PICTURES, "report.html").read_text()
-        assert "is not a readable checkpoint: the last good one is" in page
+        assert "is not a readable checkpoint: the last good checkpoint is" in page
 
 
 def test_a_malicious_array_in_the_cache_is_decoded_anew(here):
@@ -163,7 +163,7 @@ def mine(made, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "locked", "mode", "answer"),
     [
-        ("fit --config demo.yaml", "runs", 0o555, "cannot write to runs/demo (Permission denied)"),
+        ("fit --config demo.yaml", "runs", 0o555, "(Permission denied): change its permissions"),
         ("fit --config demo.yaml", "demo.yaml", 0, "demo.yaml (Permission denied): change its permissions"),
         ("study tiny.yaml", TINY, 0o555, "(Permission denied): change its permissions"),
         (f"report {PICTURES}", RESULT, 0, "result.json (Permission denied): change its permissions"),

@@ -91,7 +91,7 @@ CALLS = {
     "two crops at once": (lambda: Augment(1, resized_crop=8), "resized_crop", "pad_crop"),
     "waves of no samples": (lambda: PlantedBands(train_samples=0), "train_samples", ">= 1", "0"),
     "unsorted milestones": (lambda: Classifier(TINY, [1, 1, 1], [3, 2]), "milestones", "increasing", "[3, 2]"),
-    "a momentum of 1": (lambda: Classifier(TINY, momentum=1.0), "momentum", "< 1", "1.0"),
+    "a momentum below 0": (lambda: Classifier(TINY, momentum=-1.0), "momentum", ">= 0", "-1.0"),
 }  # fmt: skip
 
 
@@ -110,12 +110,12 @@ COMMANDS = {
     "fit --config demo.yaml --model.network.num_classes 7": (("model.network.num_classes", "4"), None),
     "fit --config demo.yaml --model.budget 1e-9": (("budget", "between", "1e-09"), None),
     "fit --config demo.yaml --name ../x": (("--name", "plain file name", "'../x'"), None),
-    "fit --config nowhere.yaml": (("nowhere.yaml", "No such file"), None),
+    "fit --config nowhere.yaml": (("nowhere.yaml", "not exist"), None),
     "fit --config broken.yaml": (("broken.yaml", "not YAML", "line 1"), None),
     "fit --config pictures.yaml": (("runs/pictures", "--name", "--ckpt_path last"), None),
     "fit --config pictures.yaml --name new": (("row 0", "0.png", "readable"), binary("set/train/class0/0.png")),
     "fit --config pictures.yaml --ckpt_path last": (("finished", "max_steps 2"), None),
-    f"fit --config pictures.yaml --ckpt_path {LAST}": (("last good one", "epoch=0.ckpt", "step 2"), cut(LAST)),
+    f"fit --config pictures.yaml --ckpt_path {LAST}": (("last good", "epoch=0.ckpt", "step 2"), cut(LAST)),
     "fit --config pictures.yaml --ckpt_path bad.ckpt": (("bad.ckpt", "not a readable"), pickled("bad.ckpt")),
     f"fit {RESUME}": (("strides.csv", "damaged"), binary(f"{PICTURES}/strides.csv")),
     "study tiny.yaml --process 2": (("--process", "did you mean --processes?"), None),

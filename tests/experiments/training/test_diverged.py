@@ -107,7 +107,7 @@ def test_any_training_stops_before_its_weights_are_lost(tmp_path, accumulated):
     module = Steps(layers(nn.Conv2d(4, 4, 1)))
     message = "the loss became NaN or infinite, first in what reaches network.0: lower learning_rates"
     step = -(-5 // accumulated)
-    with pytest.raises(RunError, match=f"epoch 0, step {step}: {message}.*; there is no earlier checkpoint"):
+    with pytest.raises(RunError, match=f"epoch 0, step {step}: {message}.*; there is no checkpoint"):
         train(module, tmp_path, images, accumulate_grad_batches=accumulated)
     assert all(parameter.isfinite().all() for parameter in module.parameters())
 
@@ -118,7 +118,7 @@ def test_a_stride_that_explodes_stops_the_training(tmp_path):
         train(module, tmp_path, torch.randn(64, 3, 26, 20))
     found = re.fullmatch(
         r"epoch 0, step 1: the stride of network.3 exploded from 2 to ([\d.]+) within 10 steps, along (height|width) "
-        r"\((24|18) samples\): lower learning_rates or stride_lr .*; there is no earlier checkpoint",
+        r"\((24|18) samples\): lower learning_rates or stride_lr .*; there is no checkpoint",
         str(error.value),
     )
     assert found

@@ -146,19 +146,18 @@ def test_precisions(run, precision):
         ("--model.budget 0.5 --model.network.downsample conv", "budget must be null for a network without"),
         ("--data.batch_size many", "batch_size"),
         ("--ckpt_path last", "there is no checkpoint"),
-        ("--runs /dev/null", "cannot write to /dev/null/x"),
+        ("--runs /dev/null", "cannot open /dev/null/x"),
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.logger false", "trainer.logger cannot be set"),
-        ("--trainer.enable_checkpointing false", "trainer.enable_checkpointing cannot be false"),
+        ("--trainer.enable_checkpointing false", "enable_checkpointing=False"),
         ("--trainer.strategy ddp_spawn", "trainer.strategy must start separate processes"),
         ("--trainer.callbacks [ModelCheckpoint,ModelCheckpoint]", "more than one stateful callback"),
         ("--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor nope", "nope"),
-        ("--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath RUNS/x/checkpoints", "must not be"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(arguments, words, tmp_path, capsys):
-    given = arguments.replace("RUNS", str(tmp_path)).split()
-    assert main(["fit", *SMALL, "--runs", str(tmp_path), "--name", "x", "--trainer.max_steps", "6", *given]) == 2
+    given = ["--runs", str(tmp_path), "--name", "x", "--trainer.max_steps", "6", *arguments.split()]
+    assert main(["fit", *SMALL, *given]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1, error

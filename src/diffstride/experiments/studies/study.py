@@ -16,8 +16,7 @@ from diffstride._files import describe_os_error
 from diffstride._text import did_you_mean, one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.models.downsample import METHODS
-from diffstride.experiments.training.config_errors import flatten
-from diffstride.experiments.training.documents import read_yaml
+from diffstride.experiments.training.documents import flatten, read_yaml
 from diffstride.experiments.training.fit import parse
 from diffstride.experiments.training.folders import as_name, check_name
 from diffstride.experiments.training.schema import check_kind

@@ -8,7 +8,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,6 @@ class StrideHistory(Callback):
         """Remove the hooks."""
         if hasattr(self, "_inputs"):
             self._inputs.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks: Lightning calls no teardown after an error."""
-        self.teardown(trainer, pl_module, "fit")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -198,10 +194,12 @@ class WriteResult(Callback):
         network = module.network
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         macs = _macs(trainer, module)
-        steps = [b - a for a, b in zip(self._ends, self._ends[1:], strict=False)]
+        steps, of_task = [b - a for a, b in pairwise(self._ends)], "val/accuracy/"
         return {
             "accuracy": self._metrics.get("val/accuracy"),
-            "accuracies": _by_task(self._metrics, "val/accuracy/"),
+            "accuracies": {
+                name.removeprefix(of_task): value for name, value in self._metrics.items() if name.startswith(of_task)
+            },
             "loss": self._metrics.get("val/loss"),
             "axes": {axis.name: axis.unit for axis in data.axes},
             "strides_initial": self._initial,
@@ -222,11 +220,6 @@ class WriteResult(Callback):
             "data_fingerprint": data.fingerprint,
             **provenance(trainer.strategy.root_device),
         }
-
-
-def _by_task(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Return a metric of each task."""
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from diffstride._files import atomic_path, describe_os_error
-from diffstride._text import printable
+from diffstride._files import atomic_path
 from diffstride.errors import UsageError
 from diffstride.experiments.training.schema import Saved, check_kind
 from diffstride.experiments.training.signals import EndTogether
@@ -31,19 +28,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; where the disk refuses, raise a UsageError that names the last good one."""
+        """Write a checkpoint."""
         path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as unfinished, unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
-            if not isinstance(cause, OSError):
-                raise
-            raise UsageError(disk_error(cause, path, path.parent)) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -121,43 +112,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except Exception as error:  # the unpickler raises anything for a damaged file
-        why = f" ({error})" if isinstance(error, ValueError) else ""
-        good = _last_good(path.parent)
-        other = f"there is no other in {path.parent}" if good is None else f"the last good one is {_described(good)}"
-        raise UsageError(f"{path} is not a readable checkpoint{why}: {other}") from error
+        raise UsageError(f"{path} is not a readable checkpoint: {last_good(path.parent)}") from error
 
 
-def read_last(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint at `path`. If it is damaged, print a line and return the last good one beside it.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        return path, read_checkpoint(path)
-    except UsageError:
-        if (good := _last_good(path.parent)) is None:
-            raise
-    warn(f"{path} is damaged: resuming from {good[0].name} (step {good[1]['global_step']})")
-    return good
-
-
-def disk_error(error: OSError, path: str | Path | None, checkpoints: Path) -> str:
-    """Return a message about a disk's error and how to resume: from the last good checkpoint of a folder."""
-    problem = describe_os_error(error, path)
-    if (good := _last_good(checkpoints)) is None:
-        return f"{problem}, and start again; there is no checkpoint yet"
-    last, content = good
-    name = "last" if last.name == "last.ckpt" else last
-    return f"{problem}, and resume with --ckpt_path {name} (step {content['global_step']})"
-
-
-def earlier_checkpoint(trainer: Trainer) -> str:
-    """Return a phrase that names the last good checkpoint of a training that failed."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and (good := _last_good(Path(callback.dirpath or ""))) is not None:
-            return f"the last good checkpoint is {_described(good)}"
-    return "there is no earlier checkpoint"
+def last_good(folder: Path) -> str:
+    """Return a phrase that names the readable checkpoint of most steps in a folder, `last.ckpt` before others."""
+    found = []
+    for path in folder.glob("*.ckpt"):
+        with contextlib.suppress(Exception):  # a damaged one
+            found.append((_read(path)["global_step"], path.name == "last.ckpt", path))
+    if not found:
+        return f"there is no good checkpoint in {folder}"
+    step, _, path = max(found)
+    return f"the last good checkpoint is {path} (step {step})"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,28 +134,3 @@ def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     check_kind(content, Saved)
     return content
-
-
-def _described(checkpoint: tuple[Path, dict[str, Any]]) -> str:
-    path, content = checkpoint
-    return f"{path} (step {content['global_step']})"
-
-
-def _last_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the readable checkpoint of most steps; before others one to resume from, or called `last.ckpt`."""
-    found = []
-    for path in folder.glob("*.ckpt"):
-        with contextlib.suppress(Exception):  # a damaged one
-            found.append((path, _read(path)))
-
-    def merit(one: tuple[Path, dict[str, Any]]) -> tuple[bool, int, bool]:
-        path, content = one
-        return "loops" in content, content["global_step"], path.name == "last.ckpt"
-
-    return max(found, key=merit, default=None)
-
-
-@rank_zero_only
-def warn(line: str) -> None:
-    """Print a line to standard error, in the first process."""
-    print(f"diffstride: {printable(line)}", file=sys.stderr)

@@ -6,16 +6,18 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from diffstride.errors import RunError
 from diffstride.experiments.history import axis_names
-from diffstride.experiments.training.checkpoints import earlier_checkpoint
+from diffstride.experiments.training.checkpoints import last_good
 from diffstride.experiments.training.classifier import axes_of, network_of
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn.strides import learnable_layers, strides
@@ -84,7 +86,7 @@ class StopWhenDiverged(Callback):
             f"epoch {trainer.current_epoch}, step {step}: {lost or 'a loss in another process'} became NaN or infinite"
             f"{f', first {origin}' if origin else ''}: lower learning_rates (and stride_lr, where strides are "
             "learned), start lower, up to a milestone, or clip gradients (--trainer.gradient_clip_val); "
-            f"{earlier_checkpoint(trainer)}"
+            f"{_last_good(trainer)}"
         )
 
 
@@ -128,16 +130,17 @@ class StopWhenStridesExplode(Callback):
         if hasattr(self, "_inputs"):
             self._inputs.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks: Lightning calls no teardown after an error."""
-        self.teardown(trainer, pl_module, "fit")
-
     def _stop(self, trainer: Trainer, problem: str) -> None:
         raise RunError(
             f"epoch {trainer.current_epoch}, step {trainer.global_step}: {problem}: lower learning_rates or stride_lr "
             "(--model.stride_lr), clip its gradient (--model.stride_clip 1) or give the layer bounds; "
-            f"{earlier_checkpoint(trainer)}"
+            f"{_last_good(trainer)}"
         )
+
+
+def _last_good(trainer: Trainer) -> str:
+    folders = [Path(each.dirpath or "") for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    return last_good(folders[-1]) if folders else "there is no checkpoint"
 
 
 def first_lost(module: LightningModule, repeat: Callable[[], Any]) -> str | None:

@@ -9,9 +9,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from multiprocessing import resource_sharer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 import diffstride
-from diffstride._files import DISK_ERRORS, PATH_ERRORS, atomic_write_text, remove_unfinished
+from diffstride._files import DISK_ERRORS, PATH_ERRORS, atomic_write_text, describe_os_error, remove_unfinished
 from diffstride._logging import log_level
 from diffstride._text import one_line, printable
 from diffstride.errors import InterruptedRunError, RunError, UsageError
@@ -46,15 +45,13 @@ from diffstride.experiments.training.checkpoints import (
     AtomicCheckpointIO,
     EpochCheckpoint,
     SaveWithinEpochs,
-    disk_error,
     read_checkpoint,
-    read_last,
 )
 from diffstride.experiments.training.classifier import Classifier
-from diffstride.experiments.training.config_errors import unknown_key
+from diffstride.experiments.training.config_errors import explain
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
-from diffstride.experiments.training.folders import check_name, check_new, clear, is_run, locked
-from diffstride.experiments.training.runs import read_result
+from diffstride.experiments.training.documents import read_json
+from diffstride.experiments.training.folders import RUN, check_name, check_new, clear, locked
 from diffstride.experiments.training.signals import end_with_parent
 from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.lightning import ClampStrides
@@ -92,7 +89,7 @@ class FitCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, UnicodeDecodeError) as error:
-            raise UsageError(unknown_key(parser, args) or _message(error)) from error
+            raise UsageError(explain(error, parser, args)) from error
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
@@ -118,8 +115,6 @@ class FitCLI(LightningCLI):
         for option in ("logger", "default_root_dir"):
             if config.trainer[option] is not None:
                 raise UsageError(f"trainer.{option} cannot be set: a run logs to its folder (--runs, --name)")
-        if config.trainer.enable_checkpointing is False:
-            raise UsageError("trainer.enable_checkpointing cannot be false: a run can always be resumed")
         # Lightning starts a process for each further device with the same arguments: the name must be the same, too.
         config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
         os.environ[_RUN_NAME] = check_name("--name", config.name)
@@ -135,15 +130,12 @@ class FitCLI(LightningCLI):
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
             raise UsageError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
-        self.continues_own_folder = is_run(folder) and path.resolve().is_relative_to(folder.resolve())
+        self.continues_own_folder = (folder / RUN).is_file() and path.resolve().is_relative_to(folder.resolve())
         if self.continues_own_folder and self._is_first:
             # Before reading: another process may be about to write the next one.
             self._locks.enter_context(locked(folder, adopt=True))
             remove_unfinished(folder / "checkpoints")
-        if config.ckpt_path == "last":
-            path, saved = read_last(path)
-        else:
-            saved = read_checkpoint(path)
+        saved = read_checkpoint(path)
         if "loops" not in saved:
             raise UsageError(f"{path} has weights alone: resume from a checkpoint of `diffstride fit`")
         self.checkpoint_step, self._resumed = saved["global_step"], saved
@@ -171,9 +163,7 @@ class FitCLI(LightningCLI):
         further = _as_list(given.get("callbacks"))
         for callback in further:
             if isinstance(callback, ModelCheckpoint):
-                callback.dirpath = str(callback.dirpath or folder / "more_checkpoints")
-                if Path(callback.dirpath).resolve() == checkpoints.resolve():
-                    raise UsageError(f"dirpath of a ModelCheckpoint must not be {checkpoints}, which has the run's own")
+                callback.dirpath = callback.dirpath or str(folder / "more_checkpoints")
         if given.get("enable_progress_bar") is not False and sys.stderr.isatty():
             callbacks.append(StrideProgressBar())
         else:
@@ -196,13 +186,9 @@ class FitCLI(LightningCLI):
                 self._check()
                 self._open()
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-            if (
-                self.result_writer.validated_step != self.trainer.global_step
-            ):  # max_steps ended in the middle of an epoch
+            if self.result_writer.validated_step != self.trainer.global_step:  # the end is within an epoch
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self.result_writer.write(self.trainer, self.model)
-        except (UsageError, RunError, torch.OutOfMemoryError):
-            raise
         except SystemExit as stop:  # Lightning's answer to Ctrl-C, after it has torn down everything
             if not self._is_first:  # the first process prints for all; with another status, Lightning would kill it
                 sys.exit(0)
@@ -213,9 +199,11 @@ class FitCLI(LightningCLI):
             raise explained from error
 
     def _explain(self, error: Exception) -> Exception | None:
-        """Return a one-line error for a failure that users can cure; None for any other."""
+        """Return a one-line error for a failure that users can cure; None for any other, or one that is explained."""
+        if isinstance(error, UsageError | RunError | torch.OutOfMemoryError):
+            return None
         for cause in _causes(error):
-            if _is_lost_worker(cause):
+            if str(cause).startswith("DataLoader worker (pid"):
                 if "Terminated" in str(cause):  # a signal to a group of processes ends the workers, too
                     return InterruptedRunError(f"interrupted: {self._how_to_resume()}")
                 return RunError(
@@ -223,12 +211,13 @@ class FitCLI(LightningCLI):
                     f"data.batch_size if memory was short, then {self._how_to_resume()}"
                 )
             if isinstance(cause, OSError) and cause.errno in DISK_ERRORS | PATH_ERRORS:
-                where = cause.filename or f"in {self.run_folder}"  # a failed write names no file
-                return UsageError(disk_error(cause, where, self.run_folder / "checkpoints"))
-        if self.trainer.world_size > 1 and _is_of_other_processes(error):
+                problem = describe_os_error(cause, cause.filename or f"in {self.run_folder}")  # a write names no file
+                return UsageError(f"{problem}, and {self._how_to_resume()}")
+        is_of_others = isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+        if self.trainer.world_size > 1 and is_of_others:
             return RunError(f"another process of the training has ended: {self._how_to_resume()}")
-        if _is_of_lightning(error):
-            return UsageError(one_line(error))
+        if isinstance(error, MisconfigurationException) or _is_raised_in(lightning.pytorch, error):
+            return UsageError(one_line(error))  # of a setting, most often of a callback
         if self.checkpoint_step is None or self.result_writer.has_stepped:
             return None
         return UsageError(
@@ -284,8 +273,7 @@ class FitCLI(LightningCLI):
             writer: Any = self._csv.experiment  # it deletes the file that it finds
             writer.metrics.extend(rows)
             writer.save()
-        config = self.parser.dump(self.config, skip_none=False)
-        atomic_write_text(folder / "config.yaml", config)
+        atomic_write_text(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -339,14 +327,10 @@ def has_several_processes(config: Mapping[str, Any]) -> bool:
     """
     given = {name: config[name] for name in ("accelerator", "devices", "num_nodes")}
     strategy = config["strategy"] if isinstance(config["strategy"], str) else "auto"
-    try:
-        with quiet():
-            trainer = Trainer(
-                **given, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False
-            )
-            return bool(trainer.world_size > 1)
-    except (MisconfigurationException, RuntimeError, ValueError):  # the training itself explains the mistake
-        return False
+    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    with quiet(), suppress(MisconfigurationException, RuntimeError, ValueError):  # the training explains the mistake
+        return bool(Trainer(**given, **off, strategy=strategy).world_size > 1)
+    return False
 
 
 class _ParsedFit(FitCLI):
@@ -384,40 +368,15 @@ def _construct(arguments: Sequence[str], locks: ExitStack, kind: type[FitCLI] = 
             args=list(arguments),
             locks=locks,
         )
-    except UsageError:
-        raise
-    except (ValueError, TypeError, ModuleNotFoundError, ArgumentError) as error:  # a class refuses its arguments
-        raise UsageError(_message(error)) from error
-    except Exception as error:
-        if not _is_of_lightning(error):
-            raise
-        raise UsageError(one_line(error)) from error
-
-
-def _message(error: Exception) -> str:
-    """Return the message of a class of ours, even if the parser has wrapped it; otherwise that of the error."""
-    own = (cause for cause in _causes(error) if isinstance(cause, UsageError) or _is_raised_in(diffstride, cause))
-    return one_line(next(own, error))
-
-
-def _is_of_other_processes(error: Exception) -> bool:
-    """Return whether a process has waited in vain for another one."""
-    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
-
-
-def _is_lost_worker(error: BaseException) -> bool:
-    """Return whether a worker of a data loader ended, be it while it handed over a batch."""
-    handover = any(place.filename == resource_sharer.__file__ for place in traceback.extract_tb(error.__traceback__))
-    return str(error).startswith("DataLoader worker (pid") or (handover and isinstance(error, OSError | EOFError))
-
-
-def _is_of_lightning(error: Exception) -> bool:
-    """Return whether Lightning itself refuses a setting, most often of a callback."""
-    of_settings = isinstance(error, RuntimeError | ValueError) and _is_raised_in(lightning.pytorch, error)
-    return of_settings or isinstance(error, MisconfigurationException)
+    except (ValueError, TypeError, RuntimeError, ImportError, ArgumentError, MisconfigurationException) as error:
+        own = (
+            cause for cause in _causes(error) if _is_raised_in(diffstride, cause)
+        )  # the parser wraps those of classes
+        raise UsageError(one_line(next(own, error))) from error
 
 
 def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
+    """Return whether the code of a package has raised an error."""
     places = traceback.extract_tb(error.__traceback__)
     return bool(places) and places[-1].filename.startswith(os.path.dirname(str(package.__file__)))
 
@@ -434,17 +393,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def fit(arguments: Sequence[str]) -> None:
     """Run `diffstride fit`: train, then print the outcome in one line."""
     cli = train(arguments)
-    if cli.trainer.is_global_zero:
-        print(printable(summary(cli.run_folder)))
-
-
-def summary(folder: Path) -> str:
-    """Return one line about a finished run."""
-    result = read_result(folder)
-    assert result is not None, folder
+    if not cli.trainer.is_global_zero:
+        return
+    result = read_json(cli.run_folder / "result.json")
     parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
     if result["strides"]:
         layers = ("x".join(f"{stride:.2f}" for stride in layer) for layer in result["strides"].values())
         parts.append(f"strides {', '.join(layers)}")
     parts.append(f"{result['macs'] / 1e6:.2f} million MACs per sample")
-    return f"{folder}: {', '.join(parts)}"
+    print(printable(f"{cli.run_folder}: {', '.join(parts)}"))

@@ -19,11 +19,7 @@ _WAIT = 6.0  # seconds; the workers of a killed training, which inherit its lock
 
 
 def check_name(what: str, name: str) -> str:
-    """Return the name of a run or of a study if it is one plain component of a path.
-
-    Args:
-        what: the argument that the message names.
-        name: from the user.
+    """Return the name of a run or of a study if it is one plain component of a path; `what` is for the message.
 
     Raises:
         UsageError: a name that leads elsewhere, is hidden, resembles an option, or is too long.
@@ -42,11 +38,6 @@ def as_name(text: str) -> str:
     return re.sub(r"^[.-]+|[^\w.-]+", "_", text) or "_"
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether `diffstride fit` made the folder."""
-    return (folder / RUN).is_file()
-
-
 @contextmanager
 def locked(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[None]:
     """Lock the folder of a run or of a study against other processes. Make it if it does not exist.
@@ -60,21 +51,18 @@ def locked(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[No
         adopt: also lock a folder without a mark.
 
     Raises:
-        UsageError: a folder with other files, one that another process has locked, or one that cannot be written.
+        UsageError: a folder with other files, or one that another process has locked.
     """
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not adopt:
             check_unused(folder, mark)
-        with suppress(NotImplementedError):  # a file system without locks
-            lock.acquire(timeout=_WAIT)
+        lock.acquire(timeout=_WAIT)
         (folder / mark).touch()
     except Timeout:
         problem = f"{folder} is being worked on by another process: wait for it, or give another --name"
         raise UsageError(problem) from None
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --runs") from error
     try:
         yield
     finally:
@@ -82,23 +70,15 @@ def locked(folder: Path, mark: str = RUN, *, adopt: bool = False) -> Iterator[No
 
 
 def check_unused(folder: Path, mark: str) -> None:
-    """Check that the folder has the mark, or no files.
-
-    Raises:
-        UsageError: the folder has files, but no mark.
-    """
+    """Check that the folder has the mark, or no files."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if mark not in names and (others := sorted(names - {LOCK})):
         raise UsageError(f"{folder} has files of something else (such as {others[0]}): give another --name")
 
 
 def check_new(folder: Path) -> None:
-    """Check that a run may start in the folder.
-
-    Raises:
-        UsageError: the folder has a run, or other files.
-    """
-    if is_run(folder) and any((folder / file).exists() for file in ("checkpoints/last.ckpt", "result.json")):
+    """Check that the folder has neither a run nor other files."""
+    if (folder / RUN).is_file() and any((folder / file).exists() for file in ("checkpoints/last.ckpt", "result.json")):
         raise UsageError(f"{folder} holds a run already: give another --name, or resume it with --ckpt_path last")
     check_unused(folder, RUN)
 
