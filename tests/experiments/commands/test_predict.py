@@ -95,17 +95,6 @@ def test_probabilities_are_those_of_the_network_on_its_own_test_split(run, sound
         assert list(own.values()) == sorted(own.values(), reverse=True)
 
 
-def test_the_accuracy_of_a_run_is_that_of_logits_averaged_over_the_parts_of_a_sound(run):
-    network, config = load_run(run)
-    data = build_data(config["data"])
-    inputs, labels = data.prepare_batch(data.test_set)
-    with torch.no_grad():
-        means = torch.stack([logits.mean(0) for logits in network(inputs).split(2)])
-    result = json.loads((run / "result.json").read_text())
-    assert result["accuracy"] == pytest.approx((means.argmax(-1) == labels).float().mean().item())
-    assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(means, labels).item(), rel=1e-4)
-
-
 def test_a_line_for_each_file_with_the_best_classes(run, sounds, capsys):
     files = [str(sounds / "test" / "low" / f"{i}.wav") for i in (0, 1)]
     assert main(["predict", str(run / "checkpoints" / "last.ckpt"), *files, "--top", "2"]) == 0
@@ -124,15 +113,6 @@ def test_hidden_files_in_folders_are_left_out(run, sounds, tmp_path, capsys):
         (tmp_path / name).write_bytes(whole)
     assert main(["predict", str(run), str(tmp_path)]) == 0
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(tmp_path / "seen.wav")]
-
-
-def test_the_size_of_batches_changes_nothing(run, sounds, tmp_path):
-    tables = []
-    for batch in (1, 4, 100):
-        target = tmp_path / f"{batch}.csv"
-        assert main(["predict", str(run), str(sounds / "test"), "--batch", str(batch), "--csv", str(target)]) == 0
-        tables.append([(row["file"], row["class"], round(float(row["probability"]), 4)) for row in rows(target)])
-    assert tables[0] == tables[1] == tables[2]
 
 
 def test_unreadable_files_are_listed_and_the_rest_is_classified(run, sounds, tmp_path, capsys):
@@ -155,17 +135,6 @@ def test_unreadable_files_are_listed_and_the_rest_is_classified(run, sounds, tmp
     assert found[str(good)]["class"] in PITCHES
 
 
-def test_other_rates_channels_and_formats_are_read_alike(run, tmp_path):
-    wave = np.rint(2**15 * tone(300, 0.4)).astype(np.int16)
-    soundfile.write(tmp_path / "mono.wav", wave, RATE, subtype="PCM_16")
-    soundfile.write(tmp_path / "stereo.flac", np.stack([wave, wave], 1), RATE, subtype="PCM_16")
-    predictor = Predictor(run, top=3)
-    mono, stereo = (predictor.read(tmp_path / name)[""] for name in ("mono.wav", "stereo.flac"))
-    torch.testing.assert_close(mono, stereo)
-    found = predictor({tmp_path / "mono.wav": {"": mono}})
-    assert sum(p.probability for p in found) == pytest.approx(1)
-
-
 def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
     tasks = {"pitch": data_of(sounds), "again": data_of(sounds)}
     data = {"class_path": "MultiTask", "init_args": {"batch_size": 8, "tasks": tasks}}
@@ -183,28 +152,29 @@ def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
     assert float(lines[1].split(": ")[2].split(", ")[0].split()[1]) == pytest.approx(best, abs=6e-4)
 
 
-def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
-    folder = tmp_path / "images"
+def pictures(folder):
+    """Write images of two classes in both splits, and return the options of a training on them."""
     for split in ("train", "test"):
-        for name in ("a", "b"):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(8):
+        for label in ("größe", "=1+1"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(4):
                 pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+                PIL.Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
     data = {"class_path": "ImageData", "init_args": {"path": str(folder), "batch_size": 4}}
-    network = {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
-    run = trained(tmp_path, data, network)
-    net, config = load_run(run)
-    built = build_data(config["data"])
-    inputs, _ = built.prepare_batch(built.test_set)
+    return data, {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
+
+
+def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
+    run = trained(tmp_path, *pictures(tmp_path / "images"))
+    network, config = load_run(run)
+    data = build_data(config["data"])
+    inputs, _ = data.prepare_batch(data.test_set)
     with torch.no_grad():
-        expected = net(inputs).softmax(-1)
+        expected = network(inputs).softmax(-1)
     predictor = Predictor(run, top=2)
-    files = sorted((folder / "test").rglob("*.png"))
-    found = predictor({file: predictor.read(file) for file in files})
-    for place, file in enumerate(files):
-        own = {p.label: p.probability for p in found if p.file == file}
-        assert [own["a"], own["b"]] == pytest.approx(expected[place].tolist(), abs=1e-5)
+    for place, file in enumerate(sorted((tmp_path / "images" / "test").rglob("*.png"))):
+        own = {p.label: p.probability for p in predictor(file)}
+        assert [own[label] for label in data.classes] == pytest.approx(expected[place].tolist(), abs=1e-5)
     PIL.Image.new("RGB", (20, 16)).save(tmp_path / "wide.png")
     assert main(["predict", str(run), str(tmp_path / "wide.png")]) == 1
     assert "it is 3×16×20 but the network was trained on 3×16×16" in capsys.readouterr().err
@@ -215,19 +185,12 @@ def hostile(caches, tmp_path_factory):
     """A run whose classes are called `größe` and `=1+1`, and pictures whose names are not for a terminal."""
     folder = tmp_path_factory.mktemp("hostile")
     names = ("0.png", "\x1b[2Jcleared.png", "b\nforged.png: dog 1.000", "=1+1.png", os.fsdecode(b"\xff.png"))
-    for split in ("train", "test"):
-        for label in ("größe", "=1+1"):
-            (folder / split / label).mkdir(parents=True)
-            for i in range(4):
-                pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+    options = pictures(folder)
     (folder / "new").mkdir()
     for name in names:
         shutil.copy(folder / "test" / "größe" / "0.png", folder / "new" / name)
     (folder / "new" / "\x1b[31mbroken\n.png").write_text("no picture")
-    data = {"class_path": "ImageData", "init_args": {"path": str(folder), "batch_size": 4}}
-    network = {"class_path": "TinyCNN", "init_args": {"num_classes": 2, "in_channels": 3, "width": 4}}
-    return trained(folder / "runs", data, network), folder / "new", len(names)
+    return trained(folder / "runs", *options), folder / "new", len(names)
 
 
 def test_a_hostile_name_is_one_line_whose_escapes_are_seen(hostile, capsys):
@@ -258,7 +221,7 @@ def test_a_hostile_name_is_one_cell_and_no_formula(hostile, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["FILE", "--batch", "-1"], "--batch must be at least 1, got -1"),
+        (["FILE", "--top", "-1"], "--top: must be a whole number of at least 1, got '-1'"),
         (["FILE", "--csv", "nowhere/x.csv"], "there is no folder nowhere"),
         (["FILE", "--csv", "FOLDER"], "is a folder: give the path of a file"),
         (["FILE", "--csv", "FILE"], "exists already: give another path, or --force"),

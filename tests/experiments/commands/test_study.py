@@ -11,7 +11,7 @@ def test_a_dry_run_lists_costs_and_writes_nothing(write, capsys, limit):
     assert study(file, "--dry-run", *limit) == 0
     printed = capsys.readouterr().out
     assert not (file.parent / "runs").exists()
-    assert printed.count("│ open") == 4
+    assert printed.count(" open │") == 4
     # conv: 3x3 kernels at stride 3 on 32x32, circular: 11x11 maps; then a linear layer. 6 steps of 32 images, times 3.
     macs = 11 * 11 * 9 * (1 * 4 + 4 * 8) + 8 * 4
     assert f"{macs / 1e6:.3g}" in printed
@@ -28,7 +28,7 @@ def test_a_dry_run_finds_a_network_that_cannot_be_built(write, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--processes", "0"], "--processes: must be a whole number of at least 1, got '0'"),
         (["--processes", "2", "--ray", "auto"], "not allowed with argument"),
         (["extra"], "cannot read the argument 'extra'"),
         (["--model.network.widht", "3"], "unknown key model.network.widht: did you mean model.network.width?"),

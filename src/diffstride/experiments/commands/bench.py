@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from diffstride._files import atomic_write_text
-from diffstride._text import did_you_mean
-from diffstride.errors import UsageError
 from diffstride.experiments.benchmark.measure import WARMUP, Row, measure
 from diffstride.experiments.benchmark.suites import DTYPES, SUITES, Settings, calibration, crossovers
 from diffstride.experiments.benchmark.tables import Sheet, case_name, sheets
-from diffstride.experiments.console import PlainConsole
-from diffstride.experiments.parser import CommandParser, check_file
+from diffstride.experiments.console import PlainConsole, make_table
+from diffstride.experiments.parser import CommandParser, at_least, check_file
 from diffstride.experiments.provenance import provenance
 
 DESCRIPTION = """Measure time and peak memory of forward and backward passes against the alternatives.
@@ -49,7 +45,8 @@ def bench(arguments: Sequence[str]) -> None:
     device = torch.device(options.device)
     repeats = options.repeats or (2 if options.quick else 20)
     settings = Settings(tuple(dict.fromkeys(options.dtypes)), options.quick, options.full)
-    suites = [calibration] if options.calibrate else [SUITES[name] for name in SUITES if name in options.suites]
+    chosen = [suite for name, suite in SUITES.items() if name in options.suites] or [*SUITES.values()]
+    suites = [calibration] if options.calibrate else chosen
     cases = [case for suite in suites for case in suite(settings)]
 
     console = PlainConsole(width=120)
@@ -59,8 +56,7 @@ def bench(arguments: Sequence[str]) -> None:
         console.say(f"Page faults can double the time of large maps on a CPU. Better: {advice} diffstride bench")
     rows: list[Row] = []
     missing: list[Row] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with console.progress() as progress:
         task = progress.add_task("", total=len(cases) * (WARMUP + repeats))
         for case in cases:
             name = case_name({"suite": case.suite, "case": case.facts})
@@ -92,38 +88,29 @@ def bench(arguments: Sequence[str]) -> None:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(prog="diffstride bench", description=DESCRIPTION)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help="layers, convolutions, steps (default: all)")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)} (default: all)")
     parser.add_argument(
         "--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], metavar="DTYPE",
         help="float32, bfloat16, float16 (default: the first two)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=int, metavar="N", help="measured rounds, at least 2 (default: 20)")
+    parser.add_argument("--repeats", type=at_least(2), metavar="N", help="measured rounds, at least 2 (default: 20)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and 2 rounds, which do not measure speed")
     parser.add_argument("--full", action="store_true", help="steps: the full width too, slow on a CPU")
     parser.add_argument("--calibrate", action="store_true", help="dense products against FFTs, instead of the suites")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    parser.add_argument("--device", choices=devices, default="cpu", help="cpu, or cuda where there is a GPU")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and of the order (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="file for all results")
     options = parser.parse_args(arguments)
-    for name in options.suites:
-        if name not in SUITES:
-            raise UsageError(f"unknown suite {name!r}; there are {', '.join(SUITES)}{did_you_mean(name, [*SUITES])}")
-    if options.calibrate and (options.suites or options.full):
-        raise UsageError("--calibrate replaces the suites: leave out their names and --full")
-    if options.repeats is not None and options.repeats < 2:
-        raise UsageError(f"--repeats must be at least 2, for quartiles, got {options.repeats}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no GPU here")
+    if unknown := [name for name in options.suites if name not in SUITES]:
+        parser.error(f"unknown suite {unknown[0]!r}; there are {', '.join(SUITES)}")
     if options.out:
         check_file(options.out)
-    options.suites = options.suites or list(SUITES)
     return options
 
 
 def _print(console: PlainConsole, sheet: Sheet) -> None:
-    table = Table(title=sheet.title)
-    for i, heading in enumerate(sheet.header):
-        table.add_column(heading, justify="right" if i else "left")
+    table = make_table(sheet.title, *sheet.header)
     for dtype, rows in sheet.sections.items():
         table.add_section()
         table.add_row(Text(dtype, style="bold"))

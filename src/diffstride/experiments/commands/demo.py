@@ -6,18 +6,16 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from diffstride import functional
 from diffstride._files import atomic_write_text
 from diffstride.errors import InterruptedRunError, UsageError
-from diffstride.experiments import history
-from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.data import PlantedBands
+from diffstride.experiments.data.base import Batch
 from diffstride.experiments.figures.layer import before_and_after
 from diffstride.experiments.figures.style import save
 from diffstride.experiments.figures.training import (
@@ -27,41 +25,29 @@ from diffstride.experiments.figures.training import (
     strides_over_bands,
     windows_over_spectrum,
 )
-from diffstride.experiments.models import TinyCNN
+from diffstride.experiments.history import read_rows
 from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.studies.probes import input_windows
 from diffstride.experiments.training.documents import read_json
-from diffstride.experiments.training.fit import FitCLI, has_several_processes, parse, train
-from diffstride.nn import DiffStride2d
+from diffstride.experiments.training.fit import has_several_processes, parse, train
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
 COMPARED = ("conv", "spectral", "diffstride")
 # (4, 2) are the largest strides that keep the whole default bands, N / (2 b); (3, 3) suits neither axis.
 STARTS = {"good": (4, 2), "poor": (3, 3)}
 AXES = ("height", "width")
+Limits = dict[str, tuple[float, float]]
 
 
 class Run(NamedTuple):
-    """A finished run of the demo."""
+    """A finished run of the demo. `layer` is the one that downsamples."""
 
     method: str
     start: tuple[int, int]
-    cli: FitCLI
+    folder: Path
+    layer: Any
     result: dict[str, Any]
-
-    @property
-    def layer(self) -> DiffStride2d:
-        """The layer with a learned stride."""
-        network = self.cli.model.network
-        assert isinstance(network, TinyCNN)
-        assert isinstance(network.down, DiffStride2d)
-        return network.down
-
-    @property
-    def history(self) -> list[history.StrideRow]:
-        """The strides during the training."""
-        return history.read_rows(self.cli.run_folder / "strides.csv")
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -75,8 +61,6 @@ def demo(arguments: Sequence[str]) -> None:
     parser.add_argument("config", nargs="?", default=CONFIG, help="YAML file of one run (default: that of the package)")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
     options = parser.parse_args(arguments)
-    if not Path(options.config).is_file():
-        raise UsageError(f"there is no file {options.config}: leave it out to use that of the package")
     config = parse(["--config", options.config])
     if [config[key].class_path.rsplit(".", 1)[-1] for key in ("data", "model.network")] != ["PlantedBands", "TinyCNN"]:
         raise UsageError("the demo needs PlantedBands and TinyCNN: leave the file out, or use `diffstride fit`")
@@ -86,39 +70,35 @@ def demo(arguments: Sequence[str]) -> None:
 
     console = PlainConsole()
     runs = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with console.progress() as progress:
         task = progress.add_task("", total=len(COMPARED) * len(STARTS))
         for start_name, start in STARTS.items():
             for method in COMPARED:
                 progress.update(task, description=f"{METHODS[method]} from {start}")
-                cli = _train([
+                given = [
                     "--config", options.config, "--runs", str(folder), "--name", f"{start_name}-{method}",
                     "--model.network.downsample", method, "--model.network.strides", str([list(start)]),
                     "--trainer.enable_progress_bar", "false",
-                ])  # fmt: skip
+                ]  # fmt: skip
+                try:
+                    cli = train(given)
+                except InterruptedRunError as error:
+                    raise InterruptedRunError("interrupted: start the demo again, its runs are short") from error
                 result = read_json(cli.run_folder / "result.json")
-                runs.append(Run(method, start, cli, result))
+                runs.append(Run(method, start, cli.run_folder, cli.model.network.down, result))
                 progress.advance(task)
     rows = [{"method": run.method, "start": run.start, **run.result} for run in runs]
     atomic_write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
-    _print(runs, console)
-    _draw(runs, folder)
+    data: Any = cli.datamodule
+    limits = data.stride_limits(runs[-1].layer.smoothness)
+    _print(runs, data, limits, console)
+    _draw(runs, data, limits, folder)
     console.say(f"Results, figures and runs are in {folder}/ (see strides.png, windows.png, example.png).")
 
 
-def _train(arguments: Sequence[str]) -> FitCLI:
-    try:
-        return train(arguments)
-    except InterruptedRunError as error:
-        raise InterruptedRunError("interrupted: start the demo again, its runs are short") from error
-
-
-def _print(runs: Sequence[Run], console: PlainConsole) -> None:
-    table = Table(title="Planted bands: the right stride is known")
-    table.add_column("method")
-    for heading in ("start", "end", "accuracy", "MACs/image", "time"):
-        table.add_column(heading, justify="right")
+def _print(runs: Sequence[Run], data: PlantedBands, limits: Limits, console: PlainConsole) -> None:
+    title = "Planted bands: the right stride is known"
+    table = make_table(title, "method", "start", "end", "accuracy", "MACs/image", "time")
     for previous, run in zip([None, *runs], runs, strict=False):
         if previous and previous.start != run.start:
             table.add_section()
@@ -132,8 +112,7 @@ def _print(runs: Sequence[Run], console: PlainConsole) -> None:
             f"{run.result['train_seconds']:.0f} s",
         )
     console.print(table)
-    data = _data(runs[0])
-    b, (height, width) = data.band, _stride_limits(runs).values()
+    b, (height, width) = data.band, limits.values()
     console.say(
         f"The class is at up to {b[0]} cycles along the height and {b[1]} along the width, which strides up to "
         f"({height[0]:g}, {width[0]:g}) keep whole. A learned window has a ramp: larger strides keep a part of it."
@@ -141,16 +120,14 @@ def _print(runs: Sequence[Run], console: PlainConsole) -> None:
     console.say("Losing one axis leaves an accuracy of 0.5, losing both 0.25.")
 
 
-def _draw(runs: Sequence[Run], folder: Path) -> None:
-    data = _data(runs[0])
+def _draw(runs: Sequence[Run], data: PlantedBands, limits: Limits, folder: Path) -> None:
     learned = {f"DiffStride from {run.start}": run for run in runs if run.method == "diffstride"}
     lines: dict[str, dict[str, Line]] = {f"along the {axis}": {} for axis in AXES}
     for name, run in learned.items():
-        for (_, axis), line in lines_of(run.history).items():
+        for (_, axis), line in lines_of(read_rows(run.folder / "strides.csv")).items():
             lines[f"along the {axis}"][name] = line
-    limits = {f"along the {axis}": both for axis, both in _stride_limits(runs).items()}
-    save(strides_over_bands(lines, limits), folder / "strides")
-    images, _ = data.test_set if isinstance(data.test_set, tuple) else (torch.empty(0), None)
+    save(strides_over_bands(lines, {f"along the {axis}": both for axis, both in limits.items()}), folder / "strides")
+    images = cast(Batch, data.test_set)[0]
     windows = {name: input_windows(run.layer, images) for name, run in learned.items()}
     panels = [
         WindowPanel(
@@ -173,14 +150,3 @@ def _draw(runs: Sequence[Run], folder: Path) -> None:
             "DiffStride ({:.1f}, {:.1f})".format(*poor.layer.strides): poor.layer(image)[0],
         }
     save(before_and_after(pictures), folder / "example")
-
-
-def _data(run: Run) -> PlantedBands:
-    data = run.cli.datamodule
-    assert isinstance(data, PlantedBands)
-    return data
-
-
-def _stride_limits(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    (smoothness,) = {run.layer.smoothness for run in runs if run.method == "diffstride"}
-    return _data(runs[0]).stride_limits(smoothness)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import random
 import statistics
@@ -11,36 +10,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from diffstride._text import one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.benchmark.measure import WARMUP, Candidate, alternate
-from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.data import MultiTask
-from diffstride.experiments.parser import CommandParser, by, check_new_file
+from diffstride.experiments.parser import CommandParser, at_least, by, check_new_file
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.checkpoints import read_checkpoint
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.runs import (
-    Run,
-    build_classifier,
-    find_run,
-    load_data,
-    load_run,
-    read_result,
-)
-from diffstride.export import OnnxFile, freeze, onnx_session, require_onnx, require_safetensors, to_onnx, to_safetensors
+from diffstride.experiments.training.runs import Run, build_classifier, find_run, load_data, load_run, read_result
+from diffstride.export import OnnxFile, freeze, onnx_session, to_onnx, to_safetensors
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import learnable_layers, strides
-
-REPEATS = 50
 
 DESCRIPTION = """Write a trained network as one file, in the format that its suffix names.
 
@@ -63,23 +52,14 @@ Both formats have metadata, each a JSON text: network (class and arguments), str
 std (if inputs are normalised), accuracy and versions. With several tasks, `tasks` has classes, mean and std of each."""
 
 
-class TimedModel(NamedTuple):
-    """A model whose latency is measured."""
-
-    model: str
-    runtime: str
-    step: Callable[[], object]
-
-
 def export(arguments: Sequence[str]) -> None:
     """Load the run, print its learned strides, write the file, measure."""
     options = _options(arguments)
-    (require_onnx if options.target.suffix == ".onnx" else require_safetensors)()
     console = PlainConsole(width=100)
     with console.status("loading the run"), quiet():
         run = load_run(options.run)
         known = _known(options.run, options.input)
-        example = torch.randn(options.batch or 1, *known["sample_shape"])
+        example = torch.randn(options.batch, *known["sample_shape"])
         learned = _learned(run.network, example)
         metadata = _metadata(options.run, run, known)
     if learned.row_count:
@@ -88,8 +68,7 @@ def export(arguments: Sequence[str]) -> None:
         console.print("The network has no learned strides: it is exported as it is.")
     if options.target.suffix == ".safetensors":
         path = to_safetensors(run.network, options.target, metadata)
-        size = f"{path.stat().st_size / 1e6:.3g} MB"
-        console.say(f"{path}: {size}, weights and strides as trained")
+        console.say(f"{path}: {path.stat().st_size / 1e6:.3g} MB, weights and strides as trained")
         return
     with console.status(f"writing {options.target}"):
         written = to_onnx(run.network, example, options.target, metadata)
@@ -97,11 +76,8 @@ def export(arguments: Sequence[str]) -> None:
         f"{written.path}: {written.bytes / 1e6:.3g} MB, for batches of {by(example.shape[1:])}; on random inputs "
         f"onnxruntime differs from the network by {written.error:.0e}, relative"
     )
-    if (repeats := REPEATS if options.repeats is None else options.repeats) > 0:
-        _compare(run, written, example, repeats, console)
-
-
-# The run
+    if options.repeats:
+        _compare(run, written, example, options.repeats, console)
 
 
 def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
@@ -147,9 +123,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
         ) from error
     finally:
         sizes.close()
-    table = Table(title="Learned strides")
-    for heading in ("layer", "start", "end", "map"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    table = make_table("Learned strides", "layer", "start", "end", "map")
     for name, layer in learnable_layers(network):
         size = sizes.sizes.get(name)
         maps = "not reached" if size is None else f"{by(size)} → {by(layer.output_size(size))}"
@@ -157,51 +131,36 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
     return table
 
 
-# Latency
-
-
 def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
     """Measure the latencies and print them as a table."""
-    models = [
-        TimedModel("as trained", "PyTorch", _eager(run.network, example)),
-        TimedModel("strides fixed", "PyTorch", _eager(freeze(run.network, example), example)),
-        TimedModel("strides fixed", "onnxruntime", _onnxruntime(written.path, example)),
-    ]
+    steps = {
+        "as trained, PyTorch": _eager(run.network, example),
+        "strides fixed, PyTorch": _eager(freeze(run.network, example), example),
+        "strides fixed, onnxruntime": _onnxruntime(written.path, example),
+    }
     with console.status("building the strided model"), tempfile.TemporaryDirectory() as folder, quiet():
         strided = _strided(run)
         if isinstance(strided, nn.Module):
             path = to_onnx(strided, example, Path(folder) / "strided.onnx").path
-            models += [
-                TimedModel("strided convolutions", "PyTorch", _eager(strided, example)),
-                TimedModel("strided convolutions", "onnxruntime", _onnxruntime(path, example)),
-            ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress, torch.inference_mode():
+            steps["strided convolutions, PyTorch"] = _eager(strided, example)
+            steps["strided convolutions, onnxruntime"] = _onnxruntime(path, example)
+    with console.progress(transient=True) as progress, torch.inference_mode():
         task = progress.add_task("measuring", total=WARMUP + repeats)
-        seconds = alternate(
-            {str(i): Candidate(model.step) for i, model in enumerate(models)},
-            repeats,
-            random.Random(0),
-            after_round=lambda: progress.advance(task),
-        )
-    table = Table(title=f"Latency of a batch of {by(example.shape)}: median and quartiles")
-    for heading in ("model", "runtime", "ms", "over as trained"):
-        table.add_column(heading, justify="right" if heading in ("ms", "over as trained") else "left")
-    reference = statistics.median(seconds["0"])
-    for i, model in enumerate(models):
-        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds[str(i)], n=4, method="inclusive"))
-        table.add_row(
-            model.model,
-            model.runtime,
-            f"{middle:.3g} ({low:.3g}–{high:.3g})",
-            f"{middle / 1e3 / reference:.2f}",
-        )
+        candidates = {name: Candidate(step) for name, step in steps.items()}
+        seconds = alternate(candidates, repeats, random.Random(0), after_round=lambda: progress.advance(task))
+    table = make_table(
+        f"Latency of a batch of {by(example.shape)}: median and quartiles", "model", "ms", "over as trained"
+    )
+    reference = statistics.median(next(iter(seconds.values())))
+    for name, times in seconds.items():
+        low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+        times_ms = f"{1e3 * middle:.3g} ({1e3 * low:.3g}–{1e3 * high:.3g})"
+        table.add_row(name, times_ms, f"{middle / reference:.2f}")
     console.print(table)
     if isinstance(strided, str):
         console.say(f"No strided model beside it: {strided}.")
-    facts = provenance(example.device)
     console.say(
-        f"{repeats} repeats in turns, on {facts['hardware']}; torch {version('torch')}, "
+        f"{repeats} repeats in turns, on {provenance(example.device)['hardware']}; torch {version('torch')}, "
         f"onnxruntime {version('onnxruntime')}."
     )
 
@@ -218,22 +177,15 @@ def _onnxruntime(path: Path, example: Tensor) -> Callable[[], object]:
 
 def _strided(run: Run) -> nn.Module | str:
     """Return the run's network with strided convolutions of the initial strides, or the reason that there is none."""
-    kind = type(run.network)
-    if "downsample" not in inspect.signature(kind).parameters:
-        return f"{kind.__name__} has no argument `downsample`"
     network = run.config["model"]["network"]
     options = network.get("init_args", {})
     if options.get("downsample") == "conv":
         return "the network has strided convolutions itself"
     strided = network | {"init_args": options | {"downsample": "conv"}}
-    model = run.config["model"] | {"network": strided, "budget": None}  # a budget needs learnable strides
-    try:
-        return build_classifier(model).network.eval()
-    except (ValueError, ArgumentError) as error:  # fractional strides, for example
+    try:  # without the budget, which needs learnable strides
+        return build_classifier(run.config["model"] | {"network": strided, "budget": None}).network.eval()
+    except (ValueError, ArgumentError) as error:  # fractional strides, or a class without `downsample`
         return one_line(error)
-
-
-# The command
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -241,24 +193,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("target", type=Path, metavar="FILE", help="file to write: FILE.onnx or FILE.safetensors")
     parser.add_argument(
-        "--input",
-        type=_shape,
-        metavar="C,H,W",
-        help="shape of one sample (default: that of the run's data)",
+        "--input", type=_shape, metavar="C,H,W", help="shape of one sample (default: that of the run's data)"
     )
-    parser.add_argument("--batch", type=int, metavar="N", help=".onnx: samples per batch when timed (default: 1)")
     parser.add_argument(
-        "--repeats", type=int, metavar="N", help=f".onnx: number of timings of each model, or 0 (default: {REPEATS})"
+        "--batch", type=at_least(1), default=1, metavar="N", help=".onnx: samples per batch when timed (default: 1)"
     )
+    parser.add_argument(
+        "--repeats", type=at_least(2, or_zero=True), default=50, metavar="N",
+        help=".onnx: number of timings of each model, or 0 (default: 50)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     options = parser.parse_args(arguments)
-    for name in ("batch", "repeats"):
-        if options.target.suffix == ".safetensors" and getattr(options, name) is not None:
-            raise UsageError(f"--{name} is for .onnx files, which are timed: leave it out")
-    if options.batch is not None and options.batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {options.batch}")
-    if options.repeats is not None and (options.repeats < 0 or options.repeats == 1):
-        raise UsageError(f"--repeats must be at least 2, for quartiles, or 0, got {options.repeats}")
     check_new_file(options.target, options.force)
     if options.target.suffix not in (".onnx", ".safetensors"):
         raise UsageError(f"{options.target} must end in .onnx or .safetensors, which names the format")
@@ -266,13 +211,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"must be integers with commas, as in 3,32,32, got {text!r}")
-    return shape
+    return tuple(map(at_least(1), text.split(",")))
 
 
 def _list(strides: Sequence[float]) -> str:

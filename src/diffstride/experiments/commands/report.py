@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffstride._files import atomic_write_text, describe_os_error
+from diffstride._files import atomic_write_text
 from diffstride.errors import UsageError
 from diffstride.experiments.console import PlainConsole, plain
 from diffstride.experiments.parser import CommandParser, check_file
@@ -36,8 +36,5 @@ def report(arguments: Sequence[str]) -> None:
     console = PlainConsole()
     with console.status("reading") as status, quiet():
         text = render(options.folder, lambda name: status.update(plain(name)))
-    try:
-        atomic_write_text(target, text)
-    except OSError as error:
-        raise UsageError(f"{describe_os_error(error)}, or give another path with --out") from error
+    atomic_write_text(target, text)
     console.say(f"{target}: {target.stat().st_size / 1e6:.1f} MB; open it in a browser.")

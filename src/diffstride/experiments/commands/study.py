@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from diffstride.errors import UsageError
-from diffstride.experiments.console import PlainConsole
-from diffstride.experiments.parser import CommandParser
+from diffstride.experiments.console import PlainConsole, make_table
+from diffstride.experiments.parser import CommandParser, at_least
 from diffstride.experiments.studies.executors import Executor, Processes, Ray, in_process
 from diffstride.experiments.studies.pictures import FIGURES
 from diffstride.experiments.studies.results import row_of
@@ -59,9 +58,8 @@ def study(arguments: Sequence[str]) -> None:
 def _list(plan: Study, folder: Path, console: PlainConsole) -> None:
     with console.status("building the networks"), quiet():
         costs = estimate_costs(plan)
-    table = Table(title=f"{plan.name}: {len(plan.runs)} runs in {folder}")
-    for heading in ("run", "state", "million MACs per image, at the start", "training, in 10¹² MACs"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    headings = "run", "state", "million MACs per image, at the start", "training, in 10¹² MACs"
+    table = make_table(f"{plan.name}: {len(plan.runs)} runs in {folder}", *headings)
     left = 0.0
     for run in plan.runs:
         state, cost = row_of(folder, run.name, run.axes).state, costs[label_of(run.axes)]
@@ -82,11 +80,11 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument("--name", help="folder of the study inside RUNS (default: the study's name)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their state and cost, and stop")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--processes", type=int, metavar="N", help="do N runs at a time, each in its own process")
+    where.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="do N runs at a time, each in its own process"
+    )
     where.add_argument("--ray", metavar="ADDRESS", help="do the runs on a Ray cluster: auto, local, or host:port")
     options, rest = parser.parse_known_args(arguments)
-    if options.processes is not None and options.processes < 1:
-        raise UsageError(f"--processes must be at least 1, got {options.processes}")
     return options, dict(_settings(rest, parser))
 
 
