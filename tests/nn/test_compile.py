@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -248,11 +249,12 @@ def test_other_optimizers_are_none_of_its_business():
         torch.optim.SGD(layer.parameters(), lr=0.1).step()
 
 
-def test_copies_settle_their_own_sizes():
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_settle_their_own_sizes(duplicate):
     layer = ds.DiffStride2d(2.0, 1.0)
     x = torch.randn(1, 2, 20, 20)
     Graphs().compile(layer)(x)
-    twin = copy.deepcopy(layer)
+    twin = duplicate(layer)
     with torch.no_grad():
         twin.stride.fill_(4.0)
     assert torch.compile(twin, fullgraph=True, backend="eager")(x).shape == twin(x).shape

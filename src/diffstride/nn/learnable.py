@@ -201,7 +201,8 @@ class LearnableStrides(Traceable):
         """Return the strides of a forward pass, and the function that `_prepare` gives for their values."""
         stride = self._strides()
         values = self._raw_strides(self.training)
-        keep = type(x) in (Tensor, nn.Parameter) and self._pinned_size is None  # not in a trace
+        traced = self._pinned_size is not None or torch._C._get_tracing_state() is not None
+        keep = type(x) in (Tensor, nn.Parameter) and not traced
         kind = (x.shape, x.stride(), x.dtype, x.device, self.size_offset) if keep else None
         last = self._last_call if keep else None
         if last is None or last.kind != kind:
@@ -334,7 +335,7 @@ class LearnableStrides(Traceable):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_call": None}
+        return {**self.__dict__, "_last_call": None, "_slots": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
