@@ -172,6 +172,23 @@ def test_all_strides_are_read_at_once_after_a_step_and_never_in_a_forward_pass(c
     assert copies == [2] * 3
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_a_compiled_layer_reads_nothing_in_a_forward_pass(copies):
+    torch._dynamo.reset()
+    layer = on_device(ds.DiffStride2d((2.0, 2.5), 1, shared=False))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 1, 20, 20)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    compiled(x)
+    copies.clear()
+    for step in range(1, 4):
+        compiled(x).square().mean().backward()
+        assert len(copies) == step - 1
+        optimizer.step()
+        assert len(copies) == step
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
 def test_no_write_is_missed_on_a_device(copies):
     stride = on_device(ds.DiffStride2d((2.0, 2.5), 1)).stride
     assert host_values(stride) == (2.0, 2.5)

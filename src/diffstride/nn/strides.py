@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride import _validation
+from diffstride import _graph, _validation
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -53,8 +53,7 @@ def refresh_sizes(model: nn.Module) -> None:
     Call it after writing strides in another way than by an optimizer step, `load_state_dict`, `reset_parameters` or
     `clamp_strides_`. In eager mode sizes always follow the strides.
     """
-    for _, layer in all_layers(model):
-        layer.refresh_sizes()
+    _graph.refresh([layer for _, layer in all_layers(model)])
 
 
 def param_groups(
