@@ -12,6 +12,7 @@ from torch.autograd import gradcheck
 
 import diffstride as ds
 from diffstride.cost import count_macs
+from diffstride.experiments.benchmark.measure import StorageMeter
 from diffstride.nn._fused import ConvDownsample, Convolution, cheapest_fused_axes, make_schedule
 from tests.helpers import reference
 
@@ -101,7 +102,8 @@ def at_fixed_sizes(layer, order, sizes):
     """Return the layer as a function of its input and parameters, for finite differences."""
 
     def f(x, weight, bias, stride):
-        return ConvDownsample(scheduled(layer, x, order, sizes), x).at(stride.tolist())(x, weight, bias, stride)
+        conv_downsample = ConvDownsample(scheduled(layer, x, order, sizes), x, layer.recompute)
+        return conv_downsample.at(stride.tolist())(x, weight, bias, stride)
 
     return f
 
@@ -331,3 +333,30 @@ def test_wrong_arguments_are_one_line(arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         ds.DiffStrideConv2d(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [1, None])
+def test_resampling_again_in_backward_changes_memory_alone(order):
+    layer = make((3, 3), {"padding": 1}, window="inner")
+    x = torch.randn(1, 4, 12, 11, dtype=torch.float64, requires_grad=True)
+    sizes, inputs = layer.output_size((12, 11)), (x, layer.weight, layer.bias, layer.stride)
+    upstream = torch.randn(1, 6, *sizes, dtype=torch.float64)
+    kept = torch.autograd.grad(at_fixed_sizes(layer, order, sizes)(*inputs), inputs, upstream)
+    layer.recompute = True
+    f = at_fixed_sizes(layer, order, sizes)
+    torch.testing.assert_close(torch.autograd.grad(f(*inputs), inputs, upstream), kept, rtol=0, atol=0)
+    assert torch.autograd.gradgradcheck(f, inputs, atol=1e-4, fast_mode=True)
+
+
+def test_the_cost_knows_what_is_kept_for_backward():
+    kept = []
+    for recompute in (False, True):
+        fused = ds.DiffStrideConv2d(8, 64, 3, 2.0, padding=1, window="inner", recompute=recompute)
+        x = torch.randn(2, 8, 64, 64)
+        fused(x)  # builds the operators
+        with StorageMeter() as meter:
+            y = fused(x)
+        kept.append(meter.alive - y.nbytes)
+        cost = ds.CostModel(fused, x, measure="memory")
+        assert kept[-1] == cost.exact() - x.nbytes
+    assert kept[1] < 0.2 * kept[0]

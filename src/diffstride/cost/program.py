@@ -223,7 +223,7 @@ class Program:
             sizes.new,
             strides(record.layer),
             learning=record.learning,
-            weight_learning=record.weight_learning,
+            weight_learning=record.weight_learning and not record.layer.recompute,
         )
         return sizes.batch * record.itemsize * elements
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,9 +203,16 @@ def _described(axes: Sequence[Axis | None]) -> list[Any]:
 class ConvDownsample:
     """A schedule for inputs of one kind (see `Resampling`)."""
 
-    def __init__(self, schedule: Schedule, x: Tensor) -> None:
-        """Prepare the operators; `x` is an input of the kind, in the dtype of the convolution."""
+    def __init__(self, schedule: Schedule, x: Tensor, recompute: bool = False) -> None:
+        """Prepare the operators.
+
+        Args:
+            schedule: their order.
+            x: an input of the kind, in the dtype of the convolution.
+            recompute: resample the input again in backward, in place of keeping it for the weight's gradient.
+        """
         assert schedule.convolution is not None
+        self.recompute = recompute and schedule.fused_axes > 0
         self.schedule, self.convolve = schedule, convolver(schedule.convolution)
         self.before = Resampling(Kind.of(x), schedule.before, schedule.backend, scaled=True)
         # Undoes the headroom that the resampled input keeps.
@@ -221,12 +229,26 @@ class ConvDownsample:
                 weight = weight * self.weight_gain
             if bias is not None and bias_gain != 1:
                 bias = bias * bias_gain
-            y = self.convolve(before(x, strides), weight, bias)
+            with self._saving(resampled := before(x, strides), lambda: before(x, strides)):
+                y = self.convolve(resampled, weight, bias)
             if after is None:  # the kind of its input is that of the convolution's result
                 after = Resampling(Kind.of(y), self.schedule.after, self.schedule.backend).at(host_strides)
             return after(y, strides)
 
         return conv_downsample
+
+    def _saving(self, resampled: Tensor, again: Callable[[], Tensor]) -> AbstractContextManager[Any]:
+        """Return a context in which autograd saves nothing of `resampled` if it is to be computed `again`."""
+        if not self.recompute or torch._C._are_functorch_transforms_active():  # which allow no hooks
+            return _NOTHING
+        address = resampled.data_ptr()
+        return torch.autograd.graph.saved_tensors_hooks(
+            lambda saved: None if saved.data_ptr() == address else saved,
+            lambda saved: again() if saved is None else saved,
+        )
+
+
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def dense_macs(axes: Sequence[Axis | None], backend: Backend, shape: Sequence[int]) -> int:

@@ -89,6 +89,7 @@ class DiffStrideConvNd(LearnableStrides):
         norm: Norm = "forward",
         size_multiple: int = 1,
         backend: Backend = "auto",
+        recompute: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -112,6 +113,8 @@ class DiffStrideConvNd(LearnableStrides):
             norm: `"forward"`, `"ortho"` or `"backward"`.
             size_multiple: round output sizes up to a multiple of this.
             backend: the backend of resampling after the convolution; shifted operators are always dense.
+            recompute: resample the input again in backward, in place of keeping the resampled one: less memory in
+                training, more time. A compiled graph decides for itself what it keeps.
             device: the device of the parameters.
             dtype: the dtype of weight and bias; the stride is float32 or wider.
 
@@ -127,6 +130,7 @@ class DiffStrideConvNd(LearnableStrides):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
+        self.recompute = recompute
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} must be divisible by groups={groups}, got {channels}")
@@ -201,7 +205,7 @@ class DiffStrideConvNd(LearnableStrides):
     def _prepare(self, x: Tensor, spatial: tuple[int, ...], new_sizes: tuple[int, ...]) -> ConvDownsample:
         if x.shape[-self.ndim - 1] != self.in_channels:
             raise ValueError(f"input must have {self.in_channels} channels, got shape {tuple(x.shape)}")
-        return ConvDownsample(self.schedule(spatial, new_sizes), x)
+        return ConvDownsample(self.schedule(spatial, new_sizes), x, self.recompute)
 
     @property
     def convolution(self) -> Convolution:
@@ -244,6 +248,8 @@ class DiffStrideConvNd(LearnableStrides):
         parts += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         if self.bias is None:
             parts.append("bias=False")
+        if self.recompute:
+            parts.append("recompute=True")
         return ", ".join([*parts, super().extra_repr()])
 
 

@@ -46,6 +46,7 @@ class LearnableStrides(Traceable):
     """
 
     ndim: ClassVar[int]
+    recompute: bool = False
     options: LayerOptions
     smoothness: float = _option("smoothness")
     shared: bool = _option("shared")
