@@ -227,14 +227,12 @@ def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | N
 
     Return None if the axes have no unit, or the network cannot be traced from its input to its layers.
     """
-    spacing = [axis.spacing for axis in data.axes]
-    if not spacing:
+    if not (spacing := [axis.spacing for axis in data.axes]):
         return None
-    try:
+    with contextlib.suppress(ValueError):
         exact, whole = (cutoff_frequencies(module.network, spacing, module.example(), bins) for bins in (False, True))
-    except ValueError:
-        return None
-    return {"exact": exact, "whole_bins": whole}
+        return {"exact": exact, "whole_bins": whole}
+    return None
 
 
 def _reset_peak_memory(device: torch.device) -> None:

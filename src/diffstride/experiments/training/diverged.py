@@ -58,9 +58,8 @@ class StopWhenDiverged(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the validation's loss."""
-        loss = trainer.callback_metrics.get("val/loss")
-        lost = None if loss is None or loss.isfinite() else "val/loss"
-        self._stop_if(trainer, pl_module, lost, trainer.global_step, self._repeat)
+        loss = trainer.callback_metrics.get("val/loss", torch.zeros(1))
+        self._stop_if(trainer, pl_module, None if loss.isfinite() else "val/loss", trainer.global_step, self._repeat)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check the parameters; the file is written after this."""
@@ -78,10 +77,8 @@ class StopWhenDiverged(Callback):
         # All processes stop where one must, or the others would wait for it.
         if not trainer.strategy.reduce_boolean_decision(lost is not None, all=False):
             return
-        origin = None
-        if repeat is not None:
-            with trainer.precision_plugin.forward_context():
-                origin = first_lost(pl_module, repeat)
+        with trainer.precision_plugin.forward_context():
+            origin = repeat and first_lost(pl_module, repeat)
         raise RunError(
             f"epoch {trainer.current_epoch}, step {step}: {lost or 'a loss in another process'} became NaN or infinite"
             f"{f', first {origin}' if origin else ''}: lower learning_rates (and stride_lr, where strides are "
@@ -118,12 +115,9 @@ class StopWhenStridesExplode(Callback):
             upper = layer.bounds[1] or math.inf
             for axis, size in enumerate(self._inputs.sizes.get(name, ())):
                 if now[axis] > max(2 * before[axis], size, self.HARMLESS) and now[axis] < upper:
-                    self._stop(
-                        trainer,
-                        f"the stride of {name} exploded from {before[axis]:.4g} to {now[axis]:.4g} within "
-                        f"{self.WITHIN} steps, along {axis_names(layer.ndim, axes_of(trainer))[axis]} "
-                        f"({size} samples)",
-                    )
+                    along = f"along {axis_names(layer.ndim, axes_of(trainer))[axis]} ({size} samples)"
+                    grown = f"from {before[axis]:.4g} to {now[axis]:.4g} within {self.WITHIN} steps"
+                    self._stop(trainer, f"the stride of {name} exploded {grown}, {along}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hooks."""

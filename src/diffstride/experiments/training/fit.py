@@ -67,6 +67,8 @@ The most common arguments are --name, --data.path, --data.batch_size, --model.ne
 --seed_everything. To list the arguments of a class: --model.network.help ResNet, --data.help ImageData. To print all
 arguments as YAML: --print_config."""
 
+_RUN_NAME = "DIFFSTRIDE_RUN_NAME"
+
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """A formatter that keeps the lines of the description."""
@@ -98,15 +100,10 @@ class FitCLI(LightningCLI):
         """Add the run's name and place, and pass the seed to the data."""
         parser.add_argument("--name", type=str, default=None, help="name of the run (default: date and time)")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="checkpoint to resume from; `last`: the run's last one"
-        )
-        parser.add_argument(
-            "--checkpoint_minutes",
-            type=NonNegativeFloat,
-            default=10.0,
-            help="minimum time between checkpoints within an epoch; each epoch ends with one",
-        )
+        last = "checkpoint to resume from; `last`: the run's last one"
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=last)
+        minutes = "minimum time between checkpoints within an epoch; each epoch ends with one"
+        parser.add_argument("--checkpoint_minutes", type=NonNegativeFloat, default=10.0, help=minutes)
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -120,12 +117,11 @@ class FitCLI(LightningCLI):
         os.environ[_RUN_NAME] = check_name("--name", config.name)
         self.run_folder = Path(config.runs).expanduser() / config.name
         if config.ckpt_path:
-            self._resume(config)
+            self._find_checkpoint(config)
         if not self.continues_own_folder and self._is_first:
             check_new(self.run_folder)
 
-    def _resume(self, config: Any) -> None:
-        """Find the checkpoint to resume from."""
+    def _find_checkpoint(self, config: Any) -> None:
         folder = self.run_folder
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
         if not path.is_file():
@@ -216,8 +212,9 @@ class FitCLI(LightningCLI):
         is_of_others = isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
         if self.trainer.world_size > 1 and is_of_others:
             return RunError(f"another process of the training has ended: {self._how_to_resume()}")
-        if isinstance(error, MisconfigurationException) or _is_raised_in(lightning.pytorch, error):
-            return UsageError(one_line(error))  # of a setting, most often of a callback
+        of_settings = isinstance(error, RuntimeError | ValueError) and _is_raised_in(lightning.pytorch, error)
+        if of_settings or isinstance(error, MisconfigurationException):  # most often of a callback
+            return UsageError(one_line(error))
         if self.checkpoint_step is None or self.result_writer.has_stepped:
             return None
         return UsageError(
@@ -280,9 +277,6 @@ def _as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
-_RUN_NAME = "DIFFSTRIDE_RUN_NAME"
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's notes and advice, and restore them afterwards."""
@@ -292,11 +286,7 @@ def quiet() -> Iterator[None]:
 
 
 def train(arguments: Sequence[str]) -> FitCLI:
-    """Train with the arguments of `diffstride fit`.
-
-    Returns:
-        The command line with `model`, `datamodule`, `trainer` and `run_folder`.
-    """
+    """Train with the arguments of `diffstride fit`; return it with `model`, `datamodule`, `trainer`, `run_folder`."""
     inherited = os.environ.get(_RUN_NAME)
     with quiet(), ExitStack() as locks:
         try:
@@ -311,11 +301,7 @@ def train(arguments: Sequence[str]) -> FitCLI:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Return the complete configuration of some arguments of `diffstride fit`. Nothing is built or written.
-
-    Raises:
-        UsageError: arguments that `fit` would refuse before it builds anything.
-    """
+    """Return the complete configuration of some arguments of `diffstride fit`. Nothing is built or written."""
     with quiet():
         return _construct(arguments, ExitStack(), _ParsedFit).config
 
@@ -381,13 +367,13 @@ def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
     return bool(places) and places[-1].filename.startswith(os.path.dirname(str(package.__file__)))
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, its cause, and so on."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:  # an error that is raised again may be among its own causes
-        yield error
-        seen.append(error)
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error, its cause, and so on."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:  # an error that is raised again may be among its own causes
+        found.append(error)
         error = error.__cause__ or error.__context__
+    return found
 
 
 def fit(arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -99,8 +99,7 @@ def build_classifier(model: Mapping[str, Any]) -> Classifier:
     """Return the module that `fit` trains, from the part `model` of a configuration."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Classifier, "model")
-    made: Classifier = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    return made
+    return cast(Classifier, _instantiate(parser, "model", model))
 
 
 def build_data(data: Mapping[str, Any]) -> ClassificationData:
@@ -113,5 +112,9 @@ def build_data(data: Mapping[str, Any]) -> ClassificationData:
 def _make_data(data: Mapping[str, Any]) -> ClassificationData:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ClassificationData, "data")
-    made: ClassificationData = parser.instantiate_classes(parser.parse_object({"data": data})).data
-    return made
+    return cast(ClassificationData, _instantiate(parser, "data", data))
+
+
+def _instantiate(parser: ArgumentParser, name: str, content: Mapping[str, Any]) -> object:
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # until jsonargparse 4.48
+    return instantiate(parser.parse_object({name: content}))[name]

@@ -17,14 +17,11 @@ _NAMES = {float: "a number", int: "an integer", str: "a text", dict: "a mapping"
 def check_kind(value: Any, kind: Any, where: str = "it") -> None:
     """Check that a value from a file, and all within it, is of the kind that an annotation names.
 
-    Args:
-        value: the value.
-        kind: a class, `list[...]`, `dict[..., ...]`, a union of these, or a `TypedDict`. Tuples count as lists, since
-            JSON has lists alone. A `float` may be an integer.
-        where: the name of the value in messages.
+    A kind is a class, `list[...]`, `dict[..., ...]`, a union of these, or a `TypedDict`. Tuples count as lists, as in
+    JSON. A `float` may be an integer. The message names the place of the value, from `where` on.
 
     Raises:
-        ValueError: a value of another kind; the message names its place.
+        ValueError: a value of another kind.
     """
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
