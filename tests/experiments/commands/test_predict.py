@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -18,6 +17,7 @@ from diffstride.experiments.commands.main import main  # noqa: E402
 from diffstride.experiments.commands.predict import Predictor  # noqa: E402
 from diffstride.experiments.training.fit import train  # noqa: E402
 from diffstride.experiments.training.runs import build_data, load_run  # noqa: E402
+from tests.helpers.runs import small  # noqa: E402
 
 RATE = 2000
 PITCHES = {"high": 600, "low": 100, "middle": 300}
@@ -222,16 +222,13 @@ def test_a_hostile_name_is_one_cell_and_no_formula(hostile, tmp_path, monkeypatc
     ("arguments", "match"),
     [
         (["FILE", "--top", "-1"], "--top: must be a whole number of at least 1, got '-1'"),
-        (["FILE", "--csv", "nowhere/x.csv"], "there is no folder nowhere"),
-        (["FILE", "--csv", "FOLDER"], "is a folder: give the path of a file"),
-        (["FILE", "--csv", "FILE"], "exists already: give another path, or --force"),
         (["EMPTY"], "is an empty folder"),
         (["FILE", "--tpo", "1"], "unrecognized arguments: --tpo"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, match, run, sounds, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    names = {"FILE": sounds / "test" / "low" / "0.wav", "FOLDER": sounds, "EMPTY": tmp_path / "empty"}
+    names = {"FILE": sounds / "test" / "low" / "0.wav", "EMPTY": tmp_path / "empty"}
     assert main(["predict", str(run), *(str(names.get(a, a)) for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert match in error
@@ -242,9 +239,6 @@ def test_a_run_on_generated_data_is_refused(run, sounds, tmp_path, capsys):
     file = str(sounds / "test" / "low" / "0.wav")
     assert main(["predict", str(tmp_path), file]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
-    config = Path(__file__).parents[3] / "configs" / "demo.yaml"
-    few = ["--data.train_samples", "96", "--data.test_samples", "32", "--data.batch_size", "32"]
-    few = ["--config", str(config), *few, "--model.network.width", "4"]
-    demo = train([*few, "--runs", str(tmp_path), "--name", "demo", *QUIET])
-    assert main(["predict", str(demo.run_folder), file, file]) == 2
+    cli, _ = small(tmp_path, "demo", steps=1)
+    assert main(["predict", str(cli.run_folder), file, file]) == 2
     assert "was trained on PlantedBands, which is generated and reads no files" in capsys.readouterr().err

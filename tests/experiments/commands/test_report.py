@@ -7,19 +7,14 @@ from pathlib import Path
 import pytest
 
 from diffstride.experiments.commands.main import main
-from diffstride.experiments.training.fit import train
+from tests.helpers.runs import small
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train([
-        "--config", str(CONFIG), "--runs", str(tmp_path_factory.mktemp("runs")), "--name", "mine",
-        "--trainer.enable_progress_bar", "false", "--trainer.max_steps", "6", "--data.train_samples", "96",
-        "--data.test_samples", "32", "--data.batch_size", "32", "--model.network.width", "4",
-    ]).run_folder  # fmt: skip
+    return small(tmp_path_factory.mktemp("runs"), "mine", steps=6)[0].run_folder
 
 
 def test_the_page_is_in_the_folder_or_where_it_is_asked_for(run, tmp_path, capsys):

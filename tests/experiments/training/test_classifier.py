@@ -1,37 +1,22 @@
 """The training module: loss, optimiser groups, clipping, and the cost term."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from diffstride.experiments.models import TinyCNN
 from diffstride.experiments.training import ClampStrides, Classifier, fit
-from diffstride.experiments.training.fit import train
-
-SMALL = [
-    "--config", str(Path(__file__).parents[3] / "configs" / "demo.yaml"),
-    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32", "--model.network.width", "4",
-    "--model.milestones", "[3,8,10]", "--trainer.enable_progress_bar", "false", "--trainer.max_steps", "12",
-]  # fmt: skip
 
 
-def run(folder, *more):
-    cli = train([*SMALL, "--runs", str(folder), "--name", "x", *more])
-    return json.loads((cli.run_folder / "result.json").read_text())
-
-
-def test_the_cost_term_pushes_strides_up(tmp_path):
-    free = run(tmp_path / "free", "--model.cost_weight", "0")
-    costly = run(tmp_path / "costly", "--model.cost_weight", "5")
+def test_the_cost_term_pushes_strides_up(run):
+    _, free = run("free", "--model.cost_weight", "0", steps=12)
+    _, costly = run("costly", "--model.cost_weight", "5", steps=12)
     for without, with_cost in zip(free["strides"]["down"], costly["strides"]["down"], strict=True):
         assert with_cost > without + 0.1
     assert costly["macs"] < free["macs"]
 
 
-def test_schedule_groups_clipping_and_bounds(tmp_path):
+def test_schedule_groups_clipping_and_bounds(run, monkeypatch):
     """The optimiser: rates in proportion, no decay of strides, gradients clipped, raw values bounded."""
     seen = []
 
@@ -48,9 +33,8 @@ def test_schedule_groups_clipping_and_bounds(tmp_path):
         def on_train_batch_start(self, batch, batch_idx):
             assert (self.network.down.stride >= 1).all()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Spy)
-        run(tmp_path, "--model.stride_lr", "2", "--model.stride_clip", "0.5")
+    monkeypatch.setattr(fit, "Classifier", Spy)
+    run("spied", "--model.stride_lr", "2", "--model.stride_clip", "0.5", steps=12)
     factors = [0.1] * 3 + [1.0] * 5 + [0.1] * 2 + [0.01] * 2
     assert [lr for lr, _, _ in seen] == pytest.approx([0.1 * f for f in factors])
     assert [lr for _, lr, _ in seen] == pytest.approx([2 * f for f in factors])

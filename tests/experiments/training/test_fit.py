@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,27 +18,7 @@ from diffstride.errors import RunError
 from diffstride.experiments import history
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.training import Classifier, fit
-from diffstride.experiments.training.fit import train
-
-CONFIGS = Path(__file__).parents[3] / "configs"
-SMALL = [
-    "--config", str(CONFIGS / "demo.yaml"),
-    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32", "--model.network.width", "4",
-    "--model.milestones", "[3,8,10]",
-    "--trainer.enable_progress_bar", "false",
-]  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Train in a folder of the test's own; returns (cli, result)."""
-
-    def start(name, *more, steps=None):
-        steps = [] if steps is None else ["--trainer.max_steps", str(steps)]
-        cli = train([*SMALL, "--runs", str(tmp_path), "--name", name, *steps, *more])
-        return cli, json.loads((cli.run_folder / "result.json").read_text())
-
-    return start
+from tests.helpers.runs import CONFIG, SMALL
 
 
 def weights(cli):
@@ -55,8 +34,7 @@ def test_a_run_leaves_its_files_and_repeats_from_its_own_config(run):
     folder = cli.run_folder
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     expected = {"config.yaml", "metrics.csv", "strides.csv", "result.json", "strides.png", "strides.svg"}
-    assert expected <= left
-    assert "checkpoints/last.ckpt" in left
+    assert expected | {"checkpoints/last.ckpt"} <= left
     assert any(name.startswith("tensorboard/events") for name in left)
 
     rows = history.read_rows(folder / "strides.csv")
@@ -184,15 +162,14 @@ def test_a_further_checkpoint_callback_has_a_folder_of_its_own(run, options):
     assert result["epochs"] == 2
 
 
-def test_a_lost_stride_stops_the_run_and_names_the_layer(run):
+def test_a_lost_stride_stops_the_run_and_names_the_layer(run, monkeypatch):
     class Lost(Classifier):
         def on_before_optimizer_step(self, optimizer):
             self.network.down.stride.grad.fill_(math.nan)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Lost)
-        with pytest.raises(RunError, match=r"epoch 0, step 1: the stride of down became \(nan, nan\): lower"):
-            run("lost", steps=3)
+    monkeypatch.setattr(fit, "Classifier", Lost)
+    with pytest.raises(RunError, match=r"epoch 0, step 1: the stride of down became \(nan, nan\): lower"):
+        run("lost", steps=3)
 
 
 def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(tmp_path, capsys):
@@ -215,16 +192,15 @@ def test_a_run_that_diverges_stops_with_one_line_and_leaves_no_result(tmp_path, 
         (11, ["--trainer.limit_val_batches", "0"], r"epoch 1, step 12: network\.\w+\.weight became NaN"),
     ],
 )
-def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, step, more, message):
+def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, monkeypatch, step, more, message):
     class Lost(Classifier):
         def on_before_optimizer_step(self, optimizer):
             if self.trainer.global_step == step:
                 self.network.conv.weight.grad.fill_(math.nan)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "Classifier", Lost)
-        with pytest.raises(RunError, match=f"{message}.*the last good checkpoint is .*last.ckpt .step 6"):
-            run("lost", "--model.network.downsample", "conv", "--trainer.max_epochs", "5", *more, steps=-1)
+    monkeypatch.setattr(fit, "Classifier", Lost)
+    with pytest.raises(RunError, match=f"{message}.*the last good checkpoint is .*last.ckpt .step 6"):
+        run("lost", "--model.network.downsample", "conv", "--trainer.max_epochs", "5", *more, steps=-1)
     saved = torch.load(tmp_path / "lost" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 6
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
@@ -234,7 +210,7 @@ def test_the_last_checkpoint_is_one_from_before_the_divergence(run, tmp_path, st
 @pytest.mark.long
 def test_ctrl_c_ends_cleanly_and_the_run_can_be_resumed(tmp_path):
     arguments = [
-        sys.executable, "-m", "diffstride.experiments.commands.main", "fit", "--config", str(CONFIGS / "demo.yaml"),
+        sys.executable, "-m", "diffstride.experiments.commands.main", "fit", "--config", CONFIG,
         "--runs", str(tmp_path),
         "--data.train_samples", "640", "--trainer.max_epochs", "6", "--trainer.max_steps", "-1",
     ]  # fmt: skip
@@ -254,18 +230,9 @@ def test_ctrl_c_ends_cleanly_and_the_run_can_be_resumed(tmp_path):
     assert (tmp_path / "demo" / "result.json").exists()
 
 
-BUDGET = [
-    "--model.budget",
-    "0.7",
-    "--model.network.downsample_options.window",
-    "inner",
-    "--model.milestones",
-    "[3,60,80]",
-]
-
-
 def test_a_budget_is_met(run):
-    cli, result = run("budget", *BUDGET, steps=120)
+    inner = ["--model.network.downsample_options.window", "inner", "--model.milestones", "[3,60,80]"]
+    cli, result = run("budget", "--model.budget", "0.7", *inner, steps=120)
     # 3x3 convolutions, 1 to 4 channels before the stride of 3 and 4 to 8 after it, and a linear layer with 4 outputs.
     _, height, width = cli.datamodule.sample_shape
     original = 9 * 4 * height * width + 9 * 4 * 8 * math.ceil(height / 3) * math.ceil(width / 3) + 8 * 4

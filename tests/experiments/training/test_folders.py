@@ -13,13 +13,12 @@ from diffstride.experiments.commands.main import main
 from diffstride.experiments.history import read_dicts, read_rows
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.folders import LOCK, RUN, as_name, check_name, locked
+from tests.helpers import runs
 from tests.helpers.errors import content
 from tests.helpers.processes import PROCESSES, fit, start, warm_up
 
-CONFIG = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 SMALL = [
-    "--config", CONFIG, "--data.train_samples", "64", "--data.test_samples", "32", "--data.batch_size", "32",
-    "--model.network.width", "4", "--model.milestones", "[1,2,3]", "--trainer.enable_progress_bar", "false",
+    *runs.SMALL, "--data.train_samples", "64", "--model.milestones", "[1,2,3]",
     "--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
 ]  # fmt: skip
 HOSTILE = ["..", "../x", "/tmp/x", "a\\b", "~root", "-x", ".hidden", "x\n", "\x1b[2J", " x", "x" * 256]
@@ -136,7 +135,7 @@ def test_a_checkpoint_of_another_run_starts_a_new_one_and_changes_neither(tmp_pa
 def test_a_run_and_a_study_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", *SMALL, "--name", "one"]) == 0
-    Path("tiny.yaml").write_text(f"{{base: {CONFIG}, axes: {{seed: [0]}}, settings: {{trainer.max_steps: 1}}}}")
+    Path("tiny.yaml").write_text(f"{{base: {runs.CONFIG}, axes: {{seed: [0]}}, settings: {{trainer.max_steps: 1}}}}")
     assert main(["study", "tiny.yaml"]) == 0
     before = content(tmp_path)
     assert main(["fit", *SMALL, "--name", "tiny"]) == 2

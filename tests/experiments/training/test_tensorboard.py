@@ -3,37 +3,23 @@
 import csv
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from diffstride.errors import RunError
 from diffstride.experiments import history
-from diffstride.experiments.training import Classifier
-from diffstride.experiments.training.fit import train
+from diffstride.experiments.training import Classifier, fit
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-CONFIGS = Path(__file__).parents[3] / "configs"
-SMALL = [
-    "--data.train_samples", "192", "--data.test_samples", "64", "--data.batch_size", "32",
-    "--model.milestones", "[3,8,10]", "--trainer.max_steps", "-1", "--trainer.max_epochs", "2",
-    "--trainer.log_every_n_steps", "2", "--trainer.enable_progress_bar", "false",
-]  # fmt: skip
-
 
 @pytest.fixture
-def run(tmp_path):
+def run(run):
     """Train for two epochs of six steps; returns the run's folder."""
-
-    def start(*more):
-        width = ["--model.network.width", "4"] if "--model.network" not in more else []
-        demo = ["--config", str(CONFIGS / "demo.yaml"), *SMALL, *width]
-        return train([*demo, "--runs", str(tmp_path), "--name", "run", *more]).run_folder
-
-    return start
+    epochs = ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "2"]
+    return lambda *more: run("run", *epochs, *more, steps=-1)[0].run_folder
 
 
 def shown(folder):
@@ -105,10 +91,8 @@ def test_a_resumed_run_shows_every_step_once(run, monkeypatch):
             if self.trainer.global_step == 10:  # the checkpoint is that of step 6
                 raise RunError("stopped")
 
-    import diffstride.experiments.training.fit as module
-
     with monkeypatch.context() as patch:
-        patch.setattr(module, "Classifier", Stops)
+        patch.setattr(fit, "Classifier", Stops)
         with pytest.raises(RunError, match="stopped"):
             run()
     folder = run("--ckpt_path", "last")
