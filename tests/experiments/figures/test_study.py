@@ -15,7 +15,7 @@ def labels(texts):
 def test_trajectories_of_runs(rows, inside):
     runs = {f"start {i}": [rows, [row._replace(stride=row.stride + i) for row in rows]] for i in (1, 2)}
     runs["fewer"] = [[row for row in rows if row.layer == "a"], []]
-    figure = study.trajectories_of_runs(runs, title="T", varied="initial strides")
+    figure = study.trajectories_of_runs(runs, varied="initial strides")
     panels = figure.axes
     assert [panel.get_title() for panel in panels] == ["a, height", "a, width", "b, height", "b, width"]
     drawn = [[line.get_ydata()[0] for line in panel.get_lines() if len(line.get_ydata())] for panel in panels]
@@ -33,20 +33,25 @@ def test_learned_strides(inside):
         "x": [(start, {"a": [1.5, 2.5], "b": [4.0, 1.0]}), (start, {"a": [1.7, 2.5], "b": [5.0, 9.0]})],
         "a label that is so long that few have room in a line": [({"a": [3.0, 3.0]}, {"a": [1.6, 2.0]})],
     }
-    runs |= {f"another label that is rather long, number {i}": [({}, {})] for i in range(8)}
-    figure = study.learned_strides(runs, ("height", "width"), title="T", varied="initial strides")
+    runs |= {f"another label that is rather long, number {i}": [({"c": [1.0]}, {"c": [2.0]})] for i in range(8)}
+    figure = study.learned_strides(runs, ("height", "width"), varied="initial strides")
     height, width = figure.axes
     paths = {tuple(line.get_ydata()) for line in height.get_lines() if line.get_alpha() == 0.6}
-    assert paths == {(2.0, 1.5), (2.0, 1.7), (3.0, 1.6), (3.0, 4.0), (3.0, 5.0)}
+    assert paths == {(2.0, 1.5), (2.0, 1.7), (3.0, 1.6), (3.0, 4.0), (3.0, 5.0), (1.0, 2.0)}
     medians = {tuple(line.get_ydata()) for line in width.get_lines() if line.get_color() == "black"}
     assert (2.5, 2.5) in medians  # of 2.5, 2.5 and 2
     hollow = [line.get_ydata()[0] for line in height.get_lines() if line.get_markerfacecolor() == PAPER]
-    assert sorted(hollow) == [2, 2, 3, 3, 3]
+    assert sorted(hollow) == [1] * 8 + [2, 2, 3, 3, 3]  # a layer with one axis is in one panel
     assert inside(figure)
 
 
+def ends(initial, *learned):
+    """Strides of two layers whose products are these."""
+    return [({"a": [initial, 1.0], "b": [1.0]}, {"a": [end / 2, 1.0], "b": [2.0]}) for end in learned]
+
+
 def test_striding_factors(inside):
-    figure = study.striding_factors({"2-2": (16.0, [8.0, 32.0]), "3-1": (9.0, [4.0, 10.0, 12.0])}, title="T", varied="")
+    figure = study.striding_factors({"2-2": ends(16.0, 8.0, 32.0), "3-1": ends(9.0, 4.0, 10.0, 12.0)}, varied="")
     (panel,) = figure.axes
     assert labels(panel.get_yticklabels()) == ["2-2", "3-1", "all learned"]
     drawn = [list(line.get_xdata()) for line in panel.get_lines() if line.get_linestyle() == "None"]
@@ -58,7 +63,7 @@ def test_striding_factors(inside):
 
 @pytest.mark.parametrize("learned", [[8.0], [8.1, 8.4]])
 def test_the_scale_of_near_factors_has_two_numbers(learned):
-    (panel,) = study.striding_factors({"one": (8.0, learned)}, title="T", varied="").axes
+    (panel,) = study.striding_factors({"one": ends(8.0, *learned)}, varied="").axes
     low, high = panel.get_xlim()
     assert low < 8.0 <= max(learned) < high
     assert sum(low <= tick <= high for tick in panel.get_xticks()) >= 2

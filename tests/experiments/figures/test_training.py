@@ -5,6 +5,7 @@ import math
 import pytest
 
 from diffstride.experiments.figures import training
+from diffstride.experiments.history import StrideRow
 
 
 def lines(panel):
@@ -49,7 +50,7 @@ def test_windows_over_spectrum(inside):
         training.WindowPanel(f"{layer}, {axis}", [4.0, 2.0, n], {"initial": [1.0, 0.5, 0.0], "learned": [1, 1, n]}, 1)
         for layer, n in (("first", 0.0), ("second", 0.25)) for axis in ("height", "width")
     ]  # fmt: skip
-    figure = training.windows_over_spectrum(panels, 2, title="T")
+    figure = training.windows_over_spectrum(panels, title="T")
     drawn, behind = figure.axes[:4], figure.axes[4:]
     for panel, spectra, given in zip(drawn, behind, panels, strict=True):
         assert panel.get_title() == given.title
@@ -64,19 +65,22 @@ def test_windows_over_spectrum(inside):
 def test_a_long_axis_has_room_for_its_title_and_few_markers(inside):
     title = "Windows over the mean spectrum that reaches them, diffstride-budget-1.5-seed-0"
     panel = training.WindowPanel("a", [0.5] * 500, {"learned": [0.5] * 500})
-    figure = training.windows_over_spectrum([panel], 1, title=title)
+    figure = training.windows_over_spectrum([panel], title=title)
     line = figure.axes[0].get_lines()[0]
     assert len(line.get_xydata()[:: line.get_markevery()]) <= 40
     assert inside(figure)
 
 
 def test_resolution_staircases(inside):
+    ends = {"one": ("a", (18, 18), (20, 12)), "two": ("a", (16, 10), (18, 18)), "other": ("b", (18, 18), (9, 9))}
     runs = {
-        "one": [("input", (32, 32), (32, 32)), ("a", (18, 18), (20, 12))],
-        "two": [("input", (32, 32), (32, 32)), ("a", (16, 10), (18, 18))],
-        "other": [("input", (32, 32), (32, 32)), ("b", (18, 18), (9, 9))],
-    }
-    figure = training.resolution_staircases(runs, ("height", "width"), title="T")
+        name: [StrideRow(0, "input", axis, 1.0, 32) for axis in ("height", "width")]
+        + [StrideRow(step, layer, axis, 2.0, size) for step, sizes in ((0, start), (9, end))
+           for axis, size in zip(("height", "width"), sizes, strict=True)]
+        for name, (layer, start, end) in ends.items()
+    }  # fmt: skip
+    runs["other"].append(StrideRow(9, "c", "height", 2.0, 7))  # which has one axis
+    figure = training.resolution_staircases(runs, title="T")
     one, two, other, empty = figure.axes
     stairs = [{p.get_label(): p.get_data().values.tolist() for p in panel.patches} for panel in (one, two, other)]
     assert stairs[0] == {
@@ -84,7 +88,7 @@ def test_resolution_staircases(inside):
     }  # fmt: skip
     assert stairs[1]["initial width"] == [32, 10]
     assert [text.get_text() for text in one.texts] == ["32", "20", "12"]
-    assert [text.get_text() for text in other.texts] == ["32", "9"]  # equal sizes have one number
-    assert [label.get_text() for label in other.get_xticklabels()] == ["input", "b"]
+    assert [text.get_text() for text in other.texts] == ["32", "9", "7"]  # equal sizes have one number
+    assert [label.get_text() for label in other.get_xticklabels()] == ["input", "b", "c"]
     assert not empty.axison
     assert inside(figure)

@@ -96,9 +96,13 @@ def test_a_runs_page_has_what_its_folder_holds(copy):
     folder = copy / NAMES[2]
     page = Page(folder)
     result = json.loads((folder / "result.json").read_text())
-    assert "with DiffStride, trained on PlantedBands for 6 steps." in page.text
+    assert "with DiffStride, trained on PlantedBands." in page.text
     assert page.config == [(folder / "config.yaml").read_text()]
-    assert dict(page.tables["Result"])["accuracy on the test split"] == f"{100 * result['accuracy']:.2f} %"
+    shown = dict(page.tables["Result"])
+    assert shown["accuracy on the test split"] == f"{100 * result['accuracy']:.2f} %"
+    total = (result["macs"] + result["resampling_macs"]) / 1e6
+    assert shown["MACs an image, resampling included"] == f"{total:.4g} M"
+    assert re.fullmatch(r"[\d.]+ M", shown["MACs an image with the initial strides"])
     assert dict(page.tables["Provenance"])["torch"] == result["versions"]["torch"]
     assert [picture.split(",")[0] for picture in page.pictures] == [
         "Training", "Strides while training", "Windows", "Resolution",
@@ -106,16 +110,22 @@ def test_a_runs_page_has_what_its_folder_holds(copy):
 
     history = read_csv(folder / "strides.csv")
     lines = page.tables["Strides"]
-    assert lines[0][-1] == "cut-off (cycles per sample of the input)"
     (strides,) = result["strides"].values()
+    assert shown["cost of strides, Eq. 6"] == f"{1 / math.prod(strides):.4g}"
     for line, axis, stride in zip(lines[1:], ("height", "width"), strides, strict=True):
         sizes = [row["size"] for row in history if row["axis"] == axis]
-        # The layer sees maps sampled as the input is: what it keeps ends at 1 / (2 S).
-        assert line[1:] == [axis, "3", f"{stride:.4g}", sizes[0], sizes[-1], f"{1 / (2 * stride):.3g}"]
-    cost = {line[0]: line[1:] for line in page.tables["Cost"]}
-    assert cost["cost of strides, Eq. 6"] == [f"{1 / 9:.4g}", f"{1 / math.prod(strides):.4g}"]
-    total = (result["macs"] + result["resampling_macs"]) / 1e6
-    assert cost["MACs an image, resampling included"][1] == f"{total:.4g} M"
+        assert line[1:] == [axis, "3", f"{stride:.4g}", sizes[0], sizes[-1]]
+
+
+def test_the_page_of_a_run_on_sounds_has_its_cutoffs(copy):
+    file = copy / NAMES[2] / "result.json"
+    result = json.loads(file.read_text())
+    (layer,) = result["strides"]
+    found = {"exact": {layer: [26.5, 0.25]}, "whole_bins": {layer: [25.0, 0.2]}}
+    axes = {"time": "Hz", "frequency": "cycles per band"}
+    file.write_text(json.dumps(result | {"cutoffs": found, "axes": axes}))
+    lines = Page(copy / NAMES[2]).tables["Strides"]
+    assert [line[-1] for line in lines] == ["cut-off (Hz, cycles per band)", "26.5", "0.25"]
 
 
 def test_a_studys_page_has_its_tables_pictures_and_runs(copy):
@@ -163,7 +173,7 @@ def test_a_run_without_its_checkpoint_has_the_pictures_that_need_none(copy):
     page = Page(copy / NAMES[2])
     assert re.search(r"Not drawn: Windows, Resolution \(there is no checkpoint .*last\.ckpt", page.text)
     assert len(page.pictures) == 2
-    assert [line[-1] for line in page.tables["Strides"][1:]] == ["–", "–"]
+    assert dict(page.tables["Result"])["MACs an image with the initial strides"] == "–"
 
 
 def test_numbers_that_are_not_finite_are_dashes(copy):

@@ -8,40 +8,22 @@ import torch
 import yaml
 
 from diffstride.experiments.studies.pictures import FIGURES
-from diffstride.experiments.studies.results import Row, read_study
+from diffstride.experiments.studies.results import read_study
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import learnable_layers
-from tests.helpers.studies import AXES, TASKS, accuracy, result_of, stride, task_rows
+from tests.helpers.studies import AXES, TASKS, accuracy, task_rows
 
 
 def figure(folder, name):
     return FIGURES[name](folder, [row for row in read_study(folder)[1] if row.result is not None])
 
 
-def test_runs_that_have_no_task_are_called_by_what_varies(tmp_path):
-    found = []
-    for cost in (0, 1):
-        result = result_of("single", TASKS[cost], "diffstride", 0)
-        found.append(Row(f"c{cost}", "done", {"cost_weight": cost, "seed": 0}, result))
-        (tmp_path / f"c{cost}").mkdir()
-        (tmp_path / f"c{cost}" / "result.json").write_text(json.dumps(result))
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"runs": {row.name: row.axes for row in found}}))
-    made = figure(tmp_path, "cutoffs")
-    time, _ = made.axes
-    assert [label.get_text() for label in time.get_yticklabels()] == ["cost0", "cost1"]
-    assert len(time.containers[0].lines[0].get_xdata()) == 2
-
-
 @pytest.fixture
 def study(tmp_path):
     """Make the folder of a study with these runs; three of a single task are not done."""
     found = list(task_rows())
-    tables = [
-        {"rows": "task", "columns": "method", "where": {"setting": "multi"}},
-        {"rows": "task", "value": "cutoffs"},
-    ]
-    content = {"question": "?", "tables": tables, "runs": {row.name: row.axes for row in found}}
+    content = {"runs": {row.name: row.axes for row in found}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     for row in found:
         (tmp_path / row.name).mkdir()
@@ -66,24 +48,11 @@ def test_bars_of_accuracy_are_by_setting_method_and_task(study):
     assert f"begins at {bottom:.0f} %" in made.get_suptitle()
 
 
-def test_cutoffs_are_drawn_exact_and_in_whole_bins(study):
-    made = figure(study, "cutoffs")
-    time, frequency = made.axes
-    assert time.get_xlabel() == "cut-off along time (Hz)"
-    assert frequency.get_xlabel() == "cut-off along frequency (cycles per mel band)"
-    exact, whole = (container.lines[0].get_xdata().tolist() for container in time.containers)
-    tasks = (*TASKS, None)
-    assert exact == pytest.approx([statistics.fmean(50 / stride(t, s, 0) for s in (0, 1, 2)) for t in tasks])
-    assert whole == pytest.approx([statistics.fmean(int(80 / stride(t, s, 0)) / 1.6 for s in (0, 1, 2)) for t in tasks])
-    assert [label.get_text() for label in time.get_yticklabels()] == [*TASKS, "Multi-task model"]
-
-
 def test_what_these_figures_need_is_said_where_it_is_missing(study):
     for run in study.glob("*-*"):
         (run / "result.json").unlink(missing_ok=True)
-    assert {name: figure(study, name) for name in ("accuracies", "cutoffs", "spectrogram")} == {
+    assert {name: figure(study, name) for name in ("accuracies", "spectrogram")} == {
         "accuracies": "no run with a task is done",
-        "cutoffs": "no run with cut-off frequencies is done",
         "spectrogram": "no run with learned strides on spectrograms is done",
     }
 

@@ -7,9 +7,8 @@ from torch import nn
 
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.data.base import InMemory
-from diffstride.experiments.models import ResNet
-from diffstride.experiments.studies.probes import Resolution, input_windows, mean_amplitude, resolutions, sample_inputs
-from diffstride.nn import DiffStride1d, DiffStride2d, DiffStrideConv2d, learnable_layers
+from diffstride.experiments.studies.probes import executed, input_windows, mean_amplitude, sample_inputs
+from diffstride.nn import DiffStride1d, DiffStride2d, DiffStrideConv2d
 from tests.helpers import reference
 
 
@@ -38,11 +37,11 @@ def test_windows_are_those_of_the_formula_at_clamped_strides(window, basis, size
     layer = set_strides(DiffStride2d((2.0, 3.0), 2.0, window=window, basis=basis), 1.0, 1.7)
     x = torch.randn(3, 2, *sizes)
     height, width = input_windows(layer, x)
-    assert (height.axis, width.axis) == ("height", "width")
+    assert (height.title, width.title) == (", height", ", width")
     for found, size, dim, initial, learned in (height, sizes[0], 2, 2.0, 1.0), (width, sizes[1], 3, 3.0, 1.7):
         spectrum = np.abs(np.fft.rfft(x.double().numpy(), axis=dim)) / size
         assert found.spectrum == pytest.approx(spectrum.mean(axis=(0, 1, 5 - dim)), rel=1e-5)
-        for values, stride in (found.initial, initial), (found.learned, learned):
+        for values, stride in zip(found.windows.values(), (learned, initial), strict=True):
             used = reference.clamped(size, stride, 2.0, window, basis)
             whole_cycles = slice(None, None, 1 if basis == "dft" else 2)
             assert values == pytest.approx(reference.mask(size, used, 2.0, window, basis)[whole_cycles], abs=1e-6)
@@ -54,9 +53,9 @@ def test_the_window_of_a_convolution_sees_what_it_convolves():
     apart = input_windows(nn.Sequential(conv, layer), x)
     together = input_windows(DiffStrideConv2d.fuse(conv, layer), x)
     for a, b in zip(apart, together, strict=True):
-        assert len(a.spectrum) == (11 if a.axis == "height" else 14) // 2 + 1
+        assert len(a.spectrum) == (11 if "height" in a.title else 14) // 2 + 1
         assert b.spectrum == pytest.approx(a.spectrum, rel=1e-4)
-        assert b[3:] == a[3:]
+        assert b.windows == a.windows
 
 
 class Crossed(nn.Module):
@@ -72,54 +71,19 @@ class Crossed(nn.Module):
 
 
 def test_layers_come_in_order_of_execution_as_they_run_first():
-    assert [w.layer for w in input_windows(Crossed(), torch.randn(2, 1, 64))] == ["first", "last"]
-    # 64/2 + 2 = 34, 34/2 + 2 = 19, 19/3 + 2 = 8
-    assert resolutions(Crossed(), torch.randn(2, 1, 64)) == [
-        Resolution("input", (64,), (64,)), Resolution("first", (34,), (34,)), Resolution("last", (8,), (8,)),
-    ]  # fmt: skip
+    # 64/2 + 2 = 34, 34/2 + 2 = 19
+    sizes = {name: x.shape[2] for name, (_, x, _) in executed(Crossed(), torch.randn(2, 1, 64)).items()}
+    assert list(sizes.items()) == [("first", 64), ("last", 19)]
 
 
-def test_resolutions_are_the_sizes_that_layers_give_before_and_after_training():
-    network = ResNet(width=0.03, downsample="diffstride", strides=[(2, 3), 2, 2], downsample_options={"smoothness": 1})
-    x = torch.randn(2, 3, 33, 32)
-
-    def sizes():
-        seen = {}
-        handles = [
-            layer.register_forward_hook(lambda _, args, y, name=name: seen.update({name: tuple(y.shape[2:])}))
-            for name, layer in learnable_layers(network)
-        ]
-        network.eval()(x)
-        for handle in handles:
-            handle.remove()
-        return seen
-
-    before = sizes()
-    for _, layer in learnable_layers(network):
-        set_strides(layer, 1.4, 2.7)
-    after = sizes()
-    assert before != after
-    found = resolutions(network, x)
-    assert found[0] == Resolution("input", (33, 32), (33, 32))
-    assert {step.layer: step.initial for step in found[1:]} == before
-    assert {step.layer: step.learned for step in found[1:]} == after
-
-
-@pytest.mark.parametrize("look", [input_windows, resolutions])
-def test_looking_leaves_the_network_as_it_was(look):
+def test_looking_leaves_the_network_as_it_was():
     network = nn.Sequential(DiffStrideConv2d(3, 4, 3, 2.0), nn.BatchNorm2d(4), nn.Dropout())
     set_strides(network[0], 1.5, 2.5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    look(network, torch.randn(4, 3, 12, 12))
+    input_windows(network, torch.randn(4, 3, 12, 12))
     assert all(module.training for module in network.modules())
     assert not any(module._forward_hooks for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_a_network_without_learned_strides_has_its_input_alone():
-    network = nn.Conv2d(3, 4, 3, 2)
-    assert input_windows(network, torch.randn(2, 3, 8, 9)) == []
-    assert resolutions(network, torch.randn(2, 3, 8, 9)) == [Resolution("input", (8, 9), (8, 9))]
 
 
 @pytest.mark.parametrize("wrap", [tuple, lambda pair: InMemory(*pair)])

@@ -41,7 +41,7 @@ def test_a_study_from_file_to_table(write, capsys):
     assert study(file) == 0
     folder = file.parent / "runs" / "tiny"
     printed = capsys.readouterr().out
-    assert "4 runs done, 0 running, 0 left" in printed
+    assert "4 runs done, 0 left" in printed
     names = ["conv-3x3-seed0", "conv-3x3-seed1", "diffstride-3x3-seed0", "diffstride-3x3-seed1"]
     for name in names:
         assert f"{name}: accuracy 0." in printed

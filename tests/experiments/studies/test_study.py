@@ -76,15 +76,14 @@ PIVOT = {"rows": "strides", "columns": "method"}
     ("changes", "message"),
     [
         ({"axis": {}}, "key must be one of name, question, .* got 'axis': did you mean axes\\?"),
-        ({"axes": None}, "the key 'axes' is missing"),
-        ({"base": "nowhere.yaml"}, "cannot open .*nowhere.yaml .the base of .*tiny.yaml"),
+        ({"axes": None}, "a study must have axes"),
+        ({"base": "broken.yaml"}, "it or its base is not YAML"),
         ({"axes": {"methods": ["conv"]}}, "axes must be one of .* got 'methods': did you mean method\\?"),
         ({"axes": {"method": ["convs"]}}, "axes: method must be one of conv, .*got 'convs'.*mean conv"),
-        ({"axes": {"method": []}}, "axes: method has no values"),
         ({"axes": {"method": ["conv", "conv"]}}, "the run conv is there twice"),
         ({"axes": {"method": "conv", "strides": [3, 3]}}, "there twice: .* one value of strides is a list"),
-        ({"axes": {"model.network.widht": [3]}}, "run widht3: .*widht"),
-        ({"axes": {"budget": ["much"]}}, "run budgetmuch: .*budget"),
+        ({"axes": {"model.network.widht": [3]}}, "model.network.widht"),
+        ({"axes": {"budget": ["much"]}}, "budget"),
         ({"axes": {"task": {"pitch": 3}}}, "axes: task\\['pitch'\\] must be a mapping, got 3"),
         ({"settings": [1]}, "\\['settings'\\] must be .* got \\[1\\]"),
         ({"latency": 0.5}, "\\['latency'\\] must be .* got 0.5"),
@@ -93,23 +92,16 @@ PIVOT = {"rows": "strides", "columns": "method"}
         ({"tables": [{"rows": "strides"}]}, "tables: columns must be one of .* got None"),
         ({"tables": [PIVOT | {"value": "macz"}]}, "tables: value must be one of"),
         ({"tables": [PIVOT | {"paper": "table2"}]}, "tables: paper must be one of release, table1, table3"),
-        ({"tables": [PIVOT | {"where": {"seed": 9}}]}, "no run has seed 9"),
+        ({"tables": [PIVOT | {"where": {"seed": 9}}]}, "tables: where: seed must be one of 0, 1, got 9"),
         ({"tables": [{"rows": "seed", "value": "cutoffs", "paper": "table1"}]}, "paper must be one of table2"),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_place(write, changes, message):
+def test_mistakes_are_one_line_that_names_the_place(write, tmp_path, changes, message):
+    (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(UsageError, match=message) as caught:
         load(write(**changes))
     assert "\n" not in str(caught.value)
     assert "tiny.yaml" in str(caught.value)
-
-
-def test_other_files_are_refused(tmp_path):
-    for content, message in ("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("", "must be a mapping"):
-        file = tmp_path / "bad.yaml"
-        file.write_text(content)
-        with pytest.raises(UsageError, match=message):
-            load(file)
 
 
 def test_labels_that_make_one_name_are_refused(write):
@@ -119,7 +111,7 @@ def test_labels_that_make_one_name_are_refused(write):
 
 
 def test_an_argument_cannot_go_over_an_axis(write):
-    with pytest.raises(UsageError, match=r"--seed_everything cannot be given: the axis seed of .*tiny.yaml sets it"):
+    with pytest.raises(UsageError, match=r"--seed_everything cannot be given: the axis seed of the study sets it"):
         load(write(), {"seed_everything": 3})
 
 
@@ -132,8 +124,8 @@ def test_every_shipped_study_is_right(file):
     assert f"diffstride study configs/studies/{file.name}" in text
     if file.stem.endswith("-small"):
         assert study.definition["notes"]
-        assert study.gpus == 0
-    elif study.gpus:
+        assert study.definition["gpus"] == 0
+    elif study.definition["gpus"]:
         assert "Not run yet" in text.split("question:")[0]
         assert all(is_long(parse(run.request.arguments()).trainer) for run in study.runs)
 

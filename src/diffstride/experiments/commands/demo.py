@@ -133,12 +133,12 @@ def _draw(runs: Sequence[Run], data: PlantedBands, limits: Limits, folder: Path)
         WindowPanel(
             title=f"along the {axis}",
             spectrum=next(iter(windows.values()))[i].spectrum,
-            windows={name: found[i].learned for name, found in windows.items()},
+            windows={name: found[i].windows["learned window"] for name, found in windows.items()},
             band=data.band[i],
         )
         for i, axis in enumerate(AXES)
     ]
-    save(windows_over_spectrum(panels, len(AXES)), folder / "windows")
+    save(windows_over_spectrum(panels), folder / "windows")
     poor = learned[f"DiffStride from {STARTS['poor']}"]
     image = images[0]
     sh, sw = poor.start

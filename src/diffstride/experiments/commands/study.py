@@ -50,7 +50,7 @@ def study(arguments: Sequence[str]) -> None:
     elif options.ray:
         executor = Ray(options.ray)
         if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
-            executor.connect(cpus=plan.cpus, gpus=plan.gpus)
+            executor.connect(plan.definition["cpus"], plan.definition["gpus"])
     with locked(folder, STUDY):
         run_study(plan, folder, executor, console)
 

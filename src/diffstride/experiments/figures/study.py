@@ -1,11 +1,13 @@
-"""Pictures of many runs: strides that they learned, accuracy against cost, accuracies and cut-offs by task."""
+"""Pictures of many runs: strides that they learned, accuracy against cost, accuracy by task."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -14,14 +16,14 @@ from diffstride.experiments.figures.training import lines_of
 from diffstride.experiments.history import StrideRow
 
 
-def trajectories_of_runs(runs: Mapping[str, Sequence[Sequence[StrideRow]]], *, title: str, varied: str) -> Figure:
+def trajectories_of_runs(runs: Mapping[str, Sequence[Sequence[StrideRow]]], *, varied: str) -> Figure:
     """Draw stride against step, a panel per layer and axis, a line per run: Figure 3a of the paper.
 
     Rows are grouped by what runs have in common, which `varied` names in the legend. A group has one colour and style.
     """
     places = list(dict.fromkeys(place for group in runs.values() for rows in group for place in lines_of(rows)))
     columns = sum(layer == places[0][0] for layer, _ in places)
-    width = max(4.2, 8.4 / columns)
+    width, title = max(4.2, 8.4 / columns), f"Strides while training, {_count(runs)}"
     figure, made = style.panels(len(places), columns, width=width, height=2.3, title=title, sharex=True, sharey="row")
     for i, (name, group) in enumerate(runs.items()):
         for lines in map(lines_of, group):
@@ -41,9 +43,11 @@ def trajectories_of_runs(runs: Mapping[str, Sequence[Sequence[StrideRow]]], *, t
 Ends = tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]]]  # initial and learned strides by layer
 
 
-def learned_strides(
-    strides: Mapping[str, Sequence[Ends]], axes_names: Sequence[str], *, title: str, varied: str
-) -> Figure:
+def _count(runs: Mapping[str, Sequence[Any]]) -> str:
+    return f"{sum(map(len, runs.values()))} runs"
+
+
+def learned_strides(strides: Mapping[str, Sequence[Ends]], axes_names: Sequence[str], *, varied: str) -> Figure:
     """Draw where the strides of each layer started and ended, a panel per axis: Figure 3b of the paper.
 
     Initial strides are on the left of a layer and the learned ones on the right. A box spans the quartiles of the
@@ -52,41 +56,45 @@ def learned_strides(
     Strides are grouped by what runs have in common, which `varied` names in the legend.
     """
     layers = list(dict.fromkeys(layer for group in strides.values() for _, learned in group for layer in learned))
-    width = max(6.4, 2.8 * len(layers))
+    width, title = max(6.4, 2.8 * len(layers)), f"Strides learned, {_count(strides)}"
     figure, made = style.panels(len(axes_names), width=width, height=2.7, title=title, sharex=True, sharey=True)
     for k, (panel, axis) in enumerate(zip(made, axes_names, strict=True)):
         for x, layer in enumerate(layers):
-            ends = [learned[layer][k] for group in strides.values() for _, learned in group if layer in learned]
+            found = [learned.get(layer, ()) for group in strides.values() for _, learned in group]
+            ends = [values[k] for values in found if k < len(values)]
             panel.boxplot(
                 [ends], positions=[x + 0.36], widths=0.1, whis=(0, 100), manage_ticks=False, patch_artist=True,
                 boxprops={"facecolor": "#999999"}, medianprops={"color": "black"},
             )  # fmt: skip
-            for i, group in enumerate(strides.values()):
+            for i, (name, group) in enumerate(strides.items()):
                 shift = 0.1 * style.spread(i, len(strides))
                 for initial, learned in group:
-                    if layer in learned:
+                    if k < len(learned.get(layer, ())):
                         places, values = [x - 0.3 + shift, x + 0.14 + shift], [initial[layer][k], learned[layer][k]]
                         panel.plot(places, values, lw=0.8, alpha=0.6, color=style.look(i)["color"])
                         panel.plot(places[0], values[0], mfc=style.PAPER, ls="", **style.look(i))
-                        panel.plot(places[1], values[1], ls="", **style.look(i))
+                        panel.plot(places[1], values[1], ls="", label=name, **style.look(i))
         for x in range(1, len(layers)):
             panel.axvline(x - 0.5, color="#999999", lw=0.5)
         panel.set(title=f"along the {axis}", ylabel="stride", xlim=(-0.55, len(layers) - 0.45))
         panel.tick_params(axis="x", length=0)
     made[0].set_ylim(bottom=min(0.9, made[0].get_ylim()[0]))  # once all panels, which share it, have their values
     made[-1].set_xticks(range(len(layers)), [f"start → learned\n{layer}" for layer in layers])
-    style.legend(figure, style.marker_handles(strides), title=varied)
+    style.legend(figure, style.handles_of(made), title=varied)
     return figure
 
 
-def striding_factors(factors: Mapping[str, tuple[float, Sequence[float]]], *, title: str, varied: str) -> Figure:
+def striding_factors(strides: Mapping[str, Sequence[Ends]], *, varied: str) -> Figure:
     """Draw how many times fewer samples the last map has than the first: Figure 3c of the paper.
 
-    The initial factor and the learned ones are grouped by what runs have in common, which `varied` names.
+    Strides are grouped by what runs have in common, which `varied` names. A group has one initial factor.
     """
+    factors = {name: [[_product(end) for end in ends] for ends in group] for name, group in strides.items()}
+    title = f"Global striding factor, {_count(strides)}"
     figure, (panel,) = style.panels(1, width=7, height=0.6 + 0.38 * len(factors), title=title)
-    everything = [factor for _, learned in factors.values() for factor in learned]
-    for i, (initial, learned) in enumerate(factors.values()):
+    everything = [learned for group in factors.values() for _, learned in group]
+    for i, group in enumerate(factors.values()):
+        initial, learned = group[0][0], [end for _, end in group]
         heights = [i + 0.12 * style.spread(j, len(learned)) for j in range(len(learned))]
         panel.plot([initial, statistics.geometric_mean(learned)], [i, i], lw=1, color=style.look(i)["color"])
         panel.plot(initial, i, marker="D", mfc=style.PAPER, mec="black", ms=8, ls="", label="initial")
@@ -97,7 +105,7 @@ def striding_factors(factors: Mapping[str, tuple[float, Sequence[float]]], *, ti
     panel.plot(quartiles[::2], [last, last], color="black", lw=5, label="all learned: range, quartiles, median")
     panel.plot(quartiles[1], last, marker="o", mfc=style.PAPER, mec="black", ms=5, ls="")
     panel.set_yticks(range(last + 1), [*factors, "all learned"])
-    shown = [*everything, *(initial for initial, _ in factors.values())]
+    shown = [*everything, *(group[0][0] for group in factors.values())]
     # Two powers of two at least, so that the scale can be read.
     panel.set(ylim=(last + 0.6, -0.6), ylabel=varied, xlim=(min(shown) / 2, 2 * max(shown)))
     panel.set_xlabel("striding factor: product of the strides of all layers and axes (log)")
@@ -106,24 +114,19 @@ def striding_factors(factors: Mapping[str, tuple[float, Sequence[float]]], *, ti
     return figure
 
 
-class Point(NamedTuple):
-    """Accuracy and cost of a group of runs.
+def _product(strides: Mapping[str, Sequence[float]]) -> float:
+    return math.prod(stride for layer in strides.values() for stride in layer)
 
-    Attributes:
-        label: written beside the point.
-        cost: its mean or median.
-        low: lower end of the cost's spread.
-        high: upper end of the cost's spread.
-        accuracy: from 0 to 1.
-        deviation: standard deviation of the accuracy; 0 where it is not known.
-    """
+
+class Point(NamedTuple):
+    """The cost of a group of runs with the ends of its spread, and their accuracy from 0 to 1 with its deviation."""
 
     label: str
     cost: float
     low: float
     high: float
     accuracy: float
-    deviation: float
+    deviation: float  # 0 where it is not known
 
 
 def pareto(costs: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) -> Figure:
@@ -182,18 +185,14 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-class Spread(NamedTuple):
-    """Mean and deviation of some runs; NaN for a deviation that is not to be drawn."""
+def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]], *, title: str) -> Figure:
+    """Draw means and deviations of accuracies from 0 to 1 as bars: by panel, method (colour) and task.
 
-    mean: float
-    deviation: float
-
-
-def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, Spread]]], *, title: str) -> Figure:
-    """Draw accuracies from 0 to 1 as bars: by panel, method (colour) and task. Table 1 of the paper."""
+    A deviation that is NaN is not drawn.
+    """
     methods = list(dict.fromkeys(method for series in settings.values() for method in series))
     found = [value for series in settings.values() for tasks in series.values() for value in tasks.values()]
-    lowest = min(s.mean - (s.deviation if s.deviation > 0 else 0) for s in found)
+    lowest = min(mean - (deviation if deviation > 0 else 0) for mean, deviation in found)
     bottom = max(0.0, 100 * lowest - 5)  # no more than what tells them apart
     note = f"\nThe scale begins at {bottom:.0f} %" if bottom else ""
     figure, made = style.panels(len(settings), width=8.4, height=2.7, title=f"{title}{note}", sharey=True)
@@ -203,30 +202,11 @@ def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, Spread]]], *,
         for method, by_task in series.items():
             i = methods.index(method)
             places = [tasks.index(task) + (i - (len(methods) - 1) / 2) * width for task in by_task]
-            bars = panel.bar(
-                places, [100 * s.mean for s in by_task.values()], 0.9 * width, label=method,
-                yerr=[100 * s.deviation for s in by_task.values()], capsize=2, color=style.look(i)["color"],
-            )  # fmt: skip
+            means, deviations = (100 * np.array(values) for values in zip(*by_task.values(), strict=True))
+            look = {"color": style.look(i)["color"], "label": method}
+            bars = panel.bar(places, means, 0.9 * width, yerr=deviations, capsize=2, **look)
             panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="x-small")
         panel.set_xticks(range(len(tasks)), tasks)
         panel.set(title=name, ylabel="accuracy (%)", ylim=(bottom, 100 + (100 - bottom) / 8))
-    style.legend(figure, style.handles_of(made))
-    return figure
-
-
-def cutoff_points(axes: Mapping[str, Mapping[str, Mapping[str, Spread]]], *, title: str) -> Figure:
-    """Draw cut-off frequencies: by axis (panel), way of reading (marker) and task. Table 2 of the paper."""
-    figure, made = style.panels(len(axes), len(axes), width=4.6, title=title)
-    for panel, (name, series) in zip(made, axes.items(), strict=True):
-        tasks = list(dict.fromkeys(task for by_task in series.values() for task in by_task))
-        for i, (reading, by_task) in enumerate(series.items()):
-            places = [tasks.index(task) + 0.12 * style.spread(i, len(series)) for task in by_task]
-            panel.errorbar(
-                [s.mean for s in by_task.values()], places,
-                xerr=[s.deviation for s in by_task.values()], ls="", capsize=3, label=reading, **style.look(i),
-            )  # fmt: skip
-        panel.set_yticks(range(len(tasks)), tasks)
-        panel.set(xlabel=name, ylim=(len(tasks) - 0.5, -0.5))
-        panel.margins(x=0.15)
     style.legend(figure, style.handles_of(made))
     return figure

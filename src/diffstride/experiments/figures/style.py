@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -36,15 +35,9 @@ PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--page)"
 def panels(
     count: int, columns: int = 1, *, width: float = 4.2, height: float = 2.6, title: str = "", **options: Any
 ) -> tuple[Figure, list[Any]]:
-    """Return a figure and its panels in rows, with an inch more for the title and the legend.
+    """Return a figure and `count` panels in rows, each of some inches, with an inch more for the title and the legend.
 
-    Args:
-        count: number of panels; places that are left over in the last row stay empty.
-        columns: panels in a row.
-        width: width of a panel, in inches.
-        height: height of a panel, in inches.
-        title: above all panels.
-        options: arguments of `Figure.subplots`.
+    Places that are left over in the last row stay empty. `options` are arguments of `Figure.subplots`.
     """
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")
@@ -99,11 +92,6 @@ def handles_of(made: Sequence[Any]) -> list[Any]:
     return [handle for panel in made for handle in panel.get_legend_handles_labels()[0]]
 
 
-def marker_handles(names: Iterable[str]) -> list[Line2D]:
-    """Return handles of a legend with the markers of `look`."""
-    return [Line2D([], [], ls="", label=name, **look(i)) for i, name in enumerate(names)]
-
-
 def save(figure: Figure, path: str | Path) -> None:
     """Write a picture as `path` with the suffixes `.png` and `.svg`."""
     show_plain_text(figure)
@@ -115,12 +103,8 @@ def save(figure: Figure, path: str | Path) -> None:
 def inline_svg(figure: Figure, title: str, prefix: str) -> str:
     """Return a picture as an `svg` element for a page of HTML.
 
-    Colours of text, axes and paper are those of the page. Coordinates are rounded to hundredths of a point.
-
-    Args:
-        figure: the picture.
-        title: read to those who do not see the picture.
-        prefix: unlike that of any other picture on the page: ids differ between prefixes.
+    Colours of text, axes and paper are those of the page. Coordinates are rounded to hundredths of a point. Screen
+    readers read the title. Pictures of one page need different prefixes, which make their ids differ.
     """
     show_plain_text(figure)
     file = BytesIO()

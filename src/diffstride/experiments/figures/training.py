@@ -60,11 +60,8 @@ def strides_over_bands(
 ) -> Figure:
     """Draw strides while training over what they do to the band that tells classes apart.
 
-    Args:
-        runs: by the panel's title, lines by the run's name.
-        limits: by the panel's title, the stride up to which the window keeps the band whole, and up to which it still
-            lets some of it through.
-        ylabel: label of the strides' axis.
+    The lines of `runs` are by the panel's title and the run's name. The `limits` of a panel are the stride up to which
+    the window keeps the band whole, and that up to which it still lets some of it through.
     """
     figure, made = style.panels(len(runs), len(runs), width=max(3.1, 8.4 / len(runs)), height=3, sharey=True)
     top = 1.1 * max(max(strides) for lines in runs.values() for _, strides in lines.values())
@@ -82,24 +79,18 @@ def strides_over_bands(
 
 
 class WindowPanel(NamedTuple):
-    """Windows along one axis, and the data that they see.
-
-    Attributes:
-        title: title of the panel.
-        spectrum: mean amplitude of the data at 0, 1, .. cycles.
-        windows: by name, the window at the same frequencies.
-        band: cycles at which the class is, where that is known.
-    """
+    """Windows along one axis by name, over the mean amplitude of what reaches them, both at 0, 1, .. cycles per map."""
 
     title: str
     spectrum: Sequence[float]
     windows: Mapping[str, Sequence[float]]
-    band: float | None = None
+    band: float | None = None  # cycles at which the class is, where that is known
 
 
-def windows_over_spectrum(windows: Sequence[WindowPanel], columns: int, *, title: str = "") -> Figure:
+def windows_over_spectrum(windows: Sequence[WindowPanel], *, title: str = "") -> Figure:
     """Draw windows over the mean amplitude spectra that reach them, a panel per layer and axis."""
-    figure, made = style.panels(len(windows), columns, width=max(4.2, 8.4 / columns), height=2.3, title=title)
+    columns = min(2, len(windows))
+    figure, made = style.panels(len(windows), columns, width=8.4 / columns, height=2.3, title=title)
     spectra = []
     for panel, (name, spectrum, by_name, band) in zip(made, windows, strict=True):
         cycles = range(len(spectrum))
@@ -123,33 +114,30 @@ def windows_over_spectrum(windows: Sequence[WindowPanel], columns: int, *, title
     return figure
 
 
-def resolution_staircases(
-    runs: Mapping[str, Sequence[tuple[str, Sequence[int], Sequence[int]]]], axes_names: Sequence[str], *, title: str
-) -> Figure:
-    """Draw the sizes of maps from layer to layer, with initial (dotted) and with learned strides, a panel per run.
-
-    Entries of `runs` are layer, initial and learned sizes by the run's name, first those of the input. Sizes are along
-    the axes `axes_names`.
-    """
+def resolution_staircases(runs: Mapping[str, Sequence[StrideRow]], *, title: str) -> Figure:
+    """Draw the sizes of maps from layer to layer, with initial (dotted) and with learned strides, a panel per run."""
     columns = min(2, len(runs))
     figure, made = style.panels(len(runs), columns, width=8.4 / columns, height=2.4, title=title, sharey=True)
-    sizes = [size for steps in runs.values() for _, *both in steps for end in both for size in end]
-    for panel, (name, steps) in zip(made, runs.items(), strict=True):
-        edges = [i - 0.5 for i in range(len(steps) + 1)]
-        for i, axis in enumerate(axes_names):
-            learned = [end[i] for _, _, end in steps]
+    everything = [row.size for rows in runs.values() for row in rows]
+    for panel, (name, rows) in zip(made, runs.items(), strict=True):
+        layers, axes = list(dict.fromkeys(row.layer for row in rows)), list(dict.fromkeys(row.axis for row in rows))
+        initial, learned = ({(r.layer, r.axis): r.size for r in ordered} for ordered in (reversed(rows), rows))
+        edges = [x - 0.5 for x in range(len(layers) + 1)]
+        for i, axis in enumerate(axes):
+            start, end = ([sizes.get((layer, axis), math.nan) for layer in layers] for sizes in (initial, learned))
             shared = {"baseline": None, "color": style.COLOURS[i]}
-            panel.stairs([start[i] for _, start, _ in steps], edges, ls=":", label=f"initial {axis}", **shared)
-            panel.stairs(learned, edges, ls=style.STYLES.get(axis, "-"), lw=2, label=f"learned {axis}", **shared)
-            for x, size in enumerate(learned):
-                if size not in steps[x][2][:i]:  # the first axis with this size has a number already
-                    above = size == max(steps[x][2])
+            panel.stairs(start, edges, ls=":", label=f"initial {axis}", **shared)
+            panel.stairs(end, edges, ls=style.STYLES.get(axis, "-"), lw=2, label=f"learned {axis}", **shared)
+            for x, layer in enumerate(layers):
+                numbers = [learned.get((layer, other), 0) for other in axes]
+                if (size := numbers[i]) and size not in numbers[:i]:  # equal sizes have one number
+                    above = size == max(numbers)
                     panel.annotate(
                         str(size), (x, size), (0, 3 if above else -3), textcoords="offset points", ha="center",
                         va="bottom" if above else "top", color=style.COLOURS[i], fontsize="small",
                     )  # fmt: skip
-        panel.set(title=name, ylim=(min(sizes) / 1.6, max(sizes) * 1.5), ylabel="samples (log)")
+        panel.set(title=name, ylim=(min(everything) / 1.6, max(everything) * 1.5), ylabel="samples (log)")
         style.log_scale(panel, "y", base=2)
-        panel.set_xticks(range(len(steps)), [layer for layer, *_ in steps], rotation=30, ha="right", fontsize="small")
+        panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize="small")
     style.legend(figure, style.handles_of(made))
     return figure

@@ -17,10 +17,10 @@ import tarfile
 import tempfile
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,48 +30,34 @@ from diffstride.experiments.studies.study import Request
 from diffstride.experiments.studies.worker import read_request, work, write_failure, write_request
 from diffstride.experiments.training.fit import has_several_processes, parse
 
-
-class Executor(Protocol):
-    """A way to do runs."""
-
-    def __call__(self, folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
-        """Return when the runs in all folders are done or have failed."""
+Executor = Callable[[Sequence[Path], int, float], None]  # folders; CPUs and GPUs of each run
 
 
-def in_process(folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
+def in_process(folders: Sequence[Path], cpus: int, gpus: float) -> None:
     """Do runs one after another in this process; those on several devices in a process of their own."""
     for folder in folders:
-        _work(folder)
-
-
-def _work(folder: Path) -> None:
-    request = read_request(folder)
-    assert request is not None, folder
-    try:
-        several = has_several_processes(parse(request.arguments()).trainer)
-    except UsageError:  # `work` records it
-        several = False
-    if several:
-        Processes(1)([folder], cpus=request.cpus, gpus=0)
-    else:
-        work(folder)
+        request = read_request(folder)
+        assert request is not None, folder
+        try:
+            several = has_several_processes(parse(request.arguments()).trainer)
+        except UsageError:  # `work` records it
+            several = False
+        if several:
+            Processes(1)([folder], cpus, gpus)
+        else:
+            work(folder)
 
 
 class Processes:
-    """Several runs at a time, each in a process of its own on this machine; GPUs are given out in turns.
-
-    Args:
-        number: Number of processes.
-    """
+    """Several runs at a time, each in a process of its own on this machine; GPUs are given out in turns."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __call__(self, folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
+    def __call__(self, folders: Sequence[Path], cpus: int, gpus: float) -> None:
         """Return when all runs are done or have failed; an interruption ends the processes."""
         children: list[subprocess.Popen[bytes]] = []
         stopped, lock, slots = threading.Event(), threading.Lock(), list(range(self.number))
-        alive, held = os.pipe()  # closed with this process, however it ends; the runs end with it
 
         def run(folder: Path) -> None:
             with lock:
@@ -81,7 +67,7 @@ class Processes:
                 child = subprocess.Popen(
                     [sys.executable, "-m", "diffstride.experiments.studies.worker", str(folder)],
                     env=os.environ | _environment(slot, self.number, cpus),
-                    stdin=alive,
+                    stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     start_new_session=True,  # Ctrl-C reaches this process alone
@@ -103,8 +89,6 @@ class Processes:
                 for child in children:
                     if child.poll() is None:
                         child.kill()  # its checkpoints are complete, and nothing else is needed to resume
-                os.close(held)
-                os.close(alive)
 
 
 def _environment(slot: int, number: int, cpus: int) -> dict[str, str]:
@@ -128,41 +112,38 @@ class Ray:
             starts one on this machine for this study alone.
     """
 
-    RETRIES = 5  # of a run whose worker was lost
-
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def connect(self, *, cpus: int, gpus: float) -> None:
+    def connect(self, cpus: int, gpus: float) -> None:
         """Connect to the cluster, and check that it is large enough for a run, before anything is written."""
+        problem = ""
         try:
             import ray
-        except ModuleNotFoundError as error:
-            raise UsageError("--ray needs the package ray: pip install 'diffstride[cluster]'") from error
-        try:
+
             if ":" in self.address.removeprefix("ray://"):  # Ray itself tries for minutes before it gives up
                 host, _, port = self.address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"--ray {self.address}: no cluster answers: start one with `ray start --head`, give its address, or "
-                "give `local`"
-            ) from error
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        for name, needed in ("CPU", cpus), ("GPU", gpus):
-            if needed > resources.get(name, 0):  # Ray would wait for ever
-                ray.shutdown()
-                raise UsageError(f"the cluster has {resources.get(name, 0):g} {name}s, but a run takes {needed:g}")
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            for name, needed in ("CPU", cpus), ("GPU", gpus):
+                if needed > resources.get(name, 0):  # Ray would wait for ever
+                    ray.shutdown()
+                    problem = f"it has {resources.get(name, 0):g} {name}s, but a run takes {needed:g}"
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            problem = f"no cluster answers ({one_line(error)}): start one with `ray start --head`, or give `local`; "
+            problem += "Ray comes with pip install 'diffstride[cluster]'"
+        if problem:
+            raise UsageError(f"--ray {self.address}: {problem}")
 
-    def __call__(self, folders: Sequence[Path], *, cpus: int, gpus: float) -> None:
+    def __call__(self, folders: Sequence[Path], cpus: int, gpus: float) -> None:
         """Return when all runs are done or have failed."""
         import ray
 
         token = uuid.uuid4().hex
         mark = folders[0].parent / f".{token}"
         mark.touch()
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=self.RETRIES)(_remote_work)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(_remote_work)
         try:
             here = os.getcwd()
             pending = {task.remote(here, path.absolute(), read_request(path), token): path for path in folders}
@@ -187,11 +168,11 @@ def _remote_work(cwd: str, folder: Path, request: Request, token: str) -> bytes 
     if os.path.isdir(cwd):
         os.chdir(cwd)  # so that relative paths of data are those of the user
     if (folder.parent / f".{token}").exists():
-        _work(folder)
+        in_process([folder], request.cpus, 0)
         return None
     own = Path(tempfile.gettempdir()) / f"diffstride-{token}" / folder.name
     write_request(own, request)
-    _work(own)
+    in_process([own], request.cpus, 0)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         tar.add(own, arcname=".")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,33 +20,24 @@ from diffstride._files import atomic_write_text
 from diffstride._text import csv_cell, one_line, printable
 from diffstride.errors import UsageError
 from diffstride.experiments.models.downsample import METHODS
-from diffstride.experiments.studies.study import Definition, label_of, shown
+from diffstride.experiments.studies.study import OptionalKeys, label_of, shown
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.folders import check_name
 from diffstride.experiments.training.runs import read_result
 from diffstride.experiments.training.schema import check_kind
 
 PAPER = Path(__file__).parent / "paper"  # the published tables
-_IN_PAPER = {"conv": "strided"}  # the paper's names of methods where they differ from ours
-MULTI = "Multi-task model"  # name of the line in the paper's Table 2
+DASH = "–"  # for a value that is missing or not finite
 
 
 class Row(NamedTuple):
-    """A run of a study.
+    """A run of a study, with its values of the study's axes as in the YAML file."""
 
-    Attributes:
-        name: Name of its folder in the study's.
-        state: "done", "failed", "unfinished" (it has a checkpoint) or "open" (it has none).
-        axes: Values of the axes of the study, as in its YAML file.
-        result: Content of `result.json` when done.
-        error: One line, when failed.
-    """
-
-    name: str
-    state: str
+    name: str  # of its folder in the study's
+    state: str  # "done", "failed", "unfinished" (it has a checkpoint) or "open" (it has none)
     axes: dict[str, Any]
-    result: Mapping[str, Any] | None = None
-    error: str | None = None
+    result: Any = None  # content of `result.json` when done
+    error: str | None = None  # one line, when failed
 
 
 def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
@@ -59,17 +52,8 @@ def row_of(folder: Path, name: str, axes: dict[str, Any]) -> Row:
         return Row(name, "unfinished" if started else "open", axes)
 
 
-def is_study(folder: Path) -> bool:
-    """Return whether a folder is that of a study."""
-    return (folder / "study.yaml").is_file()
-
-
-class _Runs(TypedDict):
+class _Kept(OptionalKeys):
     runs: dict[str, dict[str, Any]]
-
-
-class _Kept(_Runs, Definition):
-    pass
 
 
 def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -84,8 +68,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         names = [check_name("the name of a run", name) for name in kept["runs"]]
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise UsageError(
-            f"{folder} is not the folder of a study: study.yaml cannot be read ({one_line(error)}); "
-            "`diffstride study` writes it again"
+            f"{folder} is not the folder of a run or of a study: study.yaml cannot be read ({one_line(error)})"
         ) from error
     return kept, [row_of(folder, name, kept["runs"][name]) for name in names]
 
@@ -98,10 +81,14 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def striding_factor(result: Mapping[str, Any], key: str = "strides") -> float | None:
-    """Return the product of all learned strides over layers and axes; None without strides."""
-    layers = result[key].values()
-    return math.prod((math.prod(layer, start=1.0) for layer in layers), start=1.0) if layers else None
+def striding_factor(strides: Mapping[str, Sequence[float]]) -> float | None:
+    """Return the product of strides over layers and axes; None without strides."""
+    return math.prod(itertools.chain.from_iterable(strides.values()), start=1.0) if strides else None
+
+
+def total_macs(result: Mapping[str, Any]) -> float:
+    """Return the multiply-accumulates of one input, resampling included."""
+    return float(result["macs"] + result["resampling_macs"])
 
 
 class Statistic(NamedTuple):
@@ -109,14 +96,11 @@ class Statistic(NamedTuple):
 
     mean: float
     sd: float | None
-    n: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic | None:
         """Return the statistic of some values; None where there are none."""
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None) if values else None
 
 
 def statistic(rows: Iterable[Row], value: Callable[[Mapping[str, Any]], float | None]) -> Statistic | None:
@@ -151,30 +135,22 @@ def _markdown(text: str) -> str:
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
-# Values that a table can show: the value in a result, the format of mean and deviation, the scale, the unit.
-_VALUES: dict[str, tuple[Callable[[Mapping[str, Any]], float | None], str, float, str]] = {
-    "accuracy": (lambda result: result["accuracy"], ".1f", 100, "accuracy in %"),
-    "macs": (lambda result: result["macs"], ".3g", 1e-6, "million MACs an image"),
-}
-
-
-def tables(definition: Mapping[str, Any], rows: Sequence[Row], timed: LatencyFile | None = None) -> list[Table]:
+def tables(definition: Mapping[str, Any], rows: Sequence[Row], timed: Any = None) -> list[Table]:
     """Return the tables in a study's definition, then one with a line for every group of runs."""
     wanted = definition.get("tables") or []
     made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
-    return [*made, overview(rows, {} if timed is None else timed["latency"])]
+    return [*made, overview(rows, timed["latency"] if timed else {})]
 
 
 def by_task(rows: Iterable[Row]) -> list[Row]:
     """Return rows in which a run of several tasks is replaced by one per task, with the axis `task`."""
     found = []
     for row in rows:
-        each = (row.result or {}).get("accuracies") or {}
-        if "task" in row.axes or not each:
-            found.append(row)
-        for task, accuracy in each.items() if "task" not in row.axes else ():
-            result = {**(row.result or {}), "accuracy": accuracy}
-            found.append(row._replace(axes=row.axes | {"task": task}, result=result))
+        each = {} if "task" in row.axes or row.result is None else row.result.get("accuracies") or {}
+        found += [
+            row._replace(axes=row.axes | {"task": task}, result={**row.result, "accuracy": accuracy})
+            for task, accuracy in each.items()
+        ] or [row]
     return found
 
 
@@ -192,40 +168,36 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     where = table.get("where", {})
     rows = _selected(by_task(rows), where)
     down, across = table["rows"], table["columns"]
-    get, form, scale, unit = _VALUES[table.get("value", "accuracy")]
-    lines = _distinct(row.axes[down] for row in rows if down in row.axes)
-    columns = _distinct(row.axes[across] for row in rows if across in row.axes)
+    value = table.get("value", "accuracy")
+    form, scale, unit = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}[
+        value
+    ]
+    lines, columns = (_distinct(row.axes[axis] for row in rows if axis in row.axes) for axis in (down, across))
     published = _published(table["paper"]) if "paper" in table else {}
     # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
-
-    def cells(own: Statistic | None, printed: Statistic | None) -> list[str]:
-        paper = [] if not published else [""] if printed is None else [_cell(printed, ".1f", 1)]
-        return [_cell(own, form, scale), *paper]
-
-    body: list[tuple[str, ...]] = []
-    ours: list[list[Statistic | None]] = [[] for _ in columns]
-    theirs: list[list[Statistic | None]] = [[] for _ in columns]
+    names, headings = [], [down if down != "strides" else "initial strides"]
+    ours: list[list[Statistic | None]] = []
+    theirs: list[list[Statistic | None]] = []
     for line in lines:
-        texts = [_bracketed(line) if down == "strides" else shown(down, line)]
-        for i, column in enumerate(columns):
-            ours[i].append(statistic(_selected(rows, {down: line, across: column}), get))
-            theirs[i].append(published.get((_bracketed(line), part, _IN_PAPER.get(str(column), str(column)))))
-            texts += cells(ours[i][-1], theirs[i][-1])
-        body.append(tuple(texts))
-    last = ["mean"]
-    for own, printed in zip(ours, theirs, strict=True):
-        last += cells(_over_lines(own), _over_lines(printed))
-    header = [down if down != "strides" else "initial strides"]
+        name = _bracketed(line)
+        names.append(name if down == "strides" else shown(down, line))
+        ours.append([statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for column in columns])
+        theirs.append([published.get((name, part, "strided" if c == "conv" else str(c))) for c in columns])
+    for cells in (ours, theirs):
+        means = [[cell.mean for cell in column if cell is not None] for column in zip(*cells, strict=True)]
+        cells.append([Statistic.of(values) for values in means])
     for column in columns:
-        header.append(METHODS.get(str(column), str(column)) if across == "method" else shown(across, column))
-        header += ["paper"] if published else []
-    title = table.get("title") or f"{unit[0].upper()}{unit[1:]}: mean and deviation over {seeds_of(rows)}"
-    return Table(title, tuple(header), (*body, tuple(last)))
-
-
-def _over_lines(lines: Iterable[Statistic | None]) -> Statistic | None:
-    return Statistic.of([line.mean for line in lines if line is not None])
+        headings.append(METHODS.get(str(column), str(column)) if across == "method" else shown(across, column))
+        headings += ["paper"] if published else []
+    body = []
+    for name, own, printed in zip([*names, "mean"], ours, theirs, strict=True):
+        texts = [name]
+        for mine, its in zip(own, printed, strict=True):
+            texts += [_cell(mine, form, scale), *([_cell(its, ".1f", 1) if its else ""] if published else [])]
+        body.append(tuple(texts))
+    title = table.get("title") or f"{unit}: mean and deviation over {seeds_of(rows)}"
+    return Table(title, tuple(headings), tuple(body))
 
 
 def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
@@ -234,38 +206,41 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     A frequency is given exactly, and in whole bins as in the paper (see `cutoff_frequencies`).
 
     Args:
-        rows: Rows of the study; those without cut-off frequencies are left out.
+        rows: Rows of the study; those without cut-off frequencies, or with those of other axes, are left out.
         table: Options of `pivot`, without `columns`. A run without the axis `rows` belongs to all its values.
     """
     down = table["rows"]
     rows = [row for row in _selected(rows, table.get("where", {})) if (row.result or {}).get("cutoffs")]
-    axes = [(row.result or {})["axes"] for row in rows]
-    units: dict[str, str] = axes[0] if axes else {}
-    rows = [row for row, own in zip(rows, axes, strict=True) if own == units]  # waveforms and spectrograms do not mix
+    units: dict[str, str] = rows[0].result["axes"] if rows else {}
+    rows = [row for row in rows if row.result["axes"] == units]  # waveforms and spectrograms do not mix
     # Table 2 writes some tasks with other capitals than Table 1.
     paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
-    header = [down]
-    for axis in units:
-        header += [f"stride, {axis}", *(["paper"] if paper else [])]
-    for axis, unit in units.items():
-        header += [f"cut-off, {axis}, {unit}", "in whole bins", *(["paper"] if paper else [])]
-    body = []
-    for line in _distinct(line_of(row, down) for row in rows):
-        cell = [row for row in rows if line_of(row, down) == line]
-        figures = paper.get(str(line).lower(), [])
-        printed = [" ± ".join(figures[i : i + 2]) or "–" for i in range(0, 8, 2)] if paper else []
-        cells = []
-        for i in range(len(units)):
-            cells += [_cell(statistic(cell, partial(_first_stride, i)), ".2f", 1), *printed[i : i + 1]]
-        for i, unit in enumerate(units.values()):
-            form = ".2f" if unit == "Hz" else ".4f"
-            found = (statistic(cell, partial(first_cutoff, kind, i)) for kind in ("exact", "whole_bins"))
-            cells += [*(_cell(each, form, 1) for each in found), *printed[2 + i : 3 + i]]
-        body.append((shown(down, line), *cells))
-    title = (
-        table.get("title") or f"First layer's strides and cut-off frequencies: mean and deviation over {seeds_of(rows)}"
-    )
-    return Table(title, tuple(header), tuple(body))
+    columns = [(f"stride, {axis}", ".2f", partial(_first, "strides", i)) for i, axis in enumerate(units)]
+    for i, (axis, unit) in enumerate(units.items()):
+        form = ".2f" if unit == "Hz" else ".4f"
+        columns.append((f"cut-off, {axis}, {unit}", form, partial(_first, "exact", i)))
+        columns.append(("in whole bins", form, partial(_first, "whole_bins", i)))
+    by_line: dict[str, list[Row]] = {}
+    for row in rows:
+        several = row.result.get("accuracies") and down == "task"
+        line = row.axes.get(down, "Multi-task model" if several else label_of(row.axes))
+        by_line.setdefault(shown(down, line), []).append(row)
+    header, body = [down], [[name] for name in by_line]
+    printed = [iter(paper.get(name.lower(), [])) for name in by_line]
+    for heading, form, get in columns:
+        has_paper = paper and not heading.startswith("cut-off")  # the paper has frequencies in whole bins
+        header += [heading, *(["paper"] if has_paper else [])]
+        for texts, group, values in zip(body, by_line.values(), printed, strict=True):
+            texts.append(_cell(statistic(group, get), form, 1))
+            texts += [" ± ".join(itertools.islice(values, 2)) or DASH] if has_paper else []
+    default = f"First layer's strides and cut-off frequencies: mean and deviation over {seeds_of(rows)}"
+    return Table(table.get("title") or default, tuple(header), tuple(map(tuple, body)))
+
+
+def _first(quantity: str, axis: int, result: Mapping[str, Any]) -> float:
+    """Return the stride or the cut-off frequency ("exact" or "whole_bins") of the first layer along an axis."""
+    layer = next(iter(result["cutoffs"]["exact"]))
+    return float((result["strides"] if quantity == "strides" else result["cutoffs"][quantity])[layer][axis])
 
 
 def _selected(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
@@ -273,56 +248,37 @@ def _selected(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
 
 
-def line_of(row: Row, axis: str) -> Any:
-    """Return the name of the line of a run in a table with an axis down: its value there, or that of several tasks."""
-    several = (row.result or {}).get("accuracies")
-    return row.axes.get(axis, MULTI if several and axis == "task" else label_of(row.axes))
-
-
-def _first_stride(axis: int, result: Mapping[str, Any]) -> float:
-    return float(result["strides"][next(iter(result["cutoffs"]["exact"]))][axis])
-
-
-def first_cutoff(kind: str, axis: int, result: Mapping[str, Any]) -> float:
-    """Return the cut-off frequency of the first layer along an axis; `kind` is "exact" or "whole_bins"."""
-    return float(next(iter(result["cutoffs"][kind].values()))[axis])
-
-
-def overview(rows: Sequence[Row], latency: Mapping[str, Timed]) -> Table:
+def overview(rows: Sequence[Row], latency: Mapping[str, Any]) -> Table:
     """Return a table with a line for every group of runs: accuracy, cost, striding factor."""
     header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
     if latency:
-        header[5:5] = ["ms a batch, frozen"]
+        header.insert(5, "ms a batch, frozen")
     lines = []
     for label, group in groups(rows).items():
         cells = [
             label,
             f"{sum(row.result is not None for row in group)}/{len(group)}",
-            _cell(statistic(group, lambda r: r["accuracy"]), ".1f", 100),
-            _cell(statistic(group, lambda r: r["macs"] + r["resampling_macs"]), ".3g", 1e-6),
-            _cell(statistic(group, lambda r: r["resampling_macs"]), ".2g", 1e-6),
-            _cell(statistic(group, striding_factor), ".4g", 1),
-            _cell(statistic(group, lambda r: r["step_time_ms"]), ".0f", 1),
+            _cell(statistic(group, itemgetter("accuracy")), ".1f", 100),
+            _cell(statistic(group, total_macs), ".3g", 1e-6),
+            _cell(statistic(group, itemgetter("resampling_macs")), ".2g", 1e-6),
+            _cell(statistic(group, lambda r: striding_factor(r["strides"])), ".4g", 1),
+            _cell(statistic(group, itemgetter("step_time_ms")), ".0f", 1),
         ]
         if latency:
-            cells[5:5] = [f"{latency[label]['ms']:.3g}" if label in latency else "–"]
+            cells.insert(5, f"{latency[label]['ms']:.3g}" if label in latency else DASH)
         lines.append(tuple(cells))
     return Table("All runs", tuple(header), tuple(lines))
 
 
 def _cell(found: Statistic | None, form: str, scale: float) -> str:
+    """Return mean and deviation. In a format of significant digits, the deviation has two and no power of ten."""
     if found is None:
-        return "–"
+        return DASH
     mean = format(scale * found.mean, form)
-    exact = not found.sd and form != ".1f"  # costs that do not depend on the seed
-    return mean if found.sd is None or exact else f"{mean} ± {_deviation(scale * found.sd, form)}"
-
-
-def _deviation(value: float, form: str) -> str:
-    """Return a deviation with two digits, and without a power of ten."""
-    if form.endswith("f"):
-        return format(value, form)
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    if found.sd is None or (not found.sd and form != ".1f"):  # costs that do not depend on the seed
+        return mean
+    sd = scale * found.sd
+    return f"{mean} ± {sd:{form if form.endswith('f') else '.2g' if sd < 100 else '.0f'}}"
 
 
 def _bracketed(value: Any) -> str:
@@ -345,23 +301,18 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-_KEYS = {  # columns of the paper's tables that identify a line
-    "table1": ("task", "setting", "method"),
-    "table2": ("task",),
-    "table3": ("init_strides", "dataset", "method"),
-    "release": ("init_strides", "dataset", "method"),
-}
-
-
 def _published(table: str) -> dict[tuple[str, ...], Statistic]:
-    return {key: Statistic(float(mean), float(sd), 3) for key, (mean, sd, *_) in _read_csv(table).items()}
+    return {key: Statistic(float(mean), float(sd)) for key, (mean, sd, *_) in _read_csv(table).items()}
 
 
 def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
     """Return one of the paper's tables: the printed values by the columns that identify a line."""
+    keys = {"table1": ("task", "setting", "method"), "table2": ("task",)}.get(
+        table, ("init_strides", "dataset", "method")
+    )
     text = (PAPER / f"{table}.csv").read_text().splitlines()
     header, *lines = csv.reader(line for line in text if not line.startswith("#"))
-    places = [header.index(key) for key in _KEYS[table]]
+    places = [header.index(key) for key in keys]
     return {tuple(line[i] for i in places): [v for i, v in enumerate(line) if i not in places] for line in lines}
 
 
@@ -383,43 +334,17 @@ def write_tables(folder: Path) -> list[Table]:
     columns = ["run", "state", *axes, *("strides_learned" if c == "strides" else c for c in _COLUMNS), "error"]
     writer.writerow(map(csv_cell, columns))
     for row in rows:
-        values = [row.axes.get(axis) for axis in axes]
-        found = [(row.result or {}).get(column) for column in _COLUMNS]
-        writer.writerow(map(csv_cell, [row.name, row.state, *map(_field, (*values, *found)), row.error]))
+        values = [*(row.axes.get(axis) for axis in axes), *((row.result or {}).get(column) for column in _COLUMNS)]
+        fields = (json.dumps(value) if isinstance(value, dict | list) else value for value in values)
+        writer.writerow(map(csv_cell, [row.name, row.state, *fields, row.error]))
     made = tables(definition, rows, read_latency(folder))
     atomic_write_text(folder / "results.csv", text.getvalue())
-    notes = "\n\n".join(filter(None, (definition.get("question"), definition.get("notes"))))
-    atomic_write_text(
-        folder / "table.md", f"{printable_lines(notes)}\n\n" + "\n".join(table.markdown() for table in made)
-    )
+    notes = printable_lines("\n\n".join(filter(None, (definition.get("question"), definition.get("notes")))))
+    atomic_write_text(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
     return made
 
 
-class Timed(TypedDict):
-    """The median and the quartiles of the milliseconds of a batch."""
-
-    ms: float
-    low: float
-    high: float
-
-
-class LatencyFile(TypedDict):
-    """The content of a study's `latency.json`."""
-
-    batch: int
-    hardware: str
-    latency: dict[str, Timed]
-
-
-def read_latency(folder: Path) -> LatencyFile | None:
-    """Return the content of `latency.json`; None where there is none, or a damaged one."""
-    try:
-        content: LatencyFile = read_json(folder / "latency.json")
-        check_kind(content, LatencyFile)
-    except (OSError, ValueError):
-        return None
-    return content
-
-
-def _field(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+def read_latency(folder: Path) -> Any:
+    """Return the content of `latency.json`: under `latency`, by label, median and quartiles; None without a file."""
+    file = folder / "latency.json"
+    return read_json(file) if file.is_file() else None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import random
+import statistics
 import threading
-import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,28 +24,26 @@ from diffstride._files import atomic_write_text
 from diffstride._text import one_line
 from diffstride.cost import count_macs
 from diffstride.errors import InterruptedRunError, RunError, UsageError
+from diffstride.experiments.benchmark.measure import Candidate, alternate, synchronise
 from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.history import read_dicts
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.studies.executors import Executor
-from diffstride.experiments.studies.latency import is_timed, measure
-from diffstride.experiments.studies.pictures import draw
-from diffstride.experiments.studies.results import Row, groups, row_of, write_tables
+from diffstride.experiments.studies.pictures import draw, look_into, shared_data
+from diffstride.experiments.studies.results import Row, groups, read_latency, row_of, write_tables
 from diffstride.experiments.studies.study import Study, label_of
 from diffstride.experiments.studies.worker import read_request, write_request
 from diffstride.experiments.training.documents import read_yaml
 from diffstride.experiments.training.fit import parse, quiet
-from diffstride.experiments.training.runs import build_classifier, build_data
+from diffstride.experiments.training.runs import build_classifier
+from diffstride.export import freeze
+from diffstride.nn import learnable_layers
 
 
 def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConsole) -> None:
     """Do all runs that are not done, then write and print the tables, measure latencies and draw the figures.
 
-    Args:
-        plan: The study.
-        folder: Its folder, locked by this process.
-        executor: Where to do the runs.
-        console: Where to print.
+    This process must have locked the folder of the study.
 
     Raises:
         RunError: Some runs failed; the others are done.
@@ -56,9 +58,9 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
     for run in todo:
         write_request(folder / run.name, run.request)
     try:
-        with _Progress(plan, folder, console):
+        with _progress(plan, folder, console):
             if todo:
-                executor([folder / run.name for run in todo], cpus=plan.cpus, gpus=plan.gpus)
+                executor([folder / run.name for run in todo], plan.definition["cpus"], plan.definition["gpus"])
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         done = sum(row.state == "done" for row in _rows(plan, folder))
         raise InterruptedRunError(
@@ -66,14 +68,17 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
         ) from stop
     finally:
         write_tables(folder)
-        _write_provenance(folder, plan)
-    rows = _rows(plan, folder)
-    if plan.latency:
+        rows = _rows(plan, folder)
+        seconds = sum(row.result["train_seconds"] or 0.0 for row in rows if row.result is not None)
+        facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | {
+            "seconds": round(seconds, 1)
+        }
+        atomic_write_text(folder / "provenance.json", json.dumps(facts, indent=1) + "\n")
+    if batch := plan.definition.get("latency"):
         done_groups = groups(row for row in rows if row.state == "done")
-        chosen = {label: folder / group[0].name for label, group in done_groups.items()}
-        if chosen and not is_timed(folder, chosen, plan.latency):
-            with console.status("measuring the latency of the frozen networks"), quiet():
-                measure(folder, chosen, plan.latency, plan.cpus)
+        first = {label: folder / group[0].name for label, group in done_groups.items()}
+        with console.status("measuring the latency of the frozen networks"), quiet():
+            _measure_latency(folder, first, batch, plan.definition["cpus"])
     for table in write_tables(folder):
         printed = RichTable(title=table.title)
         for i, column in enumerate(table.columns):
@@ -82,7 +87,7 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
             printed.add_row(*line)
         console.print(printed)
     with console.status("drawing"), quiet():
-        missing = draw(folder, plan.figures)
+        missing = draw(folder, plan.definition["figures"])
     for name, why in missing.items():
         console.say(f"No figure {name}: {why}.")
     console.say(f"{folder}: results.csv, table.md and the figures; `diffstride report {folder}` makes a page of it.")
@@ -93,14 +98,54 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
         )
 
 
+REPEATS = 30  # of a batch, for its latency
+
+
+@torch.inference_mode()
+def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> None:
+    """Time a batch through the network of each finished run with fixed strides, in turns; write `latency.json`.
+
+    Nothing is done where that file holds these runs with their present results, and this batch.
+    """
+    digests = {
+        label: hashlib.sha256((run / "result.json").read_bytes()).hexdigest()[:16] for label, run in runs.items()
+    }
+    before = read_latency(folder) or {"batch": None, "latency": {}}
+    timed = {label: entry.get("result") for label, entry in before["latency"].items()}
+    if not runs or (before["batch"], timed) == (batch, digests):
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cpus)
+    try:
+        candidates = {label: _candidate(run, batch, device) for label, run in runs.items()}
+        seconds = alternate(candidates, REPEATS, random.Random(0), synchronise=lambda: synchronise(device))
+        facts = provenance(device)
+    finally:
+        torch.set_num_threads(threads)
+    latency = {}
+    for label, times in seconds.items():
+        low, middle, high = (1e3 * q for q in statistics.quantiles(times, n=4, method="inclusive"))
+        origin = {"run": runs[label].name, "result": digests[label]}
+        latency[label] = {"ms": middle, "low": low, "high": high, **origin}
+    table = {"batch": batch, "repeats": REPEATS, "latency": latency, **facts}
+    atomic_write_text(folder / "latency.json", json.dumps(table, indent=1) + "\n")
+
+
+def _candidate(run: Path, batch: int, device: torch.device) -> Candidate:
+    network, data = look_into(run)
+    example = torch.randn(batch, *data.sample_shape)
+    frozen = freeze(network, example) if any(learnable_layers(network)) else network
+    model, x = frozen.to(device), example.to(device)
+    return Candidate(lambda: model(x))
+
+
 def check_same(plan: Study, folder: Path) -> None:
     """Check that runs with a result or a checkpoint have the settings that the study asks for now."""
     for run in plan.runs:
         before = read_request(folder / run.name)
-        kept = ("result.json", "checkpoints/last.ckpt")
-        if before is None or not any((folder / run.name / file).exists() for file in kept):
-            continue
-        if different := run.request.differences(before):
+        kept = any((folder / run.name / file).exists() for file in ("result.json", "checkpoints/last.ckpt"))
+        if before is not None and kept and (different := run.request.differences(before)):
             raise UsageError(
                 f"{folder / run.name} was run with other settings ({different[0]}): give another --name, or remove it"
             )
@@ -110,64 +155,42 @@ def _rows(plan: Study, folder: Path) -> list[Row]:
     return [row_of(folder, run.name, run.axes) for run in plan.runs]
 
 
-def _write_provenance(folder: Path, plan: Study) -> None:
-    """Write the provenance of tables and figures, with the sum of the seconds of all runs."""
-    seconds = sum(row.result["train_seconds"] or 0.0 for row in _rows(plan, folder) if row.result is not None)
-    facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    atomic_write_text(folder / "provenance.json", json.dumps(facts | {"seconds": round(seconds, 1)}, indent=1) + "\n")
+@contextmanager
+def _progress(plan: Study, folder: Path, console: PlainConsole) -> Iterator[None]:
+    """Show the progress, which is read from the folders alone: it does not matter where the runs are done."""
+    left = {row.name: row.axes for row in _rows(plan, folder) if row.state != "done"}
+    total, ended = len(left), threading.Event()
+    states = Counter(done=len(plan.runs) - total)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("to go"))
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=24 * 3600)
+    task = progress.add_task("", total=total)
 
+    def update() -> None:
+        for name, axes in list(left.items()):
+            row = row_of(folder, name, axes)
+            if row.state in ("done", "failed"):
+                del left[name]
+                states[row.state] += 1
+                console.say(f"{name}: {_outcome(row)}")
+        text = f"{states['done']} runs done, {len(left)} left"
+        text += f", {states['failed']} failed" if states["failed"] else ""
+        completed = total - len(left) + sum(fraction_done(folder / name) for name in left)
+        progress.update(task, completed=completed, description=text)
 
-class _Progress:
-    """A display of progress that reads the folders alone, so that it does not matter where the runs are done."""
+    def follow() -> None:
+        while not ended.wait(1.0):
+            update()
 
-    EVERY = 1.0  # seconds
-
-    def __init__(self, plan: Study, folder: Path, console: PlainConsole) -> None:
-        self._folder, self._console, self._start = folder, console, time.time()
-        self._rows = {row.name: row for row in _rows(plan, folder)}
-        self._todo = [name for name, row in self._rows.items() if row.state != "done"]
-        self._ended = threading.Event()
-        times = (TimeElapsedColumn(), TextColumn("to go"), TimeRemainingColumn())
-        columns = (TextColumn("{task.description}"), BarColumn(), *times)
-        self._progress = Progress(*columns, console=console, speed_estimate_period=24 * 3600)
-        self._task = self._progress.add_task("", total=len(self._todo))
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._update()
-        self._progress.start()
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._update()
-        self._progress.stop()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(self.EVERY):
-            self._update()
-
-    def _update(self) -> None:
-        for name in self._todo:
-            row = self._rows[name]
-            if row.state not in ("done", "failed"):
-                self._rows[name] = row = row_of(self._folder, name, row.axes)
-                if row.state in ("done", "failed"):
-                    self._console.say(f"{name}: {_outcome(row)}")
-        states = [row.state for row in self._rows.values()]
-        done, failed = states.count("done"), states.count("failed")
-        active = [name for name in self._todo if self._rows[name].state not in ("done", "failed")]
-        running = [name for name in active if self._is_running(name)]
-        text = f"{done} runs done, {len(running)} running, {len(active) - len(running)} left"
-        completed = len(self._todo) - len(active) + sum(fraction_done(self._folder / name) for name in running)
-        self._progress.update(
-            self._task, completed=completed, description=text + (f", {failed} failed" if failed else "")
-        )
-
-    def _is_running(self, name: str) -> bool:
-        config = self._folder / name / "config.yaml"  # written anew by a run that resumes
-        return config.exists() and config.stat().st_mtime >= self._start - 1
+    thread = threading.Thread(target=follow, daemon=True)
+    update()
+    with progress:
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            update()
 
 
 def _outcome(row: Row) -> str:
@@ -197,17 +220,12 @@ class Cost(NamedTuple):
 
 def estimate_costs(plan: Study) -> dict[str, Cost]:
     """Return the cost of a run by label, from networks and data that are built but not trained."""
-    data: dict[str, Any] = {}
     costs: dict[str, Cost] = {}
     for run in plan.runs:
-        label = label_of(run.axes)
-        if label not in costs:
+        if (label := label_of(run.axes)) not in costs:
             config = parse(run.request.arguments()).as_dict()
-            key = json.dumps(config["data"], default=str)
-            if key not in data:
-                data[key] = build_data(config["data"])
             try:
-                costs[label] = _cost(config, data[key])
+                costs[label] = _cost(config, shared_data(config))
             except (ValueError, ArgumentError) as error:  # from the network, about its arguments
                 raise UsageError(f"run {run.name}: {one_line(error)}") from error
     return costs
@@ -218,8 +236,5 @@ def _cost(config: Mapping[str, Any], data: Any) -> Cost:
     image = macs.model + macs.resampling
     trainer, batch = config["trainer"], data.batch_size
     steps = len(data.train_set[1] if isinstance(data.train_set, tuple) else data.train_set) // batch
-    epochs, most = trainer["max_epochs"], trainer["max_steps"] or -1
-    if epochs is None and most < 0:
-        epochs = 1000  # Lightning's default where neither limit is given
-    limits = [steps * epochs if (epochs or -1) >= 0 else math.inf, most if most >= 0 else math.inf]
-    return Cost(image, 3 * image * batch * min(limits))
+    limits = [(trainer["max_epochs"] or -1) * steps, trainer["max_steps"] or -1]  # negative ones do not count
+    return Cost(image, 3 * image * batch * min((limit for limit in limits if limit >= 0), default=math.inf))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, get_type_hints
 
 import yaml
 
-from diffstride._files import describe_os_error
 from diffstride._text import did_you_mean, one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.training.documents import flatten, read_yaml
 from diffstride.experiments.training.fit import parse
-from diffstride.experiments.training.folders import as_name, check_name
+from diffstride.experiments.training.folders import as_name
 from diffstride.experiments.training.schema import check_kind
 
 # Names of axes, and the arguments of `diffstride fit` that they set. Any other argument of `fit` can be an axis under
@@ -57,20 +55,25 @@ class TableDefinition(TypedDict, total=False):
     where: dict[str, Any]
 
 
-class Definition(TypedDict, total=False):
-    """The keys of a study's file; see `load_study`."""
+class OptionalKeys(TypedDict, total=False):
+    """The keys that a study's file may have; see `load_study`."""
 
     name: str
     question: str
     notes: str
-    base: str
-    settings: dict[str, Any] | None
-    axes: dict[str, Any] | list[dict[str, Any]] | None
-    tables: list[TableDefinition] | None
-    figures: list[str] | None
-    latency: int | None
+    settings: dict[str, Any]
+    tables: list[TableDefinition]
+    figures: list[str]
+    latency: int
     cpus: int
     gpus: float
+
+
+class Definition(OptionalKeys):
+    """The keys of a study's file."""
+
+    base: str
+    axes: dict[str, Any] | list[dict[str, Any]]
 
 
 class Request(NamedTuple):
@@ -97,34 +100,19 @@ class Request(NamedTuple):
 
 
 class StudyRun(NamedTuple):
-    """One run of a study."""
+    """One run of a study, with the name of its folder and its values of the axes."""
 
     name: str
     axes: dict[str, Any]
     request: Request
 
 
-@dataclass(frozen=True)
-class Study:
-    """A list of runs, with the tables and figures to make of them.
-
-    Attributes:
-        name: Name of its folder.
-        runs: Runs in the order in which they are done.
-        figures: Names of figures to draw.
-        latency: Samples in the batch on which frozen networks are timed; None to time none.
-        cpus: Threads of a run.
-        gpus: GPUs of a run, a fraction if several share one. Only Ray uses it.
-        definition: Content of the file, as it is kept with the results.
-    """
+class Study(NamedTuple):
+    """A study: its name, its runs in the order in which they are done, and its file's content with defaults."""
 
     name: str
-    runs: tuple[StudyRun, ...]
-    figures: tuple[str, ...] = ()
-    latency: int | None = None
-    cpus: int = 1
-    gpus: float = 0
-    definition: dict[str, Any] = field(default_factory=dict)
+    runs: list[StudyRun]
+    definition: dict[str, Any]
 
 
 def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: Sequence[str] = ()) -> Study:
@@ -138,93 +126,80 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
     - `axes`: a mapping from an axis to its values, or a list of such mappings. Each mapping stands for all combinations
       of its values. An axis is one of `AXES`, or an argument of `fit` by its dotted name. Its values are a value, a
       list of them, or a mapping from labels to settings, where a value takes several arguments;
-    - `tables`, `figures`, `latency`, `cpus`, `gpus`: see `Study`.
+    - `tables`: see `results.pivot` and `results.cutoffs`;
+    - `figures`: names of figures to draw, of those in the argument `figures`;
+    - `latency`: samples in the batch on which frozen networks are timed; none are by default;
+    - `cpus`: threads of a run, 1 by default;
+    - `gpus`: GPUs of a run, a fraction if several share one, 0 by default. Only Ray uses it.
 
-    Args:
-        file: The YAML file.
-        settings: Arguments that override those of the file, for all runs.
-        figures: Names of the figures that can be drawn.
+    The argument `settings` overrides that of the file.
 
     Raises:
         UsageError: The file has a mistake. The message is one line that names the file and the place in it.
     """
-    definition = _read_yaml(file)
+    try:
+        return _load(file, settings or {}, figures)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = "it or its base is not YAML: " if isinstance(error, yaml.YAMLError) else ""
+        raise UsageError(f"{file}: {problem}{one_line(error)}") from error
+
+
+def _load(file: Path, overrides: Mapping[str, Any], figures: Sequence[str]) -> Study:
+    content = read_yaml(file)
+    check_kind(content, Definition, "a study")
+    definition = {"figures": [], "tables": [], "cpus": 1, "gpus": 0, **content}
     for key in definition:
-        _one_of(f"{file}: key", key, [*Definition.__annotations__])
-    _check(definition, Definition, str(file))
-    for key in ("base", "axes"):
-        if not definition.get(key):
-            raise UsageError(f"{file}: the key {key!r} is missing")
-    config = _read_yaml(file.parent / definition["base"], f" (the base of {file})")
+        _one_of("key", key, [*get_type_hints(Definition)])
+    config = read_yaml(file.parent / definition["base"])
+    check_kind(config, dict[str, Any], f"the base {definition['base']}")
     for key in ("name", "runs", "ckpt_path"):
         config.pop(key, None)
-    common = (definition.get("settings") or {}) | dict(settings or {})
-    cpus = definition.get("cpus", 1)
+    common = definition.get("settings", {}) | dict(overrides)
     grids = definition["axes"] if isinstance(definition["axes"], list) else [definition["axes"]]
     runs = [
-        StudyRun(run_name(axes), axes, Request(config, {**common, **chosen}, cpus))
+        StudyRun(run_name(axes), axes, Request(config, common | chosen, definition["cpus"]))
         for grid in grids
-        for axes, chosen in _combinations(file, grid, settings or {})
+        for axes, chosen in _combinations(grid, overrides)
     ]
     names = Counter(run.name.casefold() for run in runs)  # some file systems do not distinguish cases
-    for run in runs:
-        check_name(f"{file}: axes: the name of a run, made of its values,", run.name)
-        if names[run.name.casefold()] > 1:
-            raise UsageError(
-                f"{file}: axes: the run {run.name} is there twice: values must differ, in more than capitals and signs "
-                "(a mapping gives them labels of their own), and one value of strides is a list"
-            )
-    for figure in definition.get("figures") or ():
-        _one_of(f"{file}: figures", figure, figures)
-    for table in definition.get("tables") or ():
-        _check_table(file, table, runs)
+    if twice := [run.name for run in runs if names[run.name.casefold()] > 1]:
+        raise UsageError(
+            f"axes: the run {twice[0]} is there twice: values must differ, in more than capitals and signs "
+            "(a mapping gives them labels of their own), and one value of strides is a list"
+        )
+    for figure in definition["figures"]:
+        _one_of("figures", figure, figures)
+    for table in definition["tables"]:
+        _check_table(table, runs)
     checked: set[str] = set()
     for run in runs:
         values = {f"{axis} {value}" for axis, value in run.axes.items()}
-        if values <= checked:  # parsing is slow: each value of each axis is parsed once, not every combination
-            continue
-        checked |= values
-        try:
+        if not values <= checked:  # parsing is slow: each value of each axis is parsed once, not every combination
+            checked |= values
             parse(run.request.arguments())
-        except UsageError as error:
-            raise UsageError(f"{file}: run {run.name}: {error}") from error
-    return Study(
-        name=str(definition.get("name") or file.stem),
-        runs=tuple(runs),
-        figures=tuple(definition.get("figures") or ()),
-        latency=definition.get("latency"),
-        cpus=cpus,
-        gpus=definition.get("gpus", 0),
-        definition=definition | {"config": config, "settings": common},
-    )
+    return Study(definition.get("name") or file.stem, runs, definition | {"config": config, "settings": common})
 
 
-def _combinations(
-    file: Path, grid: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+def _combinations(grid: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield the labels of each combination of a grid's values, and the settings of `fit` for it."""
     axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
     for axis, values in grid.items():
         if isinstance(values, dict):
-            _check(values, dict[str, dict[str, Any]], f"{file}: axes: {axis}")
+            check_kind(values, dict[str, dict[str, Any]], f"axes: {axis}")
             choices = [(axis, label, chosen) for label, chosen in values.items()]
         else:
             if "." not in axis:
-                _one_of(f"{file}: axes", axis, [*AXES], " or an argument of fit by its dotted name")
+                _one_of("axes", axis, [*AXES], " or an argument of fit by its dotted name")
             values = values if isinstance(values, list) else [values]
             choices = [(axis, value, {AXES.get(axis, axis): value}) for value in values]
-        if not choices:
-            raise UsageError(f"{file}: axes: {axis} has no values")
         for _, value, chosen in choices:
             if axis == "method":
-                _one_of(f"{file}: axes: method", value, [*METHODS])
+                _one_of("axes: method", value, [*METHODS])
             if overridden := sorted(set(chosen) & set(fixed)):
-                raise UsageError(f"--{overridden[0]} cannot be given: the axis {axis} of {file} sets it")
+                raise UsageError(f"--{overridden[0]} cannot be given: the axis {axis} of the study sets it")
         axes.append(choices)
     for combination in itertools.product(*axes):
-        settings: dict[str, Any] = {}
-        for _, _, chosen in combination:
-            settings |= chosen
+        settings = dict(itertools.chain.from_iterable(chosen.items() for _, _, chosen in combination))
         yield {axis: value for axis, value, _ in combination}, settings
 
 
@@ -252,40 +227,22 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_table(file: Path, table: TableDefinition, runs: Sequence[StudyRun]) -> None:
+def _check_table(table: TableDefinition, runs: Sequence[StudyRun]) -> None:
     """Check a table, so that a mistake is found before the runs and not after them."""
     axes = sorted({axis for run in runs for axis in run.axes})
     for key in table:
-        _one_of(f"{file}: tables: key", key, [*TableDefinition.__annotations__])
-    value = _one_of(f"{file}: tables: value", table.get("value", "accuracy"), ("accuracy", "macs", "cutoffs"))
+        _one_of("tables: key", key, [*TableDefinition.__annotations__])
+    value = table.get("value", "accuracy")
+    _one_of("tables: value", value, ("accuracy", "macs", "cutoffs"))
     for key in ("rows",) if value == "cutoffs" else ("rows", "columns"):
-        _one_of(f"{file}: tables: {key}", table.get(key), axes)
+        _one_of(f"tables: {key}", table.get(key), axes)
     for axis, wanted in table.get("where", {}).items():
-        if all(run.axes.get(axis) != wanted for run in runs):
-            raise UsageError(f"{file}: tables: where: no run has {axis} {wanted!r}")
+        _one_of(f"tables: where: {axis}", wanted, [run.axes.get(axis) for run in runs])
     if "paper" in table:
-        _one_of(f"{file}: tables: paper", table["paper"], PAPER_TABLES.get(value, ()))
+        _one_of("tables: paper", table["paper"], PAPER_TABLES.get(value, ()))
 
 
-def _read_yaml(file: Path, role: str = "") -> dict[str, Any]:
-    try:
-        content = read_yaml(file)
-    except OSError as error:
-        raise UsageError(f"{describe_os_error(error, f'{file}{role}')}; it must be a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{file}{role} is not YAML: {one_line(error)}") from error
-    _check(content, dict[str, Any], str(file))
-    return dict(content)
-
-
-def _check(value: Any, kind: Any, place: str) -> None:
-    try:
-        check_kind(value, kind, place)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _one_of(place: str, name: Any, names: Sequence[str], more: str = "") -> Any:
-    if name not in names:
-        raise UsageError(f"{place} must be one of {', '.join(names)}{more}, got {name!r}{did_you_mean(name, names)}")
-    return name
+def _one_of(place: str, given: Any, known: Sequence[Any], more: str = "") -> None:
+    if given not in known:
+        names = [*dict.fromkeys(map(str, known))]
+        raise UsageError(f"{place} must be one of {', '.join(names)}{more}, got {given!r}{did_you_mean(given, names)}")

@@ -7,9 +7,7 @@ run that was cut off resumes from its last checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 
@@ -17,11 +15,12 @@ import torch
 
 from diffstride._files import atomic_write_text
 from diffstride._text import one_line
-from diffstride.errors import InterruptedRunError, RunError, UsageError
+from diffstride.errors import DiffStrideError, InterruptedRunError, UsageError
 from diffstride.experiments.studies.study import Request
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.folders import clear, locked
+from diffstride.experiments.training.signals import end_with_parent
 
 
 def write_request(folder: Path, request: Request) -> None:
@@ -51,37 +50,30 @@ def read_request(folder: Path) -> Request | None:
 def work(folder: Path) -> None:
     """Complete the run in a folder, from its last checkpoint if it has one.
 
-    A failure is written to `failed.json`, with the traceback of an unexpected error. Only an interruption is raised.
+    A failure is written to `failed.json`. Only an interruption is raised.
     """
     request = read_request(folder)
     assert request is not None, folder
     resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
-    quiet = ["--trainer.enable_progress_bar", "false"]
     threads = torch.get_num_threads()
     torch.set_num_threads(request.cpus)
     try:
-        train([*request.arguments(), f"--runs={folder.parent}", f"--name={folder.name}", *quiet, *resume])
-    except (InterruptedRunError, KeyboardInterrupt):
+        own = [f"--runs={folder.parent}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
+        train([*request.arguments(), *own, *resume])
+    except InterruptedRunError:
         raise
-    except (UsageError, RunError) as error:
-        write_failure(folder, str(error))
     except Exception as error:  # an error of a library must not end the study
-        write_failure(folder, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+        kind = "" if isinstance(error, DiffStrideError) else f"{type(error).__name__}: "
+        write_failure(folder, kind + one_line(error), traceback.format_exc())
     finally:
         torch.set_num_threads(threads)
 
 
-def write_failure(folder: Path, error: str, details: str | None = None) -> None:
+def write_failure(folder: Path, error: str, details: str) -> None:
     """Write that a run has failed: the error in one line, and details."""
     atomic_write_text(folder / "failed.json", json.dumps({"error": error, "details": details}, indent=1) + "\n")
 
 
-def _end_with_parent() -> None:
-    """End when the parent process has died, which held the other end of standard input."""
-    sys.stdin.read()
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     work(Path(sys.argv[1]))
