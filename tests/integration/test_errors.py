@@ -17,7 +17,7 @@ from diffstride import export
 from diffstride import functional as F
 from diffstride.experiments import models
 from diffstride.experiments.commands.main import main
-from diffstride.experiments.data import AudioData, Augment, ImageData, PlantedBands
+from diffstride.experiments.data import AudioData, Augment, ImageData
 from diffstride.experiments.training import Classifier
 from tests.helpers.errors import content, refuses, without_bars
 from tests.helpers.workplace import DESCRIBED, DONE, LAST, PICTURES, RESULT, RESUME, binary, cut, pickled, text
@@ -81,15 +81,11 @@ CALLS = {
         lambda: models.TinyCNN(downsample="diffstride", downsample_options={"smothness": 1}), "smoothness", "smothness",
     ),
     "too many strides": (lambda: models.TinyCNN(strides=[2, 2]), "strides", "1 entr", "[2, 2]"),
-    "a fractional stride of a pooling": (
-        lambda: models.TinyCNN(downsample="avg", strides=[2.5]), "stride", "integer", "2.5",
-    ),
     "data that are not there": (lambda: ImageData("./no").setup(), "no", "does not exist"),
     "an empty folder of sounds": (lambda: AudioData("folder").setup(), "folder", "audio", "<class>"),
     "a misspelt column": (lambda: ImageData("set", label_column="lable").setup(), "label_column", "'lable'"),
     "more samples than there are": (lambda: ImageData("set", train_samples=9).setup(), "8 samples", "9"),
     "two crops at once": (lambda: Augment(1, resized_crop=8), "resized_crop", "pad_crop"),
-    "waves of no samples": (lambda: PlantedBands(train_samples=0), "train_samples", ">= 1", "0"),
     "unsorted milestones": (lambda: Classifier(TINY, [1, 1, 1], [3, 2]), "milestones", "increasing", "[3, 2]"),
     "a momentum below 0": (lambda: Classifier(TINY, momentum=-1.0), "momentum", ">= 0", "-1.0"),
 }  # fmt: skip
@@ -127,7 +123,6 @@ COMMANDS = {
     "report folder": (("folder", "run", "study"), None),
     f"report {PICTURES}": (("result.json", "damaged"), cut(RESULT)),
     f"report {PICTURES} --out page.txt": (("--out", ".html", "page.txt"), None),
-    "bench --repeats 1": (("--repeats", "at least 2", "1"), None),
     f"predict {PICTURES} set --top 0": (("--top", "at least 1", "0"), None),
     f"predict {PICTURES} set --csv text": (("text", "--force"), None),
     f"predict {PICTURES} set": (("config.yaml", "network"), text(DESCRIBED, "")),

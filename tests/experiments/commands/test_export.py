@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line(run, tmp_path, capsys, arguments, message):
     ("damage", "message"),
     [
         (lambda run: shutil.rmtree(run / "checkpoints"), "there is no checkpoint"),
-        (lambda run: (run / "config.yaml").unlink(), "there is no config.yaml beside"),
+        (lambda run: (run / "config.yaml").unlink(), "config.yaml does not describe a network"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), "does not describe a network"),
         (lambda run: (run / "config.yaml").write_text("model: {network: Nothing}"), "does not describe a network"),
         (

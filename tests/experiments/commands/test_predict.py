@@ -145,8 +145,7 @@ def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
     assert [line.split(": ")[:2] for line in lines] == [[str(file), "pitch"], [str(file), "again"]]
     network, config = load_run(run)
     data = build_data(config["data"]).tasks["again"]
-    places = [i for i in range(15) if torch.equal(data.test_set[0][i], data.read(file))]
-    inputs, _ = data.prepare_batch((data.test_set[0][places], data.test_set[1][places]))
+    inputs, _ = data.prepare_batch((data.read(file)[None], torch.zeros(1)))
     with torch.no_grad():
         best = network(inputs)["again"].softmax(-1)[0].max().item()
     assert float(lines[1].split(": ")[2].split(", ")[0].split()[1]) == pytest.approx(best, abs=6e-4)

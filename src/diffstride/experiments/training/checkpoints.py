@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return _read(path)
-    except PermissionError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # the unpickler raises anything for a damaged file
         raise UsageError(f"{path} is not a readable checkpoint: {last_good(path.parent)}") from error

@@ -97,8 +97,6 @@ class Classifier(LightningModule):
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
         self.has_strides = any(True for _ in learnable_layers(network))
-        if budget is not None and not self.has_strides:
-            raise ValueError("budget must be null for a network without learnable strides: nothing could meet it")
         self.budget, self.cost = budget, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
 
@@ -136,7 +134,7 @@ class Classifier(LightningModule):
             return
         try:
             self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
-        except UsageError as error:
+        except ValueError as error:
             raise UsageError(str(error).replace("amount must", "budget must")) from error
 
     def example(self) -> Tensor:

@@ -124,16 +124,12 @@ class FitCLI(LightningCLI):
     def _find_checkpoint(self, config: Any) -> None:
         folder = self.run_folder
         path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
-        if not path.is_file():
-            raise UsageError(f"there is no checkpoint {path}: check --name and --runs, or start without --ckpt_path")
         self.continues_own_folder = (folder / RUN).is_file() and path.resolve().is_relative_to(folder.resolve())
         if self.continues_own_folder and self._is_first:
             # Before reading: another process may be about to write the next one.
             self._locks.enter_context(locked(folder, adopt=True))
             remove_unfinished(folder / "checkpoints")
         saved = read_checkpoint(path)
-        if "loops" not in saved:
-            raise UsageError(f"{path} has weights alone: resume from a checkpoint of `diffstride fit`")
         self.checkpoint_step, self._resumed = saved["global_step"], saved
         config.ckpt_path = str(path)
 

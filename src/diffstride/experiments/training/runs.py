@@ -19,7 +19,7 @@ from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.schema import Result, check_result
 
 # Errors of a configuration that does not describe a network or data.
-_BUILDING = (yaml.YAMLError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
+_BUILDING = (yaml.YAMLError, FileNotFoundError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
 
 
 class Run(NamedTuple):
@@ -34,10 +34,7 @@ def find_run(given: Path) -> tuple[Path, Path]:
     checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
     if not checkpoint.is_file():
         raise UsageError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
-    for folder in (checkpoint.absolute().parent, checkpoint.absolute().parent.parent):
-        if (folder / "config.yaml").is_file():
-            return checkpoint, folder / "config.yaml"
-    raise UsageError(f"there is no config.yaml beside {checkpoint}: give a checkpoint where `diffstride fit` left it")
+    return checkpoint, checkpoint.absolute().parent.parent / "config.yaml"
 
 
 def load_run(given: Path) -> Run:
