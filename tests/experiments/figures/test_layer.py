@@ -7,6 +7,7 @@ import torch
 from diffstride.experiments.figures import layer as figures
 from diffstride.nn import DiffStride2d
 from draw_layer import draw_layer
+from tests.helpers.figures import inside
 
 
 def centred(x):
@@ -14,7 +15,7 @@ def centred(x):
 
 
 @pytest.mark.parametrize("size", [(32, 24), (25, 18)])
-def test_the_steps_of_the_layer_follow_from_each_other(size, inside):
+def test_the_steps_of_the_layer_follow_from_each_other(size):
     layer = DiffStride2d((2.6, 1.7), 2.0)
     image = torch.rand(3, *size)
     figure = draw_layer(layer, image)

@@ -6,28 +6,14 @@ from matplotlib.text import Text
 
 from diffstride.experiments.figures import study
 from diffstride.experiments.figures.style import PAPER
+from tests.helpers.figures import inside
 
 
 def labels(texts):
     return [text.get_text() for text in texts]
 
 
-def test_trajectories_of_runs(rows, inside):
-    runs = {f"start {i}": [rows, [row._replace(stride=row.stride + i) for row in rows]] for i in (1, 2)}
-    runs["fewer"] = [[row for row in rows if row.layer == "a"], []]
-    figure = study.trajectories_of_runs(runs, varied="initial strides")
-    panels = figure.axes
-    assert [panel.get_title() for panel in panels] == ["a, height", "a, width", "b, height", "b, width"]
-    drawn = [[line.get_ydata()[0] for line in panel.get_lines() if len(line.get_ydata())] for panel in panels]
-    assert drawn == [[2, 3, 2, 4, 2]] * 2 + [[3, 4, 3, 5]] * 2
-    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in panels[0].get_lines()]
-    assert looks[0] == looks[1]
-    assert all(a != b for a, b in zip(looks[0], looks[2], strict=True))
-    assert labels(figure.legends[0].get_texts()) == ["start 1", "start 2", "fewer"]
-    assert inside(figure)
-
-
-def test_learned_strides(inside):
+def test_learned_strides():
     start = {"a": [2.0, 2.0], "b": [3.0, 1.0]}
     runs = {
         "x": [(start, {"a": [1.5, 2.5], "b": [4.0, 1.0]}), (start, {"a": [1.7, 2.5], "b": [5.0, 9.0]})],
@@ -50,7 +36,7 @@ def ends(initial, *learned):
     return [({"a": [initial, 1.0], "b": [1.0]}, {"a": [end / 2, 1.0], "b": [2.0]}) for end in learned]
 
 
-def test_striding_factors(inside):
+def test_striding_factors():
     figure = study.striding_factors({"2-2": ends(16.0, 8.0, 32.0), "3-1": ends(9.0, 4.0, 10.0, 12.0)}, varied="")
     (panel,) = figure.axes
     assert labels(panel.get_yticklabels()) == ["2-2", "3-1", "all learned"]
@@ -80,19 +66,13 @@ def test_the_frontier_has_no_point_that_another_beats():
     assert [p.cost for p in best] == sorted({p.cost for p in best})
 
 
-def test_pareto(inside):
+def test_pareto():
     points = [study.Point(f"width {c:g}", c, 0.9 * c, 1.2 * c, a, 0.01) for c, a in ((1, 0.5), (2, 0.7), (8, 0.6))]
     series = {"conv": points, "DiffStride": [points[1]._replace(label="budget 1", accuracy=0.65)]}
     figure = study.pareto({"million MACs": series, "ms": {"conv": points[:2]}}, title="T")
     macs, ms = figure.axes
     assert (macs.get_xscale(), ms.get_xscale()) == ("log", "linear")
     assert (macs.get_xlabel(), ms.get_xlabel()) == ("million MACs, log scale", "ms")
-    conv, other = macs.containers
-    assert conv.lines[0].get_xydata().ravel().tolist() == pytest.approx([1, 50, 2, 70, 8, 60])
-    across, up = (bars.get_segments() for bars in conv.lines[2])
-    assert across[2][:, 0].tolist() == pytest.approx([7.2, 9.6])
-    assert up[2][:, 1].tolist() == pytest.approx([59, 61])
-    assert conv.lines[0].get_marker() != other.lines[0].get_marker()
     best = next(line for line in macs.get_lines() if line.get_marker() == "None")
     assert best.get_xydata().ravel().tolist() == pytest.approx([1, 50, 2, 70, 8, 70])
     assert best.get_drawstyle() == "steps-post"

@@ -24,15 +24,8 @@ class Page(HTMLParser):
 
     def __init__(self, folder):
         super().__init__()
-        self.open, self.ids, self.links, self.tables, self.pictures, self.texts, self.config = (
-            [],
-            [],
-            [],
-            {},
-            [],
-            [],
-            [],
-        )
+        self.tables = {}
+        self.open, self.ids, self.links, self.pictures, self.texts, self.config = ([] for _ in range(6))
         self.feed(render(folder, lambda name: None))
         self.close()
         assert not self.open

@@ -1,7 +1,6 @@
 """Pictures of a study show what its runs have left, and name what cannot be drawn."""
 
 import json
-import math
 import shutil
 import statistics
 from pathlib import Path
@@ -24,6 +23,7 @@ from diffstride.experiments.studies.results import read_study
 from diffstride.experiments.training.fit import train
 from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn import learnable_layers
+from tests.helpers.figures import inside
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 OF_SOUNDS = {"accuracies", "spectrogram"}
@@ -72,6 +72,10 @@ def labels(figure):
 def test_trajectories(study):
     made = figure(study, "trajectories")
     assert labels(made) == ["2-2", "3-1"]
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in made.axes[0].get_lines()]
+    assert looks[0] == looks[1]
+    assert all(a != b for a, b in zip(looks[0], looks[2], strict=True))
+    assert inside(made)
     drawn = {panel.get_title(): [round(line.get_ydata()[-1], 6) for line in panel.get_lines()] for panel in made.axes}
     assert drawn == {
         "a, height": [2.0, 1.9, 3.0, 2.9], "a, width": [2.5, 2.5, 3.5, 3.5],
@@ -87,17 +91,6 @@ def test_strides(study):
     assert moves[0] == [(1.0, 1.0)] * 2 + [(1.0, 2.0)] * 2 + [(2.0, 1.9), (2.0, 2.0), (3.0, 2.9), (3.0, 3.0)]
     assert moves[1] == [(1.0, 1.25)] * 4 + [(2.0, 2.5)] * 2 + [(3.0, 3.5)] * 2
     assert labels(made) == ["2-2", "3-1"]
-
-
-def test_factor(study):
-    (axes,) = figure(study, "factor").axes
-    drawn = [line.get_xdata().tolist() for line in axes.get_lines() if line.get_linestyle() == "None"]
-    expected = []
-    for _, start in STARTS.values():
-        products = [math.prod(s for layer in learned(start, seed).values() for s in layer) for seed in (0, 1)]
-        expected += [[start**2], products]
-    assert [pytest.approx(points) for points in expected] == drawn[:-1]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["2-2", "3-1", "all learned"]
 
 
 def test_pareto(study):
@@ -224,15 +217,19 @@ def test_a_validation_after_the_last_step_is_drawn_at_that_step(run, tmp_path):
 
 
 def test_a_run_shows_what_it_has_logged(run):
-    panels = {panel.get_ylabel(): panel.get_lines() for panel in run_training(run).axes}
+    training, strides = run_training(run), run_strides(run)
+    assert inside(training)
+    assert inside(strides)
+    panels = {panel.get_ylabel(): panel.get_lines() for panel in training.axes}
     logged = [row for row in read_dicts(run / "metrics.csv") if row["val/accuracy"]]
     (accuracy,) = panels["accuracy (%)"]
     # Lightning logs a step by the number of those before it.
     assert list(accuracy.get_xdata()) == [int(row["step"]) + 1 for row in logged] == [3, 6]
     assert accuracy.get_ydata() == pytest.approx([100 * float(row["val/accuracy"]) for row in logged])
     rows = [row for row in read_rows(run / "strides.csv") if row.axis == "width"]
-    _, stride = run_strides(run).axes[0].get_lines()
-    assert stride.get_xydata().tolist() == [[row.step, row.stride] for row in rows]
+    for panel, name in zip(strides.axes, ("stride", "size"), strict=True):
+        _, line = panel.get_lines()
+        assert line.get_xydata().tolist() == [[row.step, getattr(row, name)] for row in rows]
 
 
 def test_a_run_whose_data_cannot_be_read_names_the_reason(run, tmp_path, monkeypatch):

@@ -89,6 +89,29 @@ def test_other_settings_for_a_run_that_is_done_are_refused(write, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert study(file, "--model.network.width=8", "--name", "other") == 0
     assert (file.parent / "runs" / "other" / "conv-seed0" / "result.json").exists()
+    (folder / "conv-seed0" / "result.json").unlink()  # a checkpoint is kept, too
+    (folder / "conv-seed0" / "failed.json").write_text(json.dumps({"error": "was killed"}))
+    assert study(file, "--data.batch_size", "16") == 2
+    assert "was run with other settings (data.batch_size 32, now 16)" in capsys.readouterr().err
+    assert (folder / "conv-seed0" / "checkpoints" / "last.ckpt").read_bytes() == before[
+        folder / "conv-seed0" / "checkpoints" / "last.ckpt"
+    ]
+
+
+def test_latency_is_measured_again_for_other_batches_and_runs(write):
+    axes = {"method": "conv", "seed": 0}
+    file = write(axes=axes, latency=2)
+    assert study(file) == 0
+    measured = file.parent / "runs" / "tiny" / "latency.json"
+    before = measured.read_text()
+    assert study(file) == 0
+    assert measured.read_text() == before
+    assert study(write(axes=axes, latency=3)) == 0
+    assert json.loads(measured.read_text())["batch"] == 3
+    before = measured.read_text()
+    shutil.rmtree(measured.parent / "conv-seed0")
+    assert study(write(axes=axes, latency=3)) == 0
+    assert measured.read_text() != before
 
 
 FICKLE = """
@@ -180,18 +203,6 @@ def test_a_folder_of_something_else_is_no_study(write, capsys):
     assert study(file) == 2
     assert "has files of something else" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_the_checkpoint_of_a_failed_run_is_kept(write, capsys):
-    file = write(axes={"method": "diffstride", "seed": 0})
-    assert study(file) == 0
-    run = file.parent / "runs" / "tiny" / "diffstride-seed0"
-    (run / "result.json").unlink()
-    (run / "failed.json").write_text(json.dumps({"error": "was killed"}))
-    saved = (run / "checkpoints" / "last.ckpt").read_bytes()
-    assert study(file, "--data.batch_size", "16") == 2
-    assert "was run with other settings (data.batch_size 32, now 16)" in capsys.readouterr().err
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == saved
 
 
 def test_one_process_at_a_time(write, capsys):

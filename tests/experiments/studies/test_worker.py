@@ -19,16 +19,6 @@ def test_a_request_is_read_back_and_done_in_its_folder(write, tmp_path):
     assert json.loads((folder / "result.json").read_text())["steps"] == 6
 
 
-def test_a_failure_is_written_down_and_cleared_by_the_next_request(write, tmp_path):
-    (run,) = load_study(write(axes={"method": "conv", "seed": 0})).runs
-    folder = tmp_path / "run"
-    write_request(folder, run.request._replace(settings={**run.request.settings, "data.batch_size": 1000}))
-    work(folder)
-    assert "batch_size" in json.loads((folder / "failed.json").read_text())["error"]
-    write_request(folder, run.request)
-    assert not (folder / "failed.json").exists()
-
-
 def test_a_damaged_request_names_its_file(tmp_path):
     (tmp_path / "request.json").write_text("{")
     with pytest.raises(UsageError, match=r"request\.json cannot be read"):
