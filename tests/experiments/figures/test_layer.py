@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffstride.experiments.figures import layer as figures
 from diffstride.nn import DiffStride2d
 from draw_layer import draw_layer
 from tests.helpers.figures import inside
@@ -50,9 +49,3 @@ def test_the_steps_of_the_layer_follow_from_each_other(size):
     )
     assert figure.axes[3].patches[0].get_bbox().extents.tolist() == [left, top, right, bottom]
     assert inside(figure)
-
-
-def test_before_and_after():
-    first, second = figures.before_and_after({"in": torch.eye(4), "out": torch.eye(2)}).axes
-    assert first.get_title() == "in\n4 x 4"
-    assert second.get_images()[0].get_array().tolist() == [[1, 0], [0, 1]]

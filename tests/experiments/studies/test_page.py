@@ -198,21 +198,3 @@ def test_text_from_outside_stays_text_without_control_characters(copy):
     assert f"# {EVIL}\n" in "".join(page.config)
     assert "<b>$x$" in page.text
     assert "a\\x1b[2J b" in page.text
-
-
-TORN = {
-    "between the rows of a step": lambda lines: lines[:-1],
-    "within a row": lambda lines: [*lines[:-1], lines[-1][:-3]],
-    "in the first step": lambda lines: lines[:2],
-    "in the header": lambda lines: [lines[0][:4]],
-}
-
-
-@pytest.mark.parametrize("cut", TORN.values(), ids=TORN)
-def test_strides_that_are_being_written_are_shown_as_far_as_they_are(cut, copy):
-    folder = copy / NAMES[2]
-    file = folder / "strides.csv"
-    file.write_bytes("".join(cut(file.read_bytes().decode().splitlines(keepends=True))).encode())
-    (folder / "result.json").unlink()
-    axes = [line[1] for line in Page(folder).tables.get("Strides", [])[1:]]
-    assert axes == list(dict.fromkeys(row["axis"] for row in read_csv(file) if row.get("size")))

@@ -169,11 +169,11 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     rows = _selected(by_task(rows), where)
     down, across = table["rows"], table["columns"]
     value = table.get("value", "accuracy")
-    form, scale, unit = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}[
-        value
-    ]
+    units = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}
+    form, scale, unit = units[value]
     lines, columns = (_distinct(row.axes[axis] for row in rows if axis in row.axes) for axis in (down, across))
-    published = _published(table["paper"]) if "paper" in table else {}
+    printed = _read_csv(table["paper"], 3) if "paper" in table else {}
+    published = {key: Statistic(float(mean), float(sd)) for key, (mean, sd) in printed.items()}
     # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
     names, headings = [], [down if down != "strides" else "initial strides"]
@@ -191,10 +191,10 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         headings.append(METHODS.get(str(column), str(column)) if across == "method" else shown(across, column))
         headings += ["paper"] if published else []
     body = []
-    for name, own, printed in zip([*names, "mean"], ours, theirs, strict=True):
+    for name, *both in zip([*names, "mean"], ours, theirs, strict=True):
         texts = [name]
-        for mine, its in zip(own, printed, strict=True):
-            texts += [_cell(mine, form, scale), *([_cell(its, ".1f", 1) if its else ""] if published else [])]
+        for own, its in zip(*both, strict=True):
+            texts += [_cell(own, form, scale), *([_cell(its, ".1f", 1) if its else ""] if published else [])]
         body.append(tuple(texts))
     title = table.get("title") or f"{unit}: mean and deviation over {seeds_of(rows)}"
     return Table(title, tuple(headings), tuple(body))
@@ -214,7 +214,7 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     units: dict[str, str] = rows[0].result["axes"] if rows else {}
     rows = [row for row in rows if row.result["axes"] == units]  # waveforms and spectrograms do not mix
     # Table 2 writes some tasks with other capitals than Table 1.
-    paper = {key[0].lower(): line for key, line in _read_csv("table2").items()} if "paper" in table else {}
+    paper = {key[0].lower(): line for key, line in _read_csv("table2", 1).items()} if "paper" in table else {}
     columns = [(f"stride, {axis}", ".2f", partial(_first, "strides", i)) for i, axis in enumerate(units)]
     for i, (axis, unit) in enumerate(units.items()):
         form = ".2f" if unit == "Hz" else ".4f"
@@ -301,19 +301,11 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _published(table: str) -> dict[tuple[str, ...], Statistic]:
-    return {key: Statistic(float(mean), float(sd)) for key, (mean, sd, *_) in _read_csv(table).items()}
-
-
-def _read_csv(table: str) -> dict[tuple[str, ...], list[str]]:
-    """Return one of the paper's tables: the printed values by the columns that identify a line."""
-    keys = {"table1": ("task", "setting", "method"), "table2": ("task",)}.get(
-        table, ("init_strides", "dataset", "method")
-    )
+def _read_csv(table: str, keys: int) -> dict[tuple[str, ...], list[str]]:
+    """Return one of the paper's tables: the printed values by the first columns, which identify a line."""
     text = (PAPER / f"{table}.csv").read_text().splitlines()
-    header, *lines = csv.reader(line for line in text if not line.startswith("#"))
-    places = [header.index(key) for key in keys]
-    return {tuple(line[i] for i in places): [v for i, v in enumerate(line) if i not in places] for line in lines}
+    _, *lines = csv.reader(line for line in text if not line.startswith("#"))
+    return {tuple(line[:keys]): line[keys:] for line in lines}
 
 
 # Files

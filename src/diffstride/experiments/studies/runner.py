@@ -62,21 +62,20 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
             if todo:
                 executor([folder / run.name for run in todo], plan.definition["cpus"], plan.definition["gpus"])
     except (KeyboardInterrupt, InterruptedRunError) as stop:
-        done = sum(row.state == "done" for row in _rows(plan, folder))
+        number = sum(row.state == "done" for row in _rows(plan, folder))
         raise InterruptedRunError(
-            f"interrupted: {done} of {len(plan.runs)} runs are done; the same command continues the study"
+            f"interrupted: {number} of {len(plan.runs)} runs are done; the same command continues the study"
         ) from stop
     finally:
         write_tables(folder)
         rows = _rows(plan, folder)
         seconds = sum(row.result["train_seconds"] or 0.0 for row in rows if row.result is not None)
-        facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu")) | {
-            "seconds": round(seconds, 1)
-        }
+        facts = provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        facts["seconds"] = round(seconds, 1)
         atomic_write_text(folder / "provenance.json", json.dumps(facts, indent=1) + "\n")
     if batch := plan.definition.get("latency"):
-        done_groups = groups(row for row in rows if row.state == "done")
-        first = {label: folder / group[0].name for label, group in done_groups.items()}
+        done = [row for row in rows if row.state == "done"]
+        first = {label: folder / group[0].name for label, group in groups(done).items()}
         with console.status("measuring the latency of the frozen networks"), quiet():
             _measure_latency(folder, first, batch, plan.definition["cpus"])
     for table in write_tables(folder):
