@@ -106,7 +106,7 @@ COMMANDS = {
     "fit --config demo.yaml --model.network.num_classes 7": (("model.network.num_classes", "4"), None),
     "fit --config demo.yaml --model.budget 1e-9": (("budget", "between", "1e-09"), None),
     "fit --config demo.yaml --name ../x": (("--name", "plain file name", "'../x'"), None),
-    "fit --config nowhere.yaml": (("nowhere.yaml", "not exist"), None),
+    "fit --config nowhere.yaml": (("nowhere.yaml", "No such file"), None),
     "fit --config broken.yaml": (("broken.yaml", "not YAML", "line 1"), None),
     "fit --config pictures.yaml": (("runs/pictures", "--name", "--ckpt_path last"), None),
     "fit --config pictures.yaml --name new": (("row 0", "0.png", "readable"), binary("set/train/class0/0.png")),

@@ -81,6 +81,7 @@ def test_a_class_by_its_bare_name_or_its_path(name, tmp_path):
     [
         (["model"], "modle", "unknown key modle: did you mean model?"),
         (["model", "network"], "netwrk", "unknown key model.netwrk: did you mean model.network?"),
+        (["model", "network", "class_path"], "clas_path", "model.network.clas_path"),
         (["model", "network", "init_args", "strides"], "stride", "did you mean model.network.strides?"),
         (["data", "init_args"], "init_arg", "unknown key data.init_arg: did you mean data.init_args?"),
     ],
@@ -91,18 +92,20 @@ def test_an_unknown_key_in_a_file(path, wrong, message, tmp_path):
     for key in path[:-1]:
         above = above[key]
     above[wrong] = above.pop(path[-1])
-    assert message in refused("--config", written(tmp_path, config))
+    file = written(tmp_path, config)
+    answer = refused("--config", file)
+    assert answer.startswith(f"{file}: unknown key ")
+    assert message in answer
 
 
 def test_a_key_of_one_of_several_tasks(tmp_path):
     message = refused("--config", written(tmp_path, DEMO | {"data": MULTI}))
-    assert message == "unknown key data.bnad: did you mean data.band?"
+    assert message.endswith("unknown key data.tasks.a.bnad: did you mean data.tasks.a.band?")
 
 
-@pytest.mark.parametrize(("place", "key"), [("data", "train_samples"), ("model.network", "strides")])
-def test_arguments_of_a_class_that_is_not_named(place, key):
-    message = refused(f"--{place}.{key}", "2")
-    assert message.startswith(f"{place}.{key} needs a class: give --{place} as well")
+def test_arguments_of_a_class_that_is_not_named():
+    message = refused("--data", "PlantedBands", "--model.network.strides", "[2]")
+    assert message.startswith("model.network.strides needs a class: give --model.network as well")
 
 
 def test_a_wrong_value_is_left_to_the_parser(tmp_path):
@@ -114,8 +117,8 @@ def test_a_wrong_value_is_left_to_the_parser(tmp_path):
     assert "unknown" not in message
 
 
-@pytest.mark.parametrize("content", [b"a: [1", b"[1, 2]", b"\xff"])
+@pytest.mark.parametrize("content", ["a: [1", "[1, 2]", "\x00"])
 def test_a_file_without_a_configuration_is_named(content, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_bytes(content)
+    file.write_text(content)
     assert str(file) in refused("--config", str(file))

@@ -48,7 +48,7 @@ from diffstride.experiments.training.checkpoints import (
     read_checkpoint,
 )
 from diffstride.experiments.training.classifier import Classifier
-from diffstride.experiments.training.config_errors import explain
+from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.folders import RUN, check_name, check_new, clear, locked
@@ -91,7 +91,7 @@ class FitCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, UnicodeDecodeError) as error:
-            raise UsageError(explain(error, parser, args)) from error
+            raise UsageError(unknown_key(parser, args) or one_line(error)) from error
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
