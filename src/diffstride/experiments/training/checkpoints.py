@@ -75,6 +75,7 @@ class SaveWithinEpochs(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End here on a signal, when the last epoch is saved."""
+        self._stepped = False
         self._end.agree(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
