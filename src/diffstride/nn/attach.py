@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 CHILD = "diffstride"
+Placement = Literal["after", "before"]
+"""The order of a convolution or pooling and its downsampling layer: the layer comes after it, or before it."""
 
 
 def attach(module: nn.Module, layer: nn.Module) -> None:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, make_classifier, widened
+from diffstride.experiments.models.network import (
+    Network,
+    check_strides,
+    comes_first,
+    draw_convolutions,
+    make_classifier,
+    widened,
+)  # fmt: skip
+from diffstride.nn.attach import Placement
 from diffstride.nn.learnable import LearnableStrides
 
 _CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
@@ -22,6 +30,7 @@ class SpectrogramBlock(nn.Sequential):
 
     `y = bn(relu(D W_f bn(relu(W_t x))))` with `W_t` of 3x1 and `W_f` of 1x3 taps: `[B, in_channels, T, F]` to
     `[B, channels, T', F']`. For `downsample="conv"`, each of the two convolutions is strided along its own axis.
+    With `placement="before"`, `D` comes before both convolutions.
     """
 
     def __init__(
@@ -31,20 +40,22 @@ class SpectrogramBlock(nn.Sequential):
         stride: Stride,
         downsample: str | DownsampleFactory = "diffstride",
         downsample_options: Mapping[str, Any] | None = None,
+        placement: Placement = "after",
     ) -> None:
         strides, down = make_downsample(downsample, stride, **(downsample_options or {}))
         time, frequency = (strides, strides) if isinstance(strides, int) else strides
-        super().__init__(
-            OrderedDict(
-                time=nn.Conv2d(in_channels, channels, (3, 1), (time, 1), padding=(1, 0)),
-                relu=nn.ReLU(),
-                norm=nn.BatchNorm2d(channels),
-                frequency=nn.Conv2d(channels, channels, (1, 3), (1, frequency), padding=(0, 1)),
-                down=down,
-                relu2=nn.ReLU(),
-                norm2=nn.BatchNorm2d(channels),
-            )
+        block = OrderedDict[str, nn.Module](
+            time=nn.Conv2d(in_channels, channels, (3, 1), (time, 1), padding=(1, 0)),
+            relu=nn.ReLU(),
+            norm=nn.BatchNorm2d(channels),
+            frequency=nn.Conv2d(channels, channels, (1, 3), (1, frequency), padding=(0, 1)),
+            down=down,
+            relu2=nn.ReLU(),
+            norm2=nn.BatchNorm2d(channels),
         )
+        if comes_first(placement):
+            block.move_to_end("down", last=False)
+        super().__init__(block)
 
 
 class AudioCNN(Network):
@@ -60,6 +71,8 @@ class AudioCNN(Network):
         downsample: `"conv"`, `"avg"`, `"max"`, `"blur"`, `"spectral"` or `"diffstride"`, or a function from
             a stride to a layer; see `make_downsample`.
         strides: Initial strides of the six blocks: numbers or pairs (time, frequency). Strides of 1 are learned too.
+        placement: "after" (the paper) or "before" the two convolutions of a block. Before them, the layer resamples the
+            block's input, and the convolutions work on the small map.
         downsample_options: Options of `DiffStride2d`, such as `smoothness`.
 
     Shape:
@@ -74,6 +87,7 @@ class AudioCNN(Network):
         width: float = 1.0,
         downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[Stride] = _STRIDES,
+        placement: Placement = "after",
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +95,7 @@ class AudioCNN(Network):
         check_strides(strides, len(channels), len(channels))
         self.blocks = nn.Sequential()
         for before, after, stride in zip((in_channels, *channels), channels, strides, strict=False):
-            self.blocks.append(SpectrogramBlock(before, after, stride, downsample, downsample_options))
+            self.blocks.append(SpectrogramBlock(before, after, stride, downsample, downsample_options, placement))
         self.classifier = make_classifier(channels[-1], num_classes)
         draw_convolutions(self)
 
@@ -109,6 +123,7 @@ class WaveformCNN(Network):
         downsample: See `AudioCNN`; `"blur"` is not available.
         strides: Initial strides of the four blocks.
         ramp: Width of the ramps as a fraction of the axis at the initial strides.
+        placement: "after" or "before" the convolution of a block.
         downsample_options: Options of `DiffStride1d`. A `smoothness`, in bins, overrides `ramp`.
 
     Shape:
@@ -124,6 +139,7 @@ class WaveformCNN(Network):
         width: float = 1.0,
         downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[float] = (16, 4, 2, 2),
+        placement: Placement = "after",
         ramp: float = 1 / 64,
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
@@ -137,12 +153,14 @@ class WaveformCNN(Network):
         ):
             options = {"smoothness": ramp * length} | (downsample_options or {})
             conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
-            block = OrderedDict(
+            block = OrderedDict[str, nn.Module](
                 conv=nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
                 down=down,
                 norm=nn.BatchNorm1d(after),
                 relu=nn.ReLU(),
             )
+            if comes_first(placement):
+                block.move_to_end("down", last=False)
             self.blocks.append(nn.Sequential(block))
             if isinstance(down, LearnableStrides):
                 (length,) = down.output_size(length)

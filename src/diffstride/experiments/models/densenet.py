@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, fused, make_classifier
+from diffstride.experiments.models.network import Network, check_strides, draw_convolutions, make_classifier, placed
+from diffstride.nn.attach import Placement
 
 
 class DenseLayer(nn.Module):
@@ -64,6 +65,7 @@ class DenseNet(Network):
         in_channels: Channels of the images.
         downsample: See `ResNet`.
         strides: Initial strides, numbers or pairs (height, width), of the last of: stem, transition 1, transition 2.
+        placement: See `ResNet`; in a transition, of the order of `D` and `W`.
         downsample_options: See `ResNet`.
 
     Raises:
@@ -84,6 +86,7 @@ class DenseNet(Network):
         in_channels: int = 3,
         downsample: str | DownsampleFactory = "avg",
         strides: Sequence[Stride] = (2.0, 2.0),
+        placement: Placement = "after",
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class DenseNet(Network):
         def convolve(in_channels: int, out_channels: int, kernel: int, stride: Stride | None) -> dict[str, nn.Module]:
             conv_stride, down = make_downsample(downsample, stride, **(downsample_options or {}))
             conv = nn.Conv2d(in_channels, out_channels, kernel, conv_stride, padding=kernel // 2, bias=False)
-            return dict(zip(("conv", "down"), fused(conv, down), strict=True))
+            return placed(conv, down, placement)
 
         channels = 2 * growth
         self.stem = nn.Sequential(OrderedDict(convolve(in_channels, channels, 3, stem_stride)))

@@ -1,13 +1,14 @@
 """The base class of the networks that the command line knows by name, and what they have in common."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride._text import short_repr
 from diffstride.nn import DiffStride2d, DiffStrideConv2d
+from diffstride.nn.attach import Placement
 
 
 class Network(nn.Module):
@@ -35,9 +36,22 @@ def make_classifier(in_features: int, num_classes: int | Mapping[str, int]) -> n
     return nn.Linear(in_features, num_classes)
 
 
-def fused(conv: Any, down: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return a convolution and the layer after it, as one operator and an identity where the stride is learned."""
-    return (DiffStrideConv2d.fuse(conv, down), nn.Identity()) if isinstance(down, DiffStride2d) else (conv, down)
+def comes_first(placement: Placement) -> bool:
+    """Return whether a downsampling layer comes before its convolution."""
+    return _validation.one_of("placement", placement, get_args(Placement)) == "before"
+
+
+def placed(conv: Any, down: nn.Module, placement: Placement) -> dict[str, nn.Module]:
+    """Return `conv` and its downsampling layer `down` by these names, in the order of their calls.
+
+    An image layer with a learned stride that comes after the convolution is one operator with it, and `down` an
+    identity.
+    """
+    if comes_first(placement):
+        return {"down": down, "conv": conv}
+    if isinstance(down, DiffStride2d):
+        conv, down = DiffStrideConv2d.fuse(conv, down), nn.Identity()
+    return {"conv": conv, "down": down}
 
 
 def widened(channels: Sequence[int], width: float) -> list[int]:

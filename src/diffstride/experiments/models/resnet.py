@@ -11,12 +11,14 @@ from diffstride.experiments.models.downsample import DownsampleFactory, Stride, 
 from diffstride.experiments.models.network import (
     Network,
     check_strides,
+    comes_first,
     draw_convolutions,
-    fused,
     make_classifier,
+    placed,
     widened,
 )  # fmt: skip
 from diffstride.nn import DiffStride2d
+from diffstride.nn.attach import Placement
 
 
 class _Architecture(NamedTuple):
@@ -48,6 +50,8 @@ class ResidualBlock(nn.Module):
     same result for every linear `D`. For `downsample="conv"` the two convolutions are strided instead. Without a
     projection the shortcut is the identity.
 
+    With `placement="before"`, `W_1 D` replaces `D W_1`. Where `W_1` is the first convolution, both paths use one `D x`.
+
     Args:
         in_channels: Channels of the input.
         channels: Channels of each convolution, in order; the last is the block's output.
@@ -55,6 +59,7 @@ class ResidualBlock(nn.Module):
         stride: Stride of the block; None for a block that has no downsampling.
         preactivation: Use the second form.
         downsample: See `make_downsample`.
+        placement: "after" or "before" the convolution that downsamples; see `ResNet`.
         options: See `make_downsample`.
     """
 
@@ -67,6 +72,7 @@ class ResidualBlock(nn.Module):
         stride: Stride | None = None,
         preactivation: bool = False,
         downsample: str | DownsampleFactory = "conv",
+        placement: Placement = "after",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -78,10 +84,10 @@ class ResidualBlock(nn.Module):
             _conv(a, b, kernel, conv_stride if i == self.downsample_at else 1)
             for i, ((a, b), kernel) in enumerate(zip(pairwise(widths), kernels, strict=True))
         )
-        # Kept, since `ds.freeze` may replace the layers by plain ones.
-        self.fused = isinstance(self.down, DiffStride2d)
-        if self.fused:  # the convolution shares its stride with the layer of the shortcut
-            self.convs[self.downsample_at], _ = fused(self.convs[self.downsample_at], self.down)
+        self.convs[self.downsample_at] = placed(self.convs[self.downsample_at], self.down, placement)["conv"]
+        # Kept, since `ds.freeze` may replace the layers by plain ones. A fused convolution has the shortcut's stride.
+        self.down_before = comes_first(placement)
+        self.down_after = not self.down_before and not isinstance(self.down, DiffStride2d)
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (widths[:-1] if preactivation else channels))
         self.project: nn.Module | None = None
         if stride is not None or in_channels != channels[-1]:
@@ -91,13 +97,16 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norms[0](x).relu() if self.preactivation else x
-        shortcut = x if self.project is None else self.project(self.down(y))
+        small = self.down(y)
+        shortcut = x if self.project is None else self.project(small)
         last = len(self.convs) - 1
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if self.preactivation and i > 0:
                 y = norm(y).relu()
+            if i == self.downsample_at and self.down_before:
+                y = small if i == 0 else self.down(y)
             y = conv(y)
-            if i == self.downsample_at and not self.fused:
+            if i == self.downsample_at and self.down_after:
                 y = self.down(y)
             if not self.preactivation:
                 y = norm(y)
@@ -130,6 +139,9 @@ class ResNet(Network):
             an entry starts with a projection on the shortcut. A stage without an entry does not downsample. A stem
             without an entry is the standard one. An entry for the "imagenet" stem replaces the stride of its
             convolution. Default: 2 for every stage but the first.
+        placement: "after" (the paper) or "before" the convolution. Before it, the layer resamples the convolution's
+            input, and the convolution works on the small map, which costs what a strided convolution costs. "conv" has
+            no layer to place.
         downsample_options: Options of DiffStride2d (smoothness, window, basis, norm, shared, bounds, ...) for every
             downsampling layer. Methods that have no such option ignore it.
 
@@ -151,6 +163,7 @@ class ResNet(Network):
         width: float = 1.0,
         downsample: str | DownsampleFactory = "conv",
         strides: Sequence[Stride] | None = None,
+        placement: Placement = "after",
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -166,7 +179,7 @@ class ResNet(Network):
         if stem == "imagenet" and stem_stride is None:
             conv_stride = 2
         conv = _conv(in_channels, channels, {"cifar": 3, "imagenet": 7}[stem], conv_stride)
-        layers: dict[str, nn.Module] = dict(zip(("conv", "down"), fused(conv, down), strict=True))
+        layers = placed(conv, down, placement)
         if not preactivation:
             layers |= {"norm": nn.BatchNorm2d(channels), "relu": nn.ReLU()}
         if stem == "imagenet":
@@ -179,7 +192,8 @@ class ResNet(Network):
             for i in range(blocks):
                 block = ResidualBlock(
                     channels, widths, arch.kernels, stride=stage_stride if i == 0 else None,
-                    preactivation=preactivation, downsample=downsample, options=downsample_options,
+                    preactivation=preactivation, downsample=downsample, placement=placement,
+                    options=downsample_options,
                 )  # fmt: skip
                 stage.append(block)
                 channels = widths[-1]

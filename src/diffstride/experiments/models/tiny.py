@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
-from diffstride.experiments.models.network import Network, check_strides, make_classifier
+from diffstride.experiments.models.network import Network, check_strides, comes_first, make_classifier
+from diffstride.nn.attach import Placement
 
 
 class TinyCNN(Network):
@@ -21,6 +22,7 @@ class TinyCNN(Network):
         width: Channels of the first convolution; the second has twice as many.
         downsample: See `ResNet`.
         strides: The one initial stride, in a list: a number or a pair (height, width).
+        placement: See `ResNet`; of the first convolution.
         downsample_options: See `ResNet`.
 
     Shape:
@@ -35,6 +37,7 @@ class TinyCNN(Network):
         width: int = 16,
         downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[Stride] = (2.0,),
+        placement: Placement = "after",
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -42,13 +45,15 @@ class TinyCNN(Network):
         conv_stride, down = make_downsample(downsample, strides[0], **(downsample_options or {}))
         self.conv = _conv(in_channels, width, conv_stride)
         self.down = down
+        self.down_first = comes_first(placement)
         self.norm = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, 2 * width, 1)
         self.norm2 = nn.BatchNorm2d(2 * width)
         self.classifier = make_classifier(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Any:
-        y = self.norm(self.down(self.conv(x))).relu()
+        y = self.conv(self.down(x)) if self.down_first else self.down(self.conv(x))
+        y = self.norm(y).relu()
         y = self.norm2(self.conv2(y)).relu()
         return self.classifier(y.mean((-2, -1)))
 
