@@ -1,5 +1,7 @@
 """Plans: patterns, options, reasons to leave modules alone, files, and single modules of every kind."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import diffstride as ds
 from diffstride.convert.apply import layer_of
 from diffstride.errors import UsageError
 from diffstride.nn.attach import attached
-from tests.helpers import zoo
+from tests.helpers import reference, zoo
 from tests.helpers.zoo import block, head
 
 IMAGE = (2, 3, 32, 32)
@@ -355,6 +357,49 @@ def test_an_upsampling_that_meets_nothing_stays(upsample):
     with torch.no_grad():
         model.down[0].stride.fill_(3.0)
     assert model(x).shape[2:] == (22, 22)
+
+
+@torch.no_grad()
+def test_a_layer_before_a_convolution_resamples_its_input():
+    """The model starts with the sizes and the multiply-accumulates of the strided one."""
+    torch.manual_seed(0)
+    model, x = zoo.resnet_d().double().eval(), torch.randn(2, 3, 32, 40, dtype=torch.float64)
+    conv, sizes = model[1].main[0][0], sizes_of(model, "1.main.0.0", x)
+    plan = ds.convert(model, x, placement="before", smoothness=2.0)
+    assert plan.macs_after == plan.macs_before == ds.CostModel(model, x).baseline()
+    assert ds.plan(zoo.resnet_d().double(), x, smoothness=2.0).macs_after > 1.3 * plan.macs_before
+    assert sizes_of(model, "1.main.0.0", x) == sizes
+    assert model[1].main[0][0] is conv
+    conv.diffstride.stride.copy_(torch.tensor([2.3, 1.6]))
+    y = torch.randn(2, 8, 17, 20, dtype=torch.float64)
+    coarse = reference.diffstride(y.numpy(), (2.3, 1.6), 2.0, window="inner")
+    expected = reference.convolve(coarse, conv.weight.numpy(), padding=1)
+    torch.testing.assert_close(conv(y), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)  # the stride is float32
+    frozen = ds.freeze(model, x)
+    torch.testing.assert_close(frozen(x), model(x))
+    with pytest.raises(ValueError, match="placement must be one of 'after', 'before', got 'behind'"):
+        ds.plan(zoo.resnet_d(), x, placement="behind")
+
+
+def test_a_plan_shows_and_keeps_the_placement(tmp_path):
+    plan = ds.plan(zoo.Mixed(), zoo.CASES["mixed"].inputs(0), placement="before")
+    lines = {line.split()[0]: line for line in str(plan).splitlines()}
+    assert "DiffStride2d, stride 1" in lines["grouped.0"]
+    assert "stride 1, DiffStride2d" in lines["stem.0"]  # it pads by a forward of its own
+    plan.save(path := tmp_path / "plan.json")
+    assert ds.Plan.load(path) == plan
+    values = json.loads(path.read_text())
+    for site in values["sites"]:
+        del site["placement"]  # as files of version 1 have it
+    path.write_text(json.dumps(values))
+    assert {site.placement for site in ds.Plan.load(path).sites} == {"after"}
+    for name, placement in ("stem.0", "before"), ("grouped.0", "behind"):
+        wrong = {site["name"]: site for site in values["sites"]}[name]
+        wrong["placement"] = placement
+        path.write_text(json.dumps(values))
+        with pytest.raises(UsageError, match=f"placement of {name} must be .*, got '{placement}'"):
+            ds.Plan.load(path).apply(zoo.Mixed())
+        del wrong["placement"]
 
 
 def test_a_plan_prints_a_table():

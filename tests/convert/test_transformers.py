@@ -68,13 +68,14 @@ def padded(inputs, length):
     return inputs | {"attention_mask": mask}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[*MODELS, "speech_to_text-before"])
 def speech(request, tmp_path_factory):
-    build, inputs = MODELS[request.param]
+    name, _, placement = request.param.partition("-")
+    build, inputs = MODELS[name]
     torch.manual_seed(0)
     model, length = build().eval(), {"input_values": 600, "input_features": 240}[next(iter(inputs))]
     path = tmp_path_factory.mktemp("plan") / "plan.json"
-    ds.plan(model, padded(inputs, length), smoothness=12.0).save(path)
+    ds.plan(model, padded(inputs, length), smoothness=12.0, placement=placement or "after").save(path)
     ds.Plan.load(path).apply(model)
     return model, padded(inputs, length), length
 

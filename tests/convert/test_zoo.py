@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from torch import nn
 
 import diffstride as ds
 from diffstride.convert.apply import layer_of
@@ -80,10 +81,16 @@ KEPT = {
     "audio-1d": ["2"],
     "mixed": ["stem.0", "pool", "average"],
 }
+# Convolutions that do not keep the size of their map at stride 1, or have a forward of their own, where layers come
+# before the others.
+AFTER = {"mixed-before": ["stem.0"]}
 RESIZES = {
     "unet": [("grow.2", "down.2.2"), ("grow.1", "down.1.2"), ("grow.0", "down.0.2")],
     "unet-transposed": [("up.0", "down.0.2"), ("up.1", "stem.2")],
 }
+for same in (GROUPS, STRIDES, EXCESS, RESIZES):
+    same |= {name: same[after] for name, after in zoo.BEFORE.items() if after in same}
+KEPT |= dict.fromkeys(zoo.BEFORE, "all")
 
 
 def given(table, case, name, default):
@@ -132,6 +139,10 @@ def test_sites_and_groups_are_those_of_the_model(name):
         assert site.stride == layer.initial_strides == given(STRIDES, name, site.name, (2,) * layer.ndim)
         assert site.size_offset == layer.size_offset == given(EXCESS, name, site.name, (0,) * layer.ndim)
         assert (kept == "all" or site.name in kept) == (module is not layer) == (not site.fused)
+        first = (
+            name in zoo.BEFORE and isinstance(module, nn.Conv2d | nn.Conv3d) and site.name not in AFTER.get(name, [])
+        )
+        assert site.placement == ("before" if first else "after")
         assert layer.window == "inner"
         assert tuple(getattr(module, "stride", ())) == (1,) * layer.ndim or module is layer
     strides = {id(layer.stride) for layer in layers.values()}
@@ -296,4 +307,6 @@ def test_the_costs_of_the_plan_are_those_of_the_real_models(name):
     assert plan.resampling_macs == sum(resampling.values())
     for site in plan.sites:
         assert site.macs_before == before[site.name]
-        assert site.macs_after == after[site.name] - resampling.get(site.name, 0)  # a layer behind is counted apart
+        # A layer behind a module is counted apart.
+        own = site.name if site.placement == "after" else f"{site.name}.diffstride"
+        assert site.macs_after == after[site.name] - resampling.get(own, 0)

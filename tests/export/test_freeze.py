@@ -253,11 +253,14 @@ def test_long_axes_are_refused_by_name():
     assert relative(frozen(x), ds.DiffStride1d(2.0)(x)) < 2e-6
 
 
-def test_an_attached_layer_leaves_its_module_what_it_is():
+@pytest.mark.parametrize("placement", ["after", "before"])
+def test_an_attached_layer_leaves_its_module_what_it_is(placement):
     seen = []
     module = nn.Conv2d(3, 4, 3, padding=1)
     module.register_forward_hook(lambda m, args, y: seen.append(("before", y.shape[-1])))
-    attach(module, ds.DiffStride2d(2.0, 1))
+    module.register_forward_pre_hook(lambda m, args: seen.append(("input", args[0].shape[-1])))
+    attach(module, ds.DiffStride2d(2.0, 1), placement)
+    module.register_forward_pre_hook(lambda m, args: seen.append(("input", args[0].shape[-1])))
     module.register_forward_hook(lambda m, args, y: seen.append(("after", y.shape[-1])))
     module.register_forward_hook(lambda m, args, y: seen.append(("first of all", y.shape[-1])), prepend=True)
     model, x = nn.Sequential(module, nn.ReLU(inplace=True)), torch.randn(2, 3, 16, 16)

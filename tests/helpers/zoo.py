@@ -16,10 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Case(NamedTuple):
-    """A model, and inputs of two sizes: `inputs(0)` and `inputs(1)` are a tensor, a tuple or a dict of keywords."""
+    """A model, inputs of two sizes, and options of its conversion.
+
+    `inputs(0)` and `inputs(1)` are a tensor, a tuple or a dict of keywords.
+    """
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Any]
+    options: Mapping[str, Any] = {}
 
 
 def bare_call(model: nn.Module, inputs: Any) -> Any:
@@ -334,11 +338,17 @@ CASES = {
     "densenet": Case(densenet, maps((32, 32), (45, 27))),
     "inception": Case(inception, maps((32, 32), (45, 37))),
     "resnet-d": Case(resnet_d, maps((32, 32), (40, 24))),
-    "unet": Case(UNet, maps((32, 32), (40, 56))),
-    "unet-transposed": Case(TransposedUNet, maps((32, 32), (44, 28))),
+    "unet": Case(UNet, maps((32, 32), (40, 56)), {"upsample": True}),
+    "unet-transposed": Case(TransposedUNet, maps((32, 32), (44, 28)), {"upsample": True}),
     "resnet-3d": Case(resnet_3d, maps((8, 16, 16), (7, 21, 18), channels=1)),
     "audio-1d": Case(audio_1d, maps((1000,), (777,), channels=1)),
     "mixed": Case(Mixed, pairs((64, 64), (77, 61))),
+}
+BEFORE = {f"{name}-before": name for name in ("resnet", "resnet-d", "resnet-3d", "unet-transposed", "mixed")}
+"""Cases with layers before convolutions."""
+CASES |= {
+    name: CASES[after]._replace(options={**CASES[after].options, "placement": "before"})
+    for name, after in BEFORE.items()
 }
 
 
@@ -350,7 +360,7 @@ def _made(name: str) -> tuple[nn.Module, nn.Module, Any]:
         torch.manual_seed(1)
         model = CASES[name].build()
         original = copy.deepcopy(model)
-        plan = ds.convert(model, CASES[name].inputs(0), upsample=name.startswith("unet"))
+        plan = ds.convert(model, CASES[name].inputs(0), **CASES[name].options)
     return original, model, plan
 
 

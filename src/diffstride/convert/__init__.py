@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
+from diffstride import _validation
 from diffstride.backends import Backend
 from diffstride.convert import apply, candidates, lengths
 from diffstride.convert.candidates import Patterns
 from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
+from diffstride.nn.attach import Placement
 from diffstride.tracing import ExampleInputs
 
 __all__ = ["Plan", "convert", "plan"]
@@ -25,6 +27,7 @@ def plan(
     include: Patterns = None,
     exclude: Patterns = None,
     upsample: bool = False,
+    placement: Placement = "after",
     smoothness: float = 4.0,
     shared: bool = False,
     bounds: tuple[float, float | None] = (1.0, None),
@@ -39,7 +42,8 @@ def plan(
     Every strided convolution and every max or average pooling becomes its stride-1 self followed by a learnable stride
     that starts at the old one. A plain convolution becomes a `DiffStrideConv`. A pooling, a class with a forward of its
     own, and a convolution whose `stride` the model's code reads stay what they are, at stride 1, with a `DiffStride`
-    layer behind (`module.diffstride`). Poolings of whole maps get no stride. Those with a fixed kernel become adaptive.
+    layer behind (`module.diffstride`). So does a convolution with a layer before it (`placement`). Poolings of whole
+    maps get no stride. Those with a fixed kernel become adaptive.
 
     Downsamplings whose outputs meet share one stride and one output size. They are found by running the model's own
     code with symbols for sizes (`diffstride.tracing`), on tensors without values. This takes little compute and memory,
@@ -53,6 +57,10 @@ def plan(
         exclude: patterns on the names of modules to leave alone.
         upsample: change upsampling by a fixed factor whose output meets a skip connection (U-Net).
             `nn.Upsample` becomes `spectral_resize` to the skip's size, which follows a transposed convolution.
+        placement: `"after"` (the paper): a layer resamples the output of its convolution. `"before"`: it resamples the
+            input, and the convolution works on the small map, which costs what the strided convolution costs. This
+            holds for plain convolutions whose padding keeps the size of a map at stride 1. Other modules keep the layer
+            behind them; a printed plan shows where it is.
         smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer.
         bounds: `(lower, upper)` of the strides.
@@ -73,6 +81,7 @@ def plan(
     """
     from diffstride.convert import grouping, levelling  # these import sympy
 
+    _validation.one_of("placement", placement, get_args(Placement))
     options = {
         "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
         "size_multiple": size_multiple, "backend": backend,
@@ -82,7 +91,7 @@ def plan(
     session = search.start()
     drafted = None
     while drafted is None:
-        drafted = levelling.try_out(search, session, search.groups(), options)
+        drafted = levelling.try_out(search, session, search.groups(), placement, options)
     drafted = replace(drafted, lengths=lengths.find(model, session, found.sites))
     apply.check(model, drafted)
     return drafted

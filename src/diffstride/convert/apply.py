@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
+from diffstride import _validation
 from diffstride._text import one_line, short_repr
 from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
@@ -71,6 +72,8 @@ def check(model: nn.Module, plan: Edits) -> None:
 
 def _check_site(site: Site, module: nn.Module) -> None:
     found = handlers.downsampling(module)
+    both = not site.fused and handlers.takes_layer_before(module)
+    _validation.one_of(f"placement of {site.name}", site.placement, ("after", "before") if both else ("after",))
     if found is None or found.stride != site.stride:
         got = None if found is None else found.stride
         raise UsageError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
@@ -105,7 +108,7 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
             fused.size_offset = layer.size_offset
             _replace(model, module, fused)
         else:
-            handlers.unstride(module, layer)
+            handlers.unstride(module, layer, site.placement)
     for name in plan.global_poolings:
         _replace(model, modules[name], handlers.global_pooling(modules[name]))
     basis, norm = plan.options["basis"], plan.options["norm"]

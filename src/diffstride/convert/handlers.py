@@ -20,8 +20,8 @@ from typing import Any
 from torch import nn
 
 from diffstride.nn import DiffStride1d, DiffStride2d, DiffStride3d, DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
-from diffstride.nn.attach import attach
-from diffstride.nn.conv import DiffStrideConvNd
+from diffstride.nn.attach import Placement, attach
+from diffstride.nn.conv import DiffStrideConvNd, is_plain_convolution
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
 
@@ -157,10 +157,21 @@ def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
     return fused.train(conv.training)
 
 
-def unstride(module: nn.Module, layer: DiffStrideNd) -> None:
-    """Set the stride of a module to 1, and put `layer` behind it."""
-    attach(module, layer.train(module.training))
+def unstride(module: nn.Module, layer: DiffStrideNd, placement: Placement) -> None:
+    """Set the stride of a module to 1, and put `layer` behind or before it."""
+    attach(module, layer.train(module.training), placement)
     module.stride = (1,) * layer.ndim  # type: ignore[assignment]
+
+
+def takes_layer_before(module: nn.Module) -> bool:
+    """Return whether a layer can come before a module: a plain convolution that keeps the size of its map at stride 1.
+
+    Others would need samples beyond the coarse map. A pooling does not save multiply-accumulates there.
+    """
+    if not is_plain_convolution(module) or isinstance(module.padding, str):
+        return False
+    conv: Any = module
+    return all(2 * p == e - 1 for p, e in zip(conv.padding, _extent(conv, len(conv.kernel_size)), strict=True))
 
 
 def global_pooling(module: Any) -> nn.Module:

@@ -25,13 +25,14 @@ import torch
 from sympy import Expr, Symbol
 
 from diffstride import tracing
-from diffstride.convert import apply
+from diffstride.convert import apply, handlers
 from diffstride.convert.grouping import Group, Key, Search
 from diffstride.convert.plan import Plan
 from diffstride.convert.records import Site
 from diffstride.cost import program, stand_ins
 from diffstride.cost.stand_ins import Record
 from diffstride.errors import UsageError
+from diffstride.nn.attach import Placement
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.tracing import Session, TraceError
@@ -40,13 +41,16 @@ MOVED = 0.07
 """Part by which the strides of the first group move in the trial; those of the n-th move n times as far."""
 
 
-def try_out(search: Search, before: Session, groups: list[Group], options: dict[str, Any]) -> Plan | None:
+def try_out(
+    search: Search, before: Session, groups: list[Group], placement: Placement, options: dict[str, Any]
+) -> Plan | None:
     """Return the plan for these groups, tried on the model. Return None if the search must go on instead.
 
     Args:
         search: the search that has found the groups. It learns from a trial that does not fit.
         before: the run of the model at its own sizes.
         groups: the sites that share a stride.
+        placement: the side of a convolution on which its layer is to be.
         options: options of the layers.
 
     Raises:
@@ -54,7 +58,7 @@ def try_out(search: Search, before: Session, groups: list[Group], options: dict[
     """
     fuse = True
     while True:
-        plan = _draft(search, before, groups, options, fuse)
+        plan = _draft(search, before, groups, placement, options, fuse)
         try:
             with tracing.preserved(search.model):
                 apply.edit(search.model, plan, device=torch.device("cpu"))  # strides have values there
@@ -65,7 +69,9 @@ def try_out(search: Search, before: Session, groups: list[Group], options: dict[
         fuse = False  # the model's code may read attributes of the convolutions that it had
 
 
-def _draft(search: Search, before: Session, groups: list[Group], options: dict[str, Any], fuse: bool) -> Plan:
+def _draft(
+    search: Search, before: Session, groups: list[Group], placement: Placement, options: dict[str, Any], fuse: bool
+) -> Plan:
     """Return the plan without offsets that level maps, and without figures of the converted model."""
     candidates = search.candidates
     calls = {call.module: call for call in before.calls}
@@ -74,13 +80,16 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
     sites = []
     for name, site in candidates.sites.items():
         module, call = candidates.modules[name], calls[name]
+        first = placement == "before" and handlers.takes_layer_before(module)
+        fused = not first and fuse and bool(name) and is_plain_convolution(module) and name not in search.strides_read
         number, group = numbered[name]
         assert call.output is not None
         sites.append(
             Site(
                 name=name,
                 kind=type(module).__name__,
-                fused=fuse and bool(name) and is_plain_convolution(module) and name not in search.strides_read,
+                fused=fused,
+                placement="before" if first else "after",
                 stride=site.stride,
                 group=number,
                 shared=group.square,

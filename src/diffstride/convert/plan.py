@@ -93,7 +93,7 @@ def _lines(plan: Plan) -> Iterator[str]:
             (
                 site.name or "(the model)",
                 site.kind,
-                "DiffStrideConv" if site.fused else f"stride 1, DiffStride{len(site.stride)}d",
+                _new_kind(site),
                 _by(site.stride) + (" shared" if site.shared else ""),
                 next((str(i + 1) for i, group in enumerate(several) if site.name in group), ""),
                 _by(site.input_size),
@@ -129,6 +129,11 @@ def _lines(plan: Plan) -> Iterator[str]:
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         yield f"left alone: {', '.join(names)}: {reason}"
+
+
+def _new_kind(site: Site) -> str:
+    parts = "stride 1", f"DiffStride{len(site.stride)}d"
+    return "DiffStrideConv" if site.fused else ", ".join(parts if site.placement == "after" else reversed(parts))
 
 
 def _by(sizes: Iterable[float]) -> str:

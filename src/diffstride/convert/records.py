@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffstride.nn.attach import Placement
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -15,10 +17,12 @@ class Site:
     kind: str
     """The module's class."""
     fused: bool
-    """True: a `DiffStrideConv` replaces the module. False: the module stays, at stride 1, with a layer behind it."""
+    """True: a `DiffStrideConv` replaces the module. False: the module stays, at stride 1, with a layer attached."""
     stride: tuple[int, ...]
     group: int
     """Number of the group. Sites of a group share one stride and one output size."""
+    placement: Placement = "after"
+    """The side of the module on which its layer is."""
     shared: bool = False
     """True: all axes have one stride, because the model needs square maps."""
     size_offset: tuple[int, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from diffstride.errors import UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.geometry import AXIS_NAMES, Axis
 from diffstride.nn._fused import Schedule
-from diffstride.nn.attach import CHILD, _then, attached
+from diffstride.nn.attach import CHILD, attached, is_attachment, placement_of
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.lengths import OutputLengths
@@ -66,18 +67,19 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
     with on_examples(model):
         uses, expected = _observe(copy_without_observers(model), arguments)
     frozen = copy_without_observers(model, attached_only=True)
+    longest = max((n for tensor in tensors(arguments) for n in tensor.shape), default=1)
+    for module in frozen.modules():
+        for value in vars(module).values():
+            if isinstance(value, OutputLengths):
+                value.freeze(longest)  # which asks the layers
     fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
     for module in frozen.modules():
         for name, child in module._modules.items():
             module._modules[name] = fixed.get(id(child), child)
     frozen = fixed.get(id(frozen), frozen)
-    longest = max((n for tensor in tensors(arguments) for n in tensor.shape), default=1)
     for module in frozen.modules():
         if attached(module) is not None:
             _call_plainly(module)
-        for value in vars(module).values():
-            if isinstance(value, OutputLengths):
-                value.freeze(longest)
     _check_same(frozen, arguments, expected)
     return frozen
 
@@ -102,7 +104,7 @@ def copy_without_observers(model: nn.Module, attached_only: bool = False) -> nn.
         for hooks, *options in _hooks(module):
             for key, hook in list(hooks.items()):
                 ours = _is_of(hook, "diffstride") and (attached_only or not _is_of(hook, "diffstride.nn"))
-                if ours and hook is not _then:
+                if ours and not is_attachment(hook):
                     for registry in (hooks, *options):
                         registry.pop(key, None)
     return copied
@@ -348,14 +350,18 @@ _HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
 def _call_plainly(module: nn.Module) -> None:
     """Replace the hook that calls an attached layer by a graph of `torch.fx`, which needs no code of this library."""
     graph = fx.Graph()
-    *_, output = (graph.placeholder(name) for name in ("module", "args", "output"))
-    graph.output(graph.call_module(CHILD, (output,)))
-    hook = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
-    # A key made by torch is a number, which another process might use again.
-    renamed: list[tuple[Any, Any]] = [
-        (CHILD, hook) if value is _then else (key, value) for key, value in module._forward_hooks.items()
-    ]
-    module._forward_hooks = OrderedDict(renamed)
+    if placement_of(module) == "before":
+        _, args = (graph.placeholder(name) for name in ("module", "args"))
+        x = graph.call_function(operator.getitem, (args, 0))
+    else:
+        *_, x = (graph.placeholder(name) for name in ("module", "args", "output"))
+    graph.output(graph.call_module(CHILD, (x,)))
+    plain = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        # A key made by torch is a number, which another process might use again.
+        renamed = [(CHILD, plain) if is_attachment(hook) else (key, hook) for key, hook in hooks.items()]
+        hooks.clear()
+        hooks.update(renamed)  # type: ignore[arg-type]
 
 
 def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:
