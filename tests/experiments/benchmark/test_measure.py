@@ -15,6 +15,7 @@ from diffstride.experiments.benchmark.measure import (
     alternate,
     compare,
     measure,
+    operations,
     peak_bytes,
 )
 
@@ -117,13 +118,36 @@ def test_times_are_those_after_the_warm_up():
 def test_ratios_are_of_medians_and_quartiles_of_rounds():
     seconds = {"own": [0.2, 0.2, 1.2], "reference": [0.1, 0.2, 0.4]}
     peaks = {"own": 3 * 2**20, "reference": 2 * 2**20}
-    reference, own = compare(seconds, peaks, "reference", ["own", "reference"])
+    counts = {"own": 7, "reference": 2}
+    reference, own = compare(seconds, peaks, counts, "reference", ["own", "reference"])
     assert (reference["name"], own["name"], own["reference"]) == ("reference", "own", "reference")
     assert [reference[key] for key in ("ratio", "ratio_low", "ratio_high")] == [1, 1, 1]
     assert own["ms"] == pytest.approx(200)
     assert own["ratio"] == pytest.approx(1)  # 0.2 / 0.2
     assert (own["ratio_low"], own["ratio_high"]) == pytest.approx((1.5, 2.5))  # of 1, 2 and 3
-    assert (own["peak_mb"], own["peak_ratio"]) == (3, 1.5)
+    assert (own["peak_mb"], own["peak_ratio"], own["operations"]) == (3, 1.5, 7)
+
+
+def test_operations_of_known_steps():
+    x = torch.ones(3, requires_grad=True)
+    upstream = torch.ones(3)
+    assert operations(lambda: x.exp()) == 2  # the result is detached, to be saved
+    assert operations(lambda: torch.autograd.grad(x * 3.0, x, upstream)) == 2
+
+
+def test_a_case_of_the_host_has_one_thread_and_more_rounds():
+    threads, seen, rounds = torch.get_num_threads(), [], []
+    torch.set_num_threads(2)
+    try:
+        work = torch.ones(1 << 18)
+        candidate = Candidate(lambda: (seen.append(torch.get_num_threads()), work.exp()))
+        case = Case("host", {}, lambda *_: {"own": candidate}, {"own": None}, rounds=3, host=True)
+        measure(case, 2, 0, CPU, lambda: rounds.append(1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rounds) == WARMUP + 6
+    assert seen == [2] + [1] * (WARMUP + 6) + [2, 2]  # the first step shows whether it runs; the last two count
 
 
 @pytest.mark.parametrize("window", ["outer", "inner"])

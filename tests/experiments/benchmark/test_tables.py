@@ -31,7 +31,8 @@ def made_up(suite="layers"):
     rows = []
     for dtype, names in {"float32": ["ours", "other"], "bfloat16": ["ours"]}.items():
         case = {"shape": [2, 4, 8, 8], "stride": 2, "dtype": dtype, "memory_format": "channels_last"}
-        found = compare(seconds, dict.fromkeys(seconds, 2**20) | {"ours": 2**21}, "avg_pool2d", names)
+        peaks, counts = dict.fromkeys(seconds, 2**20) | {"ours": 2**21}, {"avg_pool2d": 2, "ours": 34, "other": 5}
+        found = compare(seconds, peaks, counts, "avg_pool2d", names)
         rows += [{"suite": suite, "case": case, **row} for row in found]
     return {
         "commit": "0123abcd", "versions": {"torch": "2.13.0"}, "hardware": "a machine", "threads": 2,

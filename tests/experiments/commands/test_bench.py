@@ -33,7 +33,8 @@ def test_a_run_measures_everyone_and_leaves_everything(tmp_path, capsys):
     rows = report["rows"]
     for row in rows:
         assert list(row) == [
-            "suite", "case", "name", "ms", "ratio", "ratio_low", "ratio_high", "reference", "peak_mb", "peak_ratio"
+            "suite", "case", "name", "ms", "ratio", "ratio_low", "ratio_high", "reference", "peak_mb", "peak_ratio",
+            "operations",
         ]  # fmt: skip
         assert 0 < row["ratio_low"] <= row["ratio_high"]
         assert row["peak_mb"] > 0
@@ -57,6 +58,17 @@ def test_a_run_measures_everyone_and_leaves_everything(tmp_path, capsys):
     assert [printed.count(f"{suite}: time, over that of") for suite in ("layers", "steps", "convolutions")] == [1, 1, 0]
     row = in_case(rows, "strided convolution", dtype="bfloat16")["DiffStride, R=4"]
     assert f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})" in printed
+
+
+def test_the_host_part_counts_operations(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert main(["bench", "host", "--quick", "--dtypes", "float32", "--out", str(out)]) == 0
+    rows = in_case(json.loads(out.read_text())["rows"], "avg_pool2d")
+    assert rows["avg_pool2d"]["operations"] == 2
+    assert rows["DiffStride2d, stride held"]["operations"] < rows["DiffStride2d, stride moved"]["operations"] <= 40
+    printed = capsys.readouterr().out
+    assert "host: time, over that of avg_pool2d" in printed
+    assert "host: operations" in printed
 
 
 def test_convolutions(tmp_path):
@@ -91,7 +103,7 @@ def test_calibration_finds_the_crossover_and_records_the_allocator(tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "unknown suite 'layer'; there are layers, convolutions, steps"),
+        (["layer"], "unknown suite 'layer'; there are host, layers, convolutions, steps"),
         (["--repeats", "1"], "argument --repeats: must be a whole number of at least 2, got '1'"),
         (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8'"),
         (["--out", "no/such/folder/bench.json"], "there is no folder no/such/folder"),

@@ -12,6 +12,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -59,12 +60,39 @@ class Case(NamedTuple):
         facts: the shape, the dtype and what else distinguishes the case.
         make: makes the candidates from the facts, on a device, just before they are measured.
         comparisons: names that are compared with a reference, by its name; None for all of them.
+        rounds: factor on the number of rounds, for steps so short that single ones vary.
+        host: measure the processor time of one thread, in place of the time that passes.
     """
 
     suite: str
     facts: dict[str, Any]
     make: Callable[[dict[str, Any], torch.device], dict[str, Candidate]]
     comparisons: Mapping[str, Sequence[str] | None]
+    rounds: int = 1
+    host: bool = False
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A count of the operations that PyTorch dispatches, those of the backward pass included."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run and count an operation."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(step: Callable[[], object]) -> int:
+    """Return the number of operations of a step."""
+    with OperationCounter() as counter:
+        step()
+    found: int = counter.count
+    return found
 
 
 class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -119,6 +147,17 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     return meter.peak
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for a GPU to end its work."""
     if device.type == "cuda":
@@ -159,9 +198,16 @@ def ratios(own: Sequence[float], reference: Sequence[float]) -> Row:
 
 
 def compare(
-    seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], reference: str, names: Iterable[str]
+    seconds: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, int],
+    counts: Mapping[str, int],
+    reference: str,
+    names: Iterable[str],
 ) -> list[Row]:
-    """Return a row for the reference, then one for each of the others: times, memory, and ratios to the reference."""
+    """Return a row for the reference, then one for each of the others.
+
+    A row has the time, the memory, their ratios to the reference, and the number of operations.
+    """
     return [
         {
             "name": name,
@@ -169,6 +215,7 @@ def compare(
             "reference": reference,
             "peak_mb": peaks[name] / 2**20,
             "peak_ratio": peaks[name] / peaks[reference],
+            "operations": counts[name],
         }
         for name in [reference, *(name for name in names if name != reference)]
     ]
@@ -190,14 +237,24 @@ def measure(
             missing.append({"suite": case.suite, "case": case.facts, "name": name, "error": str(error).splitlines()[0]})
         else:
             candidates[name] = candidate
-    seconds = alternate(candidates, repeats, rng, synchronise=lambda: synchronise(device), after_round=after_round)
-    peaks = {}
+    with one_thread() if case.host else nullcontext():
+        seconds = alternate(
+            candidates,
+            repeats * case.rounds,
+            rng,
+            synchronise=lambda: synchronise(device),
+            after_round=after_round,
+            clock=time.process_time if case.host else time.perf_counter,
+        )
+    peaks, counts = {}, {}
     for name, candidate in candidates.items():
         candidate.drift(rng)
         peaks[name] = peak_bytes(candidate.step, device)
+        candidate.drift(rng)
+        counts[name] = operations(candidate.step)
     rows = [
         {"suite": case.suite, "case": case.facts, **row}
         for reference, names in case.comparisons.items()
-        for row in compare(seconds, peaks, reference, candidates if names is None else names)
+        for row in compare(seconds, peaks, counts, reference, candidates if names is None else names)
     ]
     return rows, missing

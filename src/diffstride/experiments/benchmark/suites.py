@@ -1,4 +1,4 @@
-"""The suites of `diffstride bench`: layers, convolutions, training steps; and the calibration of the backends."""
+"""The suites of `diffstride bench`: host, layers, convolutions, steps; and the calibration of the backends."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import diffstride as ds
 from diffstride.experiments.benchmark.baselines import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
 from diffstride.experiments.benchmark.measure import Candidate, Case, Row
 from diffstride.experiments.models import ResNet
+from diffstride.nn.attach import Placement
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -43,6 +44,30 @@ def layer_step(layer: Callable[[Tensor], Tensor], x: Tensor) -> Candidate:
         return torch.autograd.grad(y, inputs, upstream)
 
     return Candidate(step, module)
+
+
+def host(settings: Settings) -> Iterator[Case]:
+    """Yield cases of small maps, where the work of the host decides."""
+    for dtype in settings.dtypes:
+        facts = {"shape": [2, 4, 32, 32], "stride": 2, "dtype": dtype, "memory_format": "contiguous"}
+        references = {"avg_pool2d": None, "convolution, avg_pool2d": [f"DiffStrideConv2d, {way}" for way in _STRIDES]}
+        yield Case("host", facts, _host, references, rounds=1 if settings.quick else 50, host=True)
+
+
+_STRIDES = "stride held", "stride moved"
+
+
+def _host(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
+    x = _input(facts, device)
+    pool, conv = nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, padding=1, device=device, dtype=x.dtype)
+    steps = {"avg_pool2d": layer_step(pool, x), "convolution, avg_pool2d": layer_step(nn.Sequential(conv, pool), x)}
+    for way in _STRIDES:
+        layer = ds.DiffStride2d(2, device=device)
+        one = ds.DiffStrideConv2d(4, 4, 3, 2, padding=1, device=device, dtype=x.dtype)
+        for name, module in ("DiffStride2d", layer), ("DiffStrideConv2d", one):
+            step = layer_step(module, x)
+            steps[f"{name}, {way}"] = step if way == "stride moved" else Candidate(step.step)
+    return steps
 
 
 def layers(settings: Settings) -> Iterator[Case]:
@@ -111,12 +136,14 @@ def _convolutions(facts: Mapping[str, Any], device: torch.device) -> dict[str, C
 
 
 # The downsampling of each network and its options.
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+_INNER = {"smoothness": 4, "window": "inner"}
+NETWORKS: dict[str, tuple[Any, ...]] = {
     "strided convolution": ("conv", {}),
     "average pooling": ("avg", {}),
     "blur pooling": ("blur", {}),
     "spectral pooling": ("spectral", {}),
-    "DiffStride, inner window": ("diffstride", {"smoothness": 4, "window": "inner"}),
+    "DiffStride, inner window": ("diffstride", _INNER),
+    "DiffStride, inner window, before": ("diffstride", _INNER, "before"),
     "DiffStride, R=1": ("diffstride", {"smoothness": 1}),
     "DiffStride, R=4": ("diffstride", {"smoothness": 4}),
 }
@@ -143,8 +170,9 @@ def _steps(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidat
     # Half precision is that of autocast: images and weights stay float32.
     images = _input({**facts, "dtype": "float32"}, device).detach()
 
-    def network(downsample: Any, options: dict[str, Any]) -> ResNet:
-        made = ResNet(width=facts["width"], downsample=downsample, strides=(2, 2, 2), downsample_options=options)
+    def network(downsample: Any, options: dict[str, Any], placement: Placement = "after") -> ResNet:
+        options = {"downsample_options": options, "placement": placement}
+        made = ResNet(width=facts["width"], downsample=downsample, strides=(2, 2, 2), **options)
         return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     networks = {name: network(*arguments) for name, arguments in NETWORKS.items()}
@@ -187,14 +215,19 @@ def training_step(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Can
 
 
 def calibration(settings: Settings) -> Iterator[Case]:
-    """Yield cases of axes of growing length, as dense products and as FFTs: signals (R = N/16) and images (R = 4)."""
+    """Yield cases of axes of growing length, as dense products and as FFTs: signals (R = N/16) and images (R = 4).
+
+    The time of an FFT depends on the prime factors of the sizes, and learned strides give any size: so there are
+    several strides.
+    """
     lengths = (16, 32) if settings.quick else (64, 128, 192, 256, 384, 512, 768, 1024)
     elements = 1 << (12 if settings.quick else 21)
     for dtype in settings.dtypes:
         for n in lengths:
             for shape in ([elements // (16 * n), 16, n], [max(1, elements // (16 * n * n)), 16, n, n]):
-                facts = {"shape": shape, "dtype": dtype, "memory_format": "contiguous"}
-                yield Case("calibrate", facts, _backends, {"fft": None})
+                for stride in (1.5, 2, 2.3, 3.1):
+                    facts = {"shape": shape, "stride": stride, "dtype": dtype, "memory_format": "contiguous"}
+                    yield Case("calibrate", facts, _backends, {"fft": None})
 
 
 def _backends(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidate]:
@@ -202,7 +235,10 @@ def _backends(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candi
     signal = x.ndim == 3
     make = ds.DiffStride1d if signal else ds.DiffStride2d
     smoothness = x.shape[-1] / 16 if signal else 4.0
-    return {name: layer_step(make(2, smoothness, backend=name, device=device), x) for name in ("fft", "matmul")}
+    return {
+        name: layer_step(make(facts["stride"], smoothness, backend=name, device=device), x)
+        for name in ("fft", "matmul")
+    }
 
 
 def crossovers(rows: Iterable[Row]) -> dict[str, int]:
@@ -223,4 +259,4 @@ def _input(facts: Mapping[str, Any], device: torch.device) -> Tensor:
     return x.contiguous(memory_format=MEMORY_FORMATS[facts["memory_format"]]).requires_grad_()
 
 
-SUITES = {"layers": layers, "convolutions": convolutions, "steps": steps}
+SUITES = {"host": host, "layers": layers, "convolutions": convolutions, "steps": steps}

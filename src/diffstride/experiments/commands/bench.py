@@ -29,6 +29,7 @@ DESCRIPTION = """Measure time and peak memory of forward and backward passes aga
   diffstride bench --calibrate                  up to which length dense products beat FFTs on this machine
 
 suites:
+  host           tiny maps on one thread: processor time and operations, over average pooling
   layers         downsampling layers alone, over average pooling
   convolutions   convolution and DiffStride as one operator, over one after the other
   steps          whole training steps of a ResNet-18, over one with strided convolutions
@@ -57,7 +58,7 @@ def bench(arguments: Sequence[str]) -> None:
     rows: list[Row] = []
     missing: list[Row] = []
     with console.progress() as progress:
-        task = progress.add_task("", total=len(cases) * (WARMUP + repeats))
+        task = progress.add_task("", total=sum(WARMUP + repeats * case.rounds for case in cases))
         for case in cases:
             name = case_name({"suite": case.suite, "case": case.facts})
             progress.update(task, description=f"{name}, {case.facts['dtype']}")
