@@ -26,12 +26,15 @@ def test_a_float32_stride_means_its_decimal_value():
 
 
 @pytest.mark.parametrize("multiple", [2, 4, 8])
-def test_size_multiple_rounds_up_and_at_most_to_the_input(multiple):
+def test_size_multiple_rounds_up_or_to_the_largest_multiple_in_the_input(multiple):
     for size in range(1, 40):
         (plain,) = ds.DiffStride1d(2.3, 1).output_size(size)
         (rounded,) = ds.DiffStride1d(2.3, 1, size_multiple=multiple).output_size(size)
-        assert plain <= rounded <= size
-        assert rounded == size or (rounded % multiple == 0 and rounded - plain < multiple)
+        up = next(n for n in range(plain, plain + multiple) if n % multiple == 0)
+        if up <= size:
+            assert rounded == up
+        else:
+            assert rounded == max((n for n in range(multiple, size + 1) if n % multiple == 0), default=size)
 
 
 @pytest.mark.parametrize("window", ["outer", "inner"])
@@ -83,3 +86,38 @@ def test_mask_counts_the_gradient_at_both_ends_of_the_ramp():
             for m in geometry.mask(32, stride, 4.0, "outer", torch.arange(17.0).to(stride)).unbind()
         ]
         assert rows == [0.0] * 8 + [-1.0] * 5 + [0.0] * 4
+
+
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_the_inner_window_is_the_identity_at_stride_1_with_a_live_gradient(basis):
+    """The gradient of a stride there is that of all frequencies on the ramp: it sees what a smaller map would lose."""
+    for size in (3, 4, 7, 8, 16, 33):
+        layer = ds.DiffStride1d(1.0, 4.0, window="inner", basis=basis)
+        x = torch.randn(3, 2, size)
+        y = layer(x)
+        torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5)
+        (-y.square().sum()).backward()  # descent makes the stride smaller: the clamp stops it
+        assert layer.stride.grad == 0
+        layer(x).square().sum().backward()
+        lost = x.double().numpy()
+        expected = 0.0
+        for row in lost.reshape(-1, size):
+            slopes = reference.mask_slope(size, 1.0, 4.0, "inner", basis)
+            change = reference.resample_axis(row, size, slopes, basis)
+            expected += 2 * float((row * change).sum())
+        assert expected < 0
+        assert layer.stride.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_inner_ramp_is_full_from_a_stride_of_one_and_a_half():
+    """There it is the ramp `clip((N/(2S) - f)/w, 0, 1)`; below, it deepens with the stride and never rises."""
+    f = torch.arange(33).double()
+    for smoothness in (0.7, 2.0, 4.0, 40.0):
+        for stride in (1.5, 2.0, 3.7, 16.0):
+            edge = 32 / stride
+            full = ((edge - f) / min(smoothness, edge / 2)).clamp(0, 1)
+            torch.testing.assert_close(geometry.mask(64, stride, smoothness, "inner", f), full)
+        masks = torch.stack([geometry.mask(64, 1 + i / 100, smoothness, "inner", f) for i in range(60)])
+        assert bool((masks[0] == 1).all())
+        assert bool((masks.diff(dim=0) <= 1e-12).all())
+        assert bool((masks.diff(dim=1) <= 1e-12).all())

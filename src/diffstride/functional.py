@@ -23,8 +23,9 @@ def stride_mask(
 ) -> Tensor:
     """Return the window over the frequencies of an axis (Eq. 3 of the paper), not clamped to the bounds of a layer.
 
-    Outer: `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`. Inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)`,
-    `w = min(N/(4S), R)`. `R = 0`: the hard window `f <= N/(2S)`.
+    Outer: `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`. Inner: `m(f) = 1 - d (1 - clip((N/(2S) - f) / w, 0, 1))`, with the
+    width `w = min(R, N/(4S))` and the depth `d = clip((N/2 - N/(2S)) / w, 0, 1)`: the ramp deepens as frequencies are
+    removed. `R = 0`: the hard window `f <= N/(2S)`.
 
     Args:
         size: `N`, the number of samples of the axis.

@@ -41,13 +41,15 @@ def output_size(size: int, stride: float, smoothness: float, window: Window = "o
     """Return the size of the output of an axis.
 
     `N' = min(N, floor(N/S + 2R))` for the outer window (Algorithm 1) and for the hard one (`R = 0`), and
-    `N' = min(N, max(2, ceil(N/S)))` for the inner one, rounded up to a multiple of `size_multiple`, at most `N`.
+    `N' = min(N, max(2, ceil(N/S)))` for the inner one, rounded up to a multiple of `size_multiple`. Where that is above
+    `N`, it is the largest multiple up to `N`, or `N` if there is none.
     """
     if window == "inner":
         new = max(2, math.ceil(size / stride - _SIZE_SLACK))
     else:
         new = math.floor(size / stride + 2 * smoothness + _SIZE_SLACK)
-    return min(size, math.ceil(new / size_multiple) * size_multiple)
+    multiple = math.ceil(new / size_multiple) * size_multiple
+    return multiple if multiple <= size else size - size % size_multiple or size
 
 
 def stride_range(
@@ -178,29 +180,34 @@ class Axis(NamedTuple):
         """
         first, last = self.ramp(stride)
         assert self.smoothness is not None
-        edge, per_cycle = self.n / (2 * stride), 1 if self.basis == "dft" else 2
+        per_cycle = 1 if self.basis == "dft" else 2
         f = [k / per_cycle for k in range(first, last)]
-        if self.window == "inner":
-            width = min(edge / 2, self.smoothness)
-            masks = [(edge - frequency) / width for frequency in f]
-        else:
+        if self.window == "outer":
+            edge = self.n / (2 * stride)
             masks = [1 + (edge - frequency) / self.smoothness for frequency in f]
-        if self.window == "inner" and edge / 2 <= self.smoothness:
-            slopes = [-2 * frequency / (edge * stride) for frequency in f]
-        else:
             slopes = [-edge / (stride * self.smoothness)] * len(f)
-        return first, [min(max(m, 0.0), 1.0) for m in masks], slopes
+            return first, [min(max(m, 0.0), 1.0) for m in masks], slopes
+        edge, width, depth, deepens = _inner(self.n, stride, self.smoothness)
+        scales = edge / 2 <= self.smoothness
+        masks, slopes = [], []
+        for frequency in f:
+            ramp = min(max((edge - frequency) / width, 0.0), 1.0)
+            masks.append(1 - depth * (1 - ramp))
+            falls = 0.0 if frequency > edge else 2 * frequency / (edge * stride) if scales else edge / (stride * width)
+            slopes.append(-depth * falls - deepens * (1 - ramp))
+        return first, masks, slopes
 
     def ramp(self, stride: float) -> tuple[int, int]:
         """Return the first coefficient on the ramp, both its ends included, and the one after the last."""
         assert self.smoothness is not None
-        edge = self.n / (2 * stride)
+        low = self.n / (2 * stride)
+        high = low + self.smoothness
         if self.window == "inner":
-            low, high = edge - min(edge / 2, self.smoothness), edge
-        else:
-            low, high = edge, edge + self.smoothness
+            edge, width, _, deepens = _inner(self.n, stride, self.smoothness)
+            low, high = edge - width, math.inf if deepens else edge
         per_cycle = 1 if self.basis == "dft" else 2
-        first, last = math.ceil(low * per_cycle), math.floor(high * per_cycle) + 1
+        first = math.ceil(low * per_cycle)
+        last = self.kept if high == math.inf else math.floor(high * per_cycle) + 1
         return first, max(first, min(last, self.kept))
 
     def slopes(self, stride: Tensor | float, like: Tensor, first: int, last: int) -> Tensor:
@@ -254,25 +261,57 @@ def clip(x: Tensor, lower: float, upper: float) -> Tensor:
 def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
     """Return the window at the frequencies `f`, differentiable in a 0-d `stride`.
 
-    Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`; inner: `m(f) = clip((N/(2S) - f) / w, 0, 1)` with
-    `w = clamp(N/(4S), max=R)`; `R = 0`: the hard window `f <= N/(2S)`. At the ends of the ramp the gradient counts.
+    - Outer (Eq. 3): `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`.
+    - Inner: `m(f) = 1 - d (1 - clip((N/(2S) - f) / w, 0, 1))` with the width `w = min(R, N/(4S))` and the depth
+      `d = clip((N/2 - N/(2S)) / w, 0, 1)`. It is 1 everywhere at `S = 1`, and the ramp is full from `S = 1.5` at the
+      latest.
+    - `R = 0`: the hard window `f <= N/(2S)`.
+
+    At the ends of the ramp the gradient counts.
     """
     edge = size / (2 * stride)
     if smoothness == 0:
         return (f <= edge + _SIZE_SLACK).to(f.dtype)
     if window == "inner":
-        width = clip(edge / 2, 0, smoothness) if isinstance(edge, Tensor) else min(edge / 2, smoothness)
-        return clip((edge - f) / width, 0, 1)
+        width: Any
+        depth: Any
+        if isinstance(stride, Tensor):
+            width = clip(size / (4 * stride), 0, smoothness)
+            depth = clip((size / 2 - edge) / width, 0, 1)
+        else:
+            _, width, depth, _ = _inner(size, stride, smoothness)
+        found: Tensor = 1 - depth * (1 - clip((edge - f) / width, 0, 1))
+        return found
     # Written so that a frequency exactly at an end of the ramp gives exactly 1 or 0 in floating point.
     return clip(1 + (edge - f) / smoothness, 0, 1)
 
 
 def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:
-    """Return `dm/dS` on the ramp: `-N/(2 S^2 R)`, or `-2 f / (S N/(2S))` where the inner ramp scales."""
+    """Return `dm/dS` on the ramp, differentiable in a 0-d `stride`."""
     edge = size / (2 * stride)
-    if window == "inner" and edge / 2 <= smoothness:  # the width is a half of the edge and moves with it
-        return -2 * f / (edge * stride)
-    return torch.ones_like(f) * (-edge / (stride * smoothness))
+    if window == "outer":
+        return torch.ones_like(f) * (-edge / (stride * smoothness))
+    scales = edge / 2 <= smoothness  # the width is a half of the edge and moves with it
+    width = edge / 2 if scales else smoothness
+    falls = 2 * f / (edge * stride) if scales else torch.ones_like(f) * (edge / (stride * width))
+    falls = torch.where(f > edge, 0.0, falls)
+    depth = (size / 2 - edge) / width
+    if depth > 1:
+        return -falls
+    deepens = 2.0 if scales else edge / (stride * width)
+    return -depth * falls - deepens * (1 - clip((edge - f) / width, 0, 1))
+
+
+def _inner(size: int, stride: float, smoothness: float) -> tuple[float, float, float, float]:
+    """Return the edge of the inner window, the width and depth of its ramp, and the slope of the depth by the stride.
+
+    The depth is the number of frequencies removed over the width, at most 1.
+    """
+    edge = size / (2 * stride)
+    width = min(edge / 2, smoothness)
+    depth = (size / 2 - edge) / width
+    deepens = 2.0 if edge / 2 <= smoothness else edge / (stride * width)
+    return edge, width, min(depth, 1.0), deepens if depth <= 1 else 0.0
 
 
 def gain(size: int, new_size: int, norm: Norm) -> float:

@@ -20,10 +20,16 @@ def mask(size, stride, smoothness, window="outer", basis="dft"):
             values.append(1.0 if f <= edge + 1e-5 else 0.0)
         elif window == "inner":
             width = min(size / (4 * stride), smoothness)
-            values.append(min(max((edge - f) / width, 0.0), 1.0))
+            values.append(1 - depth(size, stride, smoothness) * (1 - min(max((edge - f) / width, 0.0), 1.0)))
         else:
             values.append(min(max((smoothness + edge - f) / smoothness, 0.0), 1.0))
     return values
+
+
+def depth(size, stride, smoothness):
+    """The depth of an inner ramp: the frequencies that are removed over its width, at most 1."""
+    removed = size / 2 - size / (2 * stride)
+    return min(removed / min(size / (4 * stride), smoothness), 1.0)
 
 
 def output_size(size, stride, smoothness, window="outer", multiple=1):
@@ -34,7 +40,9 @@ def output_size(size, stride, smoothness, window="outer", multiple=1):
         new = math.floor(size / stride + 2 * smoothness + 1e-5)
     while new % multiple:
         new += 1
-    return min(size, new)
+    while new > size:
+        new -= multiple
+    return new if new > 0 else size
 
 
 def stride_range(size, smoothness, window="outer", basis="dft", bounds=(1.0, math.inf)):
@@ -60,7 +68,10 @@ def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, 
 def ramp(size, stride, smoothness, window="outer"):
     """The frequencies between which the mask moves with the stride."""
     edge = size / (2 * stride)
-    return (edge - min(edge / 2, smoothness), edge) if window == "inner" else (edge, edge + smoothness)
+    if window == "outer":
+        return edge, edge + smoothness
+    deepens = size / 2 - edge <= min(edge / 2, smoothness)
+    return edge - min(edge / 2, smoothness), (math.inf if deepens else edge)
 
 
 def mask_slope(size, stride, smoothness, window="outer", basis="dft"):
@@ -73,10 +84,21 @@ def mask_slope(size, stride, smoothness, window="outer", basis="dft"):
     for f in frequencies:
         if not low <= f <= high:
             values.append(0.0)
-        elif window == "inner" and edge / 2 <= smoothness:  # m = (edge - f) / (edge / 2)
-            values.append(2 * f / edge**2 * edge_slope)
-        else:
+        elif window == "outer":
             values.append(edge_slope / smoothness)
+        else:  # the product rule for m = 1 - d (1 - r)
+            width = min(edge / 2, smoothness)
+            width_slope = edge_slope / 2 if edge / 2 <= smoothness else 0.0
+            r, r_slope = 0.0, 0.0
+            if f <= edge:
+                r = (edge - f) / width
+                r_slope = (edge_slope * width - (edge - f) * width_slope) / width**2
+            removed = size / 2 - edge
+            d, d_slope = 1.0, 0.0
+            if removed <= width:
+                d = removed / width
+                d_slope = (-edge_slope * width - removed * width_slope) / width**2
+            values.append(d * r_slope - d_slope * (1 - r))
     return values
 
 
