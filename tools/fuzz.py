@@ -139,7 +139,7 @@ def draw(seed, index):
 
 def draw_size(r, ndim):
     if ndim == 1 and r.random() < 0.03:
-        return r.randint(125, 140)  # both sides of where "auto" takes FFTs
+        return r.randint(250, 270)  # both sides of where "auto" takes FFTs
     return r.randint(1, 4) if r.random() < 0.25 else r.randint(5, LARGEST[ndim])
 
 

@@ -30,7 +30,7 @@ BACKENDS = ("auto", "fft", "matmul")
 Operator = SpectralOperator | DenseOperator
 
 # Up to this length a dense product is taken, above it an FFT; `diffstride bench --calibrate` measures it anew.
-DENSE_UP_TO = {torch.float64: 128, torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
+DENSE_UP_TO = {torch.float64: 256, torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
 
 
 class Step(NamedTuple):
@@ -55,7 +55,7 @@ class Operators(NamedTuple):
 def is_dense(axis: Axis, backend: Backend, dtype: torch.dtype) -> bool:
     """Return whether the axis is a matrix product; `"auto"` chooses by its length and the dtype."""
     if backend == "auto" and axis.taps is None:
-        return max(axis.n, axis.size) <= DENSE_UP_TO.get(dtype, 128)
+        return max(axis.n, axis.size) <= DENSE_UP_TO.get(dtype, 256)
     return backend == "matmul" or axis.taps is not None
 
 
