@@ -27,8 +27,8 @@ class CostModel:
 
     The model runs once with symbols for the sizes that strides decide (`diffstride.tracing`). Every other size is an
     expression in these, and so is the cost. `exact` is the cost at the sizes in use. A call returns the relaxed cost,
-    with `min(N, N/S + 2R)` (outer window) or `N/S` (inner) in place of whole sizes. Behind a downsampling with a fixed
-    stride, the relaxed cost is linear between whole sizes.
+    with `min(N, N/S + 2R)` (outer window) or `N/S` (inner) in place of whole sizes. The size behind a fixed stride `s`
+    is relaxed to `(n + 2p - d (k - 1) - 1)/s + 1` minus `(s - 1)/2s`, the mean of what rounding down takes.
 
     A relaxed size may be saturated, as behind an outer window on a small map. A gradient that lets the stride grow
     then still passes, so that a cost in a loss always has a direction to push.

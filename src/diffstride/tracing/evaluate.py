@@ -17,7 +17,9 @@ def evaluator(
 ) -> Callable[..., list[Any]]:
     """Return a function from values of the symbols, ints or tensors, to values of the expressions.
 
-    For ints all is exact. For tensors, a quotient that is rounded down becomes linear between whole numbers.
+    For ints all is exact. A tensor is a relaxed size. There, a quotient by `b` that is rounded down becomes the
+    quotient minus `(b - 1) / 2 b`, the mean of what rounding takes. A linear interpolation of the rounded values would
+    have a slope of 0 between most whole numbers.
 
     Args:
         expressions: the results.
@@ -28,7 +30,7 @@ def evaluator(
 
     functions = {
         "FloorDiv": _floor_div,
-        "CleanDiv": _floor_div,
+        "CleanDiv": _clean_div,
         "Mod": _mod,
         "PythonMod": _mod,
         "Max": _largest,
@@ -66,24 +68,19 @@ def evaluator(
     return compiled  # type: ignore[no-any-return]
 
 
-def _between(function: Callable[[Any], Any], x: Any) -> Any:
-    """Return the value of a function of whole numbers, interpolated linearly."""
-    if not isinstance(x, Tensor):
-        return function(x)
-    low = int(x.detach().floor())
-    at_low, above = function(low), function(low + 1)
-    return at_low + (x - low) * (above - at_low)
-
-
 def _floor_div(a: Any, b: Any) -> Any:
     if isinstance(b, Tensor):  # a quotient of two sizes, not a size divided by a constant
         return a / b
-    return _between(lambda n: n // b, a)
+    return a / b - (b - 1) / (2 * b) if isinstance(a, Tensor) else a // b
+
+
+def _clean_div(a: Any, b: Any) -> Any:
+    return a / b if isinstance(a, Tensor) or isinstance(b, Tensor) else a // b
 
 
 def _mod(a: Any, b: Any) -> Any:
     b = int(b)
-    return _between(lambda n: n % b, a)
+    return (b - 1) / 2 if isinstance(a, Tensor) else a % b
 
 
 def _floor(x: Any) -> Any:
