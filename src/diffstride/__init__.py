@@ -2,7 +2,7 @@
 
 from diffstride import functional, nn
 from diffstride._version import __version__
-from diffstride.convert import Plan, convert, plan
+from diffstride.convert import Plan, convert, insert, plan
 from diffstride.cost import Budget, CostModel, cutoff_frequencies, stride_cost
 from diffstride.export import freeze
 from diffstride.functional import spectral_resize
@@ -50,6 +50,7 @@ __all__ = [
     "cutoff_frequencies",
     "freeze",
     "functional",
+    "insert",
     "nn",
     "param_groups",
     "plan",

@@ -370,7 +370,7 @@ def test_a_layer_before_a_convolution_resamples_its_input():
     assert ds.plan(zoo.resnet_d().double(), x, smoothness=2.0).macs_after > 1.3 * plan.macs_before
     assert sizes_of(model, "1.main.0.0", x) == sizes
     assert model[1].main[0][0] is conv
-    conv.diffstride.stride.copy_(torch.tensor([2.3, 1.6]))
+    conv.diffstride_before.stride.copy_(torch.tensor([2.3, 1.6]))
     y = torch.randn(2, 8, 17, 20, dtype=torch.float64)
     coarse = reference.diffstride(y.numpy(), (2.3, 1.6), 2.0, window="inner")
     expected = reference.convolve(coarse, conv.weight.numpy(), padding=1)

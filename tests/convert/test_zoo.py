@@ -9,6 +9,7 @@ from torch import nn
 
 import diffstride as ds
 from diffstride.convert.apply import layer_of
+from diffstride.nn.attach import CHILDREN
 from diffstride.nn.learnable import LearnableStrides
 from tests.helpers import zoo
 
@@ -95,6 +96,10 @@ KEPT |= dict.fromkeys(zoo.BEFORE, "all")
 
 def given(table, case, name, default):
     return next((v for start, v in table.get(case, {}).items() if name.startswith(start)), default)
+
+
+def layer_name(site):
+    return site.name if site.fused else f"{site.name}.{CHILDREN[site.placement]}"
 
 
 def by_site(model, plan):
@@ -227,7 +232,7 @@ def test_weights_are_the_same_tensors(name, tmp_path):
     modes = {n: m.training for n, m in model.named_modules()}
     plan.apply(model)
     now = dict(model.named_parameters())
-    names = {f"{s.name}{'' if s.fused else '.diffstride'}.stride" for s in plan.sites}
+    names = {f"{layer_name(site)}.stride" for site in plan.sites}
     assert now.keys() - parameters.keys() <= names
     assert parameters.keys() <= now.keys()
     assert all(now[n] is p for n, p in parameters.items())
@@ -308,5 +313,5 @@ def test_the_costs_of_the_plan_are_those_of_the_real_models(name):
     for site in plan.sites:
         assert site.macs_before == before[site.name]
         # A layer behind a module is counted apart.
-        own = site.name if site.placement == "after" else f"{site.name}.diffstride"
+        own = site.name if site.placement == "after" else layer_name(site)
         assert site.macs_after == after[site.name] - resampling.get(own, 0)

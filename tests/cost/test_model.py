@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import nn
 import diffstride as ds
 from diffstride import DiffStride2d
 from diffstride.cost import count_macs
+from diffstride.experiments.models import ResNet
 from diffstride.nn import _fused
 from diffstride.nn.learnable import LearnableStrides
 from tests.helpers import zoo
@@ -192,6 +194,28 @@ def test_gradients_of_an_unsaturated_outer_window():
     check_gradient(model, cost)
     h, w = 40 / 2.3 + 4, 60 / 1.7 + 4
     assert cost().item() == pytest.approx(40 * 60 * 36 + (h - 2) * (w - 2) * 180)
+
+
+def test_the_relaxed_cost_falls_evenly_behind_kept_strides():
+    """Along a line it stays near the mean of the exact cost, and its slope has no gaps and no peaks.
+
+    Interpolated between whole sizes, the slope reached three times its mean.
+    """
+    model, x = ResNet(width=1 / 8, downsample="conv"), torch.randn(1, 3, 256, 256)
+    ds.insert(model, x)
+    cost = ds.CostModel(model, x)
+    strides = 1 + np.linspace(0, 0.6, 241)
+    relaxed, exact = [], []
+    for stride in strides:
+        set_strides(model, lambda s, stride=stride: stride)
+        relaxed.append(cost().item())
+        exact.append(cost.exact())
+    window = 21
+    mean = np.convolve(exact, np.ones(window) / window, "valid")
+    assert np.abs(np.array(relaxed)[window // 2 : -(window // 2)] / mean - 1).max() < 0.03
+    slopes = np.diff(np.log(relaxed)) / np.diff(np.log(strides))
+    assert slopes.max() < slopes.mean() / 3 < 0
+    assert slopes.min() > 2 * slopes.mean()
 
 
 def check_gradient(model, cost, step=1e-6):

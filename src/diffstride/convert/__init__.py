@@ -11,13 +11,13 @@ from torch import nn
 from diffstride import _validation
 from diffstride.backends import Backend
 from diffstride.convert import apply, candidates, lengths
-from diffstride.convert.candidates import Patterns
+from diffstride.convert.candidates import Candidates, Patterns
 from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn.attach import Placement
 from diffstride.tracing import ExampleInputs
 
-__all__ = ["Plan", "convert", "plan"]
+__all__ = ["Plan", "convert", "insert", "plan"]
 
 
 def plan(
@@ -79,19 +79,27 @@ def plan(
             model raises, decides by the values of tensors, or works at its own sizes only.
         ValueError: an option that no layer takes.
     """
-    from diffstride.convert import grouping, levelling  # these import sympy
-
     _validation.one_of("placement", placement, get_args(Placement))
     options = {
         "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
         "size_multiple": size_multiple, "backend": backend,
     }  # fmt: skip
-    found = candidates.find(model, include, exclude)
-    search = grouping.Search(model, ExampleInputs.of(example_inputs), found, follow_upsampling=upsample)
+    return _search(model, example_inputs, candidates.find(model, include, exclude, placement), upsample, options)
+
+
+def _search(model: nn.Module, example_inputs: Any, found: Candidates, upsample: bool, options: dict[str, Any]) -> Plan:
+    """Return the plan for candidates: tie those that must agree, and leave alone those that must keep their size."""
+    from diffstride.convert import grouping, levelling  # these import sympy
+
+    multiple = _validation.integer("size_multiple", options["size_multiple"], 1)
+    search = grouping.Search(
+        model, ExampleInputs.of(example_inputs), found, follow_upsampling=upsample, multiple=multiple
+    )
     session = search.start()
     drafted = None
     while drafted is None:
-        drafted = levelling.try_out(search, session, search.groups(), placement, options)
+        groups = search.groups()
+        drafted = levelling.try_out(search, session, groups, options)
     drafted = replace(drafted, lengths=lengths.find(model, session, found.sites))
     apply.check(model, drafted)
     return drafted
@@ -116,6 +124,63 @@ def convert(model: nn.Module, example_inputs: Any, **options: Any) -> Plan:
         UsageError: as in `plan`, and so is ValueError; the model is as before.
     """
     made = plan(model, example_inputs, **options)
+    made.apply(model)
+    return made
+
+
+def insert(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    smoothness: float = 4.0,
+    shared: bool = True,
+    bounds: tuple[float, float | None] = (1.0, None),
+    window: Window = "inner",
+    basis: Basis = "dft",
+    norm: Norm = "forward",
+    size_multiple: int = 1,
+    backend: Backend = "auto",
+) -> Plan:
+    """Insert learnable strides into a trained model, in place, all or nothing. It computes what it computed.
+
+    Each inserted layer starts at stride 1, where the inner window is the identity, and every other module stays as it
+    is. Under a cost or a budget the strides grow, and the model becomes cheaper. By default the layers are
+
+    - before the first convolution (the site `"(input)"`), which then works on a smaller input,
+    - behind every strided convolution and every max or average pooling, which keep their strides.
+
+    Outputs that meet share one stride and one size, as in `plan`. Upsampling by a fixed factor is followed by resizing
+    to the size that it meets. Poolings of whole maps by a kernel of fixed size become adaptive.
+
+    Args:
+        model: any module.
+        example_inputs: as in `plan`.
+        include: patterns on the names of other modules, whose outputs may shrink. Networks without any downsampling
+            need it.
+        exclude: patterns on the names of sites to leave out, `"(input)"` among them.
+        smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
+        shared: one stride for all axes of a layer. Under a budget the two axes of an image wander apart by noise.
+        bounds: `(lower, upper)` of the strides.
+        window: `"inner"`: the identity at stride 1. `"outer"` is it to 1e-3, and small maps do not shrink at once.
+        basis: `"dft"` or `"dct"`.
+        norm: `"forward"`, `"ortho"` or `"backward"`.
+        size_multiple: round output sizes up to a multiple of this.
+        backend: `"fft"`, `"matmul"` or `"auto"`.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        UsageError: as in `plan`; the model is as before.
+        ValueError: an option that no layer takes.
+    """
+    options = {
+        "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
+        "size_multiple": size_multiple, "backend": backend,
+    }  # fmt: skip
+    made = _search(model, example_inputs, candidates.find_places(model, include, exclude), True, options)
     made.apply(model)
     return made
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import fields
 
 import torch
@@ -50,14 +52,15 @@ def check(model: nn.Module, plan: Edits) -> None:
         kind = type(modules[part.name]).__name__ if part.name in modules else "none"
         if kind != part.kind:
             raise UsageError(f"model must have the modules of the plan: {part.name} must be a {part.kind}, got {kind}")
-    names = [*(part.name for part in parts), *plan.global_poolings]
+    names = [*(site.key for site in plan.sites), *(part.name for part in plan.resizes), *plan.global_poolings]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"a plan must have each module once, but has {short_repr(twice[0])} twice")
     groups: dict[int, Site] = {}
     for site in plan.sites:
         _check_site(site, modules[site.name])
         first = groups.setdefault(site.group, site)
-        if (site.stride, site.shared) != (first.stride, first.shared):
+        agree = operator.attrgetter("stride", "shared", "size_multiple")
+        if agree(site) != agree(first):
             raise UsageError(f"sites of a group must have the same strides, but {first.name} and {site.name} differ")
     for resize in plan.resizes:
         if resize.ndim not in {len(site.stride) for site in plan.sites}:
@@ -71,6 +74,11 @@ def check(model: nn.Module, plan: Edits) -> None:
 
 
 def _check_site(site: Site, module: nn.Module) -> None:
+    if site.kept:
+        _validation.one_of(f"placement of {site.name}", site.placement, ("after", "before"))
+        if site.fused or any(site.size_offset) or set(site.stride) != {1} or len(site.stride) not in handlers.LAYERS:
+            raise UsageError(f"{site.key} must start at stride 1, with size_offset 0, got {site.stride}")
+        return
     found = handlers.downsampling(module)
     both = not site.fused and handlers.takes_layer_before(module)
     _validation.one_of(f"placement of {site.name}", site.placement, ("after", "before") if both else ("after",))
@@ -108,13 +116,13 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
             fused.size_offset = layer.size_offset
             _replace(model, module, fused)
         else:
-            handlers.unstride(module, layer, site.placement)
+            handlers.put(layer, module, site.placement, unstride=not site.kept)
     for name in plan.global_poolings:
         _replace(model, modules[name], handlers.global_pooling(modules[name]))
     basis, norm = plan.options["basis"], plan.options["norm"]
     resizes = [ResizeTo(r.ndim, basis=basis, norm=norm).train(modules[r.name].training) for r in plan.resizes]
     for link, resize in zip(plan.resizes, resizes, strict=True):
-        if isinstance(modules[link.name], nn.Upsample):
+        if isinstance(modules[link.name], nn.Upsample) and not link.kept:
             _replace(model, modules[link.name], resize)
         else:
             attach(modules[link.name], resize)
@@ -131,13 +139,14 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
 def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
     """Return the layer that a site has become."""
     module = model.get_submodule(site.name)
-    layer = module if isinstance(module, LearnableStrides) else attached(module)
+    layer = module if isinstance(module, LearnableStrides) and not site.kept else attached(module, site.placement)
     assert isinstance(layer, LearnableStrides)
     return layer
 
 
 def _layer(site: Site, plan: Edits, device: torch.device) -> DiffStrideNd:
-    options = {**plan.options, "shared": plan.options["shared"] or site.shared}
+    multiple = math.lcm(plan.options["size_multiple"], site.size_multiple)
+    options = {**plan.options, "shared": plan.options["shared"] or site.shared, "size_multiple": multiple}
     layer = handlers.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
     layer.size_offset = site.size_offset
     return layer

@@ -22,14 +22,16 @@ model at its own sizes (`Candidates.keep_usable`). In a block with two branches,
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from diffstride.convert import handlers
 from diffstride.convert.handlers import Downsampling
+from diffstride.convert.records import INPUT
 from diffstride.errors import UsageError
+from diffstride.nn.attach import Placement
 from diffstride.tracing import Session
 
 Patterns = str | Sequence[str] | None
@@ -48,16 +50,38 @@ class Candidates:
     """Poolings of whole maps by a kernel of fixed size."""
     upsamplings: set[str] = field(default_factory=set)
     """Modules that upsample by a fixed factor."""
+    included: set[str] = field(default_factory=set)
+    """Modules that do not downsample, whose output may shrink."""
+    first_convolution: str = ""
+    """The convolution that has the site `INPUT` before it."""
 
     def leave(self, name: str, reason: str) -> None:
         """Leave a site alone."""
         del self.sites[name]
         self.left_alone[name] = reason
 
+    def module_name(self, key: str) -> str:
+        """Return the name of a site's module."""
+        return self.first_convolution if key == INPUT else key
+
     def ndim(self, name: str) -> int:
         """Return the number of spatial axes of a module; 0 where it is not known."""
         found = self.sites.get(name) or handlers.downsampling(self.modules[name])
         return found.ndim if found else 0
+
+    def find_first_convolution(self, session: Session) -> None:
+        """Find the convolution before which the site `INPUT` is.
+
+        Args:
+            session: a run of the model at its own sizes.
+        """
+        for call in session.calls:
+            if isinstance(self.modules[call.module], nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                ndim = handlers.ndim_of(self.modules[call.module])
+                self.first_convolution = call.module
+                self.sites[INPUT] = replace(self.sites[INPUT], stride=(1,) * ndim)
+                return
+        self.leave(INPUT, "the model has no convolution")
 
     def keep_usable(self, session: Session) -> None:
         """Keep the sites that run and whose outputs have more than one sample.
@@ -70,14 +94,21 @@ class Candidates:
         """
         shapes = {call.module: call.output for call in reversed(session.calls) if call.output is not None}
         for name, site in list(self.sites.items()):
+            if name == INPUT:
+                continue
             if name not in shapes:
                 self.leave(name, "it does not run on the example inputs, or returns no tensor")
                 continue
+            if not site.stride:
+                site = self.sites[name] = replace(site, stride=(1,) * (len(shapes[name]) - 2))
+                if site.ndim not in handlers.LAYERS:
+                    self.leave(name, "its output is not [batch, channels, ...] with 1 to 3 axes more")
+                    continue
             single = all(session.value(n) == 1 for n in shapes[name][-site.ndim :])
             if single and site.is_pooling:
                 del self.sites[name]
                 self.global_poolings.append(name)
-            elif max(site.stride) == 1:
+            elif max(site.stride) == 1 and name not in self.included:
                 del self.sites[name]
             elif single:
                 self.leave(name, "its output is a single sample")
@@ -99,12 +130,51 @@ class Candidates:
             )
 
 
-def find(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
-    """Return the candidates by type and name.
+def find(model: nn.Module, include: Patterns, exclude: Patterns, placement: Placement) -> Candidates:
+    """Return the downsamplings that could become learnable, by type and name.
 
     Raises:
         UsageError: a pattern matches nothing.
     """
+    found = _of_types(model)
+    for name, site in found.sites.items():
+        if placement == "before" and handlers.takes_layer_before(found.modules[name]):
+            found.sites[name] = replace(site, placement="before")
+    included, excluded = _matches("include", include, found.sites), _matches("exclude", exclude, found.sites)
+    for name in list(found.sites):
+        if include is not None and name not in included:
+            found.leave(name, "not among those to include")
+        elif name in excluded:
+            found.leave(name, "excluded")
+    return found
+
+
+def find_places(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
+    """Return the places where layers can be inserted into a model that stays as it is.
+
+    These are the input of the first convolution (`INPUT`), behind each downsampling, and behind the modules to include.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+    """
+    found = _of_types(model)
+    kept = {name: replace(site, kept=True) for name, site in found.sites.items()}
+    found.sites = {INPUT: Downsampling(stride=(), kept=True, placement="before"), **kept}
+    found.included = _matches("include", include, found.modules)
+    for name in found.included:
+        module = found.modules[name]
+        own_loop = isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
+        found.left_alone.pop(name, None)
+        if own_loop:
+            found.left_alone[name] = "it is an nn.Sequential with a forward of its own, which may call all its children"
+        else:
+            found.sites.setdefault(name, Downsampling(stride=(), kept=True))
+    for name in _matches("exclude", exclude, found.sites):
+        found.leave(name, "excluded")
+    return found
+
+
+def _of_types(model: nn.Module) -> Candidates:
     found = Candidates(modules=dict(model.named_modules()))
     for name, module in found.modules.items():
         site = handlers.downsampling(module)
@@ -114,12 +184,6 @@ def find(model: nn.Module, include: Patterns, exclude: Patterns) -> Candidates:
             found.sites[name] = site
         if handlers.is_upsampling(module):
             found.upsamplings.add(name)
-    included, excluded = _matches("include", include, found.sites), _matches("exclude", exclude, found.sites)
-    for name in list(found.sites):
-        if include is not None and name not in included:
-            found.leave(name, "not among those to include")
-        elif name in excluded:
-            found.leave(name, "excluded")
     return found
 
 

@@ -21,6 +21,8 @@ that the model works at other sizes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sympy
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 
 from diffstride import tracing
 from diffstride.convert.candidates import Candidates
-from diffstride.convert.records import Resize
+from diffstride.convert.records import INPUT, Resize
 from diffstride.cost import stand_ins
 from diffstride.errors import UsageError
 from diffstride.nn._tracers import Traceable
@@ -47,6 +49,8 @@ class Group(NamedTuple):
     names: list[str]
     square: bool
     """True: sizes of different axes must agree, so all axes share a stride too."""
+    multiple: int
+    """The number of which their sizes are multiples."""
 
 
 class Ties:
@@ -77,14 +81,23 @@ class Search:
         model: the model to convert.
         example: the arguments of its call.
         candidates: what could be converted. The search leaves alone what cannot.
-        follow_upsampling: replace upsampling by resizing to the size that its output meets.
+        follow_upsampling: let upsampling be followed by resizing to the size that its output meets.
+        multiple: the number of which all sizes of sites are multiples.
     """
 
     def __init__(
-        self, model: nn.Module, example: ExampleInputs, candidates: Candidates, *, follow_upsampling: bool
+        self,
+        model: nn.Module,
+        example: ExampleInputs,
+        candidates: Candidates,
+        *,
+        follow_upsampling: bool,
+        multiple: int,
     ) -> None:
         self.model, self.example, self.candidates = model, example, candidates
-        self.follow_upsampling = follow_upsampling
+        self.follow_upsampling, self._least_multiple = follow_upsampling, multiple
+        self.multiples: dict[str, int] = {}
+        """The numbers of which sizes must be multiples, by site, where the model needs more."""
         self.ties = Ties()
         """The sizes that must agree."""
         self.sizes: dict[Key, int] = {}
@@ -99,6 +112,9 @@ class Search:
     def start(self) -> Session:
         """Run the model at its own sizes. Keep the candidates that run."""
         session = self._run({})
+        if INPUT in self.candidates.sites:
+            self.candidates.find_first_convolution(session)
+            session = self._run({})
         self.candidates.keep_usable(session)
         names = {*self.candidates.sites, *self.candidates.upsamplings}
         self.sizes = {key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in names}
@@ -127,14 +143,22 @@ class Search:
             self.candidates.check_not_empty()
             names = {*self.candidates.sites, *self.candidates.upsamplings}
             keys = [key for key in self.sizes if key[0] in names]
+            left = {_named(key) for key in self.sizes if key[0] not in names}  # whose sizes are no symbols any more
+            self.links = {key: size for key, size in self.links.items() if left.isdisjoint(size.free_symbols)}
             number = {self.ties.of(key): i for i, key in enumerate(keys)}
             try:
-                session = self._run({k: 2 * self.sizes[k] + sympy.prime(number[self.ties.of(k)] + 2) for k in keys})
+                session = self._run({key: self._trial_size(key, number[self.ties.of(key)]) for key in keys})
             except TraceError as error:
                 self._learn(error)
             else:
                 if self._find_sources(session):
                     return
+
+    def _trial_size(self, key: Key, number: int) -> int:
+        """Return a size for a trial: another one for each number, so that equal sizes are no coincidence."""
+        tied = [other[0] for other in self.sizes if self.ties.of(other) == self.ties.of(key)]
+        multiple = math.lcm(*map(self.multiple, tied))
+        return multiple * (2 * self.sizes[key] // multiple + _prime(number))
 
     def _run(self, values: dict[Key, int]) -> Session:
         """Run the model with symbols for the sites' sizes, of these values. Other sizes are those of the model."""
@@ -156,29 +180,41 @@ class Search:
             ndim = self.candidates.ndim(name)
             return lambda x: x.new_empty([*x.shape[:-ndim], *[1] * ndim])
         follows = self.follow_upsampling and name in self.candidates.upsamplings
-        if name not in self.candidates.sites and not follows:
+        site = self.candidates.sites.get(name)
+        at_input = name == self.candidates.first_convolution and INPUT in self.candidates.sites
+        if site is None and not follows and not at_input:
             return None
-        if is_plain_convolution(module):
+        if is_plain_convolution(module) and site is not None and not site.kept:
             module.stride = _WatchedStride(module.stride, name, self.strides_read)  # type: ignore[assignment, arg-type]
         original = module.forward
-        calls: dict[Any, int] = {}
+        calls: dict[str, dict[Any, int]] = {INPUT: {}, name: {}}
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-            ndim = self.candidates.ndim(name) or output.ndim - 2
-            if not isinstance(output, Tensor) or not inputs or output.ndim < ndim:
-                return output
-            call = calls.setdefault(tracing.shape(inputs[0])[-ndim:], len(calls))  # type: ignore[index]
+        def resized(place: str, x: Tensor, ndim: int, shape: Any) -> Tensor:
+            """Return an empty tensor like `x` with the sizes of a site, for a call of the module on this shape."""
+            call = calls[place].setdefault(shape[-ndim:], len(calls[place]))
             sizes = []
-            for axis, size in enumerate(output.shape[-ndim:]):
-                key = (name, call, axis)
+            for axis, size in enumerate(x.shape[-ndim:]):
+                key = (place, call, axis)
                 if key in self.links:
                     symbols = {_named(k): symbol for symbol, k in session.keys.items()}
                     sizes.append(session.sized(self.links[key].xreplace(symbols)))
                 else:
                     sizes.append(session.size(key, values.get(key, session.value(tracing.expression(size)))))
-            return output.new_empty([*output.shape[:-ndim], *sizes])
+            return x.new_empty([*x.shape[:-ndim], *sizes])
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+            shape = tracing.shape(inputs[0]) if inputs else None
+            if at_input and args and isinstance(args[0], Tensor):
+                ndim = self.candidates.sites[INPUT].ndim
+                args = resized(INPUT, args[0], ndim, shape), *args[1:]
+            output = original(*args, **kwargs)
+            if (site is None and not follows) or shape is None or not isinstance(output, Tensor):
+                return output
+            ndim = self.candidates.ndim(name) or output.ndim - 2
+            if output.ndim < ndim:
+                return output
+            return resized(name, output, ndim, shape)
 
         return forward
 
@@ -208,6 +244,16 @@ class Search:
             if self.follow_upsampling and key is not None and key[0] in candidates.upsamplings:
                 self.links[key] = other.xreplace({s: _named(k) for s, k in session.keys.items()})
                 return
+
+        def are_answered_as_before(multiples: Mapping[Symbol, int]) -> bool:
+            trials = trial_sizes(multiples)
+            return all(sympy.sympify(expression.xreplace(sizes)) != relation.truth for sizes in trials)
+
+        keys = {s: session.keys[s] for s in expression.free_symbols}
+        if all(key[0] in candidates.sites for key in keys.values()) and self.raise_multiples(
+            keys, are_answered_as_before
+        ):
+            return
         names = {session.keys[s][0] for s in expression.free_symbols}
         bound = [name for name in candidates.sites if name in names]
         where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
@@ -218,6 +264,33 @@ class Search:
         needed = f", which needs {right} features" if relation.function == "linear" and right.is_Integer else ""
         for name in bound:
             candidates.leave(name, f"its map must keep its size for {where}{needed}{advice}")
+
+    def raise_multiples(self, keys: Mapping[Symbol, Key], suffices: Callable[[Mapping[Symbol, int]], bool]) -> bool:
+        """Find the least multiples of sizes that suffice, and use them from now on.
+
+        The sizes that the model has are such multiples, so that it can start with these.
+
+        Args:
+            keys: the sizes by symbol.
+            suffices: a function of the multiples by symbol.
+
+        Returns:
+            False where there are none.
+        """
+        present = {symbol: self.multiple(key[0]) for symbol, key in keys.items()}
+        names = {key[0] for key in keys.values()}
+        common = math.gcd(*(size for key, size in self.sizes.items() if key[0] in names))
+        for factor in (n for n in range(2, _LARGEST_MULTIPLE + 1) if common % n == 0):
+            raised = {symbol: math.lcm(multiple, factor) for symbol, multiple in present.items()}
+            if raised != present and suffices(raised):
+                for symbol, key in keys.items():
+                    self.multiples[key[0]] = raised[symbol]
+                return True
+        return False
+
+    def multiple(self, name: str) -> int:
+        """Return the number of which the sizes of a site, and of those tied to it, are multiples."""
+        return self.multiples.get(name, self._least_multiple)
 
     def _equal_sizes(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
         """Return the sizes of two sites that must agree, if an equation requires just that."""
@@ -266,7 +339,8 @@ class Search:
             # `torch.fx` writes out other modules than leaves, without their hooks.
             leaves = (source for source in sources if _is_leaf(self.candidates.modules[source]))
             kind = type(self.candidates.modules[name]).__name__
-            self.resizes.append(Resize(name=name, kind=kind, source=next(leaves, sources[0]), ndim=ndim))
+            kept = any(site.kept for site in self.candidates.sites.values())
+            self.resizes.append(Resize(name=name, kind=kind, source=next(leaves, sources[0]), ndim=ndim, kept=kept))
         return True
 
     def _tied_sites(self) -> list[Group]:
@@ -282,11 +356,28 @@ class Search:
         groups: dict[str, list[str]] = {}
         for name in self.candidates.sites:
             groups.setdefault(joined.of(name), []).append(name)
-        return [Group(names, not square.isdisjoint(names)) for names in groups.values()]
+        return [
+            Group(names, not square.isdisjoint(names), math.lcm(*map(self.multiple, names)))
+            for names in groups.values()
+        ]
 
     def _has_one_stride(self, group: Group) -> bool:
         strides = {self.candidates.sites[name].stride for name in group.names}
         return len(strides) == 1 and not (group.square and len(set(*strides)) > 1)
+
+
+_LARGEST_MULTIPLE = 64
+
+
+def trial_sizes(multiples: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
+    """Yield sizes by symbol that are these multiples and grow at different rates."""
+    ordered = sorted(multiples.items(), key=str)
+    for step in range(8):
+        yield {symbol: m * (6 + 5 * i + step * (i + 1)) for i, (symbol, m) in enumerate(ordered)}
+
+
+def _prime(number: int) -> int:
+    return int(sympy.prime(number + 2))
 
 
 class _WatchedStride(tuple):  # type: ignore[type-arg]

@@ -46,6 +46,10 @@ class Downsampling:
     size_offset: tuple[int, ...] = ()
     """Samples to add to the map at stride 1, so that every S-th of them is the module's own map (`ceil_mode`). Empty:
     none."""
+    kept: bool = False
+    """True: the module keeps its stride, and the layer starts at 1."""
+    placement: Placement = "after"
+    """The side of the module on which the layer is."""
     reason: str = ""
     """Reason why the module must be left alone; empty if it can be converted."""
 
@@ -157,10 +161,11 @@ def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
     return fused.train(conv.training)
 
 
-def unstride(module: nn.Module, layer: DiffStrideNd, placement: Placement) -> None:
-    """Set the stride of a module to 1, and put `layer` behind or before it."""
+def put(layer: DiffStrideNd, module: nn.Module, placement: Placement, *, unstride: bool) -> None:
+    """Put `layer` behind or before a module, whose stride becomes 1 if `unstride`."""
     attach(module, layer.train(module.training), placement)
-    module.stride = (1,) * layer.ndim  # type: ignore[assignment]
+    if unstride:
+        module.stride = (1,) * layer.ndim  # type: ignore[assignment]
 
 
 def takes_layer_before(module: nn.Module) -> bool:

@@ -16,8 +16,10 @@ with strides that have moved, and its figures are filled in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import sympy
@@ -25,32 +27,31 @@ import torch
 from sympy import Expr, Symbol
 
 from diffstride import tracing
-from diffstride.convert import apply, handlers
-from diffstride.convert.grouping import Group, Key, Search
+from diffstride.convert import apply
+from diffstride.convert.grouping import Group, Key, Search, trial_sizes
 from diffstride.convert.plan import Plan
 from diffstride.convert.records import Site
 from diffstride.cost import program, stand_ins
 from diffstride.cost.stand_ins import Record
 from diffstride.errors import UsageError
-from diffstride.nn.attach import Placement
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.strides import learnable_layers
 from diffstride.tracing import Session, TraceError
 
+LARGEST_TRIED = 8
+"""The largest multiple of sizes that is tried where the model does not say what it needs."""
 MOVED = 0.07
 """Part by which the strides of the first group move in the trial; those of the n-th move n times as far."""
 
 
-def try_out(
-    search: Search, before: Session, groups: list[Group], placement: Placement, options: dict[str, Any]
-) -> Plan | None:
+def try_out(search: Search, before: Session, groups: list[Group], options: dict[str, Any]) -> Plan | None:
     """Return the plan for these groups, tried on the model. Return None if the search must go on instead.
 
     Args:
         search: the search that has found the groups. It learns from a trial that does not fit.
         before: the run of the model at its own sizes.
         groups: the sites that share a stride.
-        placement: the side of a convolution on which its layer is to be.
         options: options of the layers.
 
     Raises:
@@ -58,44 +59,51 @@ def try_out(
     """
     fuse = True
     while True:
-        plan = _draft(search, before, groups, placement, options, fuse)
+        plan = _draft(search, before, groups, options, fuse)
         try:
             with tracing.preserved(search.model):
                 apply.edit(search.model, plan, device=torch.device("cpu"))  # strides have values there
                 return _levelled(search, plan)
         except TraceError as error:
             if not any(site.fused for site in plan.sites):
-                raise UsageError(f"the converted model cannot run the example: {error}") from error
+                multiples = {site.key: 2 * site.size_multiple for site in plan.sites}
+                added = {site.key: multiples[site.key] // options["size_multiple"] for site in plan.sites}
+                whole = all(n % added[site.key] == 0 for site in plan.sites for n in site.size_before)
+                if max(multiples.values()) > LARGEST_TRIED or not whole:
+                    raise UsageError(f"the converted model cannot run the example: {error}") from error
+                search.multiples |= multiples  # some code asks no question about sizes, and reshapes
+                return None
         fuse = False  # the model's code may read attributes of the convolutions that it had
 
 
-def _draft(
-    search: Search, before: Session, groups: list[Group], placement: Placement, options: dict[str, Any], fuse: bool
-) -> Plan:
+def _draft(search: Search, before: Session, groups: list[Group], options: dict[str, Any], fuse: bool) -> Plan:
     """Return the plan without offsets that level maps, and without figures of the converted model."""
     candidates = search.candidates
     calls = {call.module: call for call in before.calls}
     macs = stand_ins.macs_by_module(before)
     numbered = {name: (number, group) for number, group in enumerate(groups) for name in group.names}
     sites = []
-    for name, site in candidates.sites.items():
+    for key, site in candidates.sites.items():
+        name = candidates.module_name(key)
         module, call = candidates.modules[name], calls[name]
-        first = placement == "before" and handlers.takes_layer_before(module)
-        fused = not first and fuse and bool(name) and is_plain_convolution(module) and name not in search.strides_read
-        number, group = numbered[name]
-        assert call.output is not None
+        number, group = numbered[key]
+        replaceable = is_plain_convolution(module) and name not in search.strides_read
+        resampled = call.input if site.placement == "before" and site.kept else call.output
+        assert resampled is not None
         sites.append(
             Site(
                 name=name,
                 kind=type(module).__name__,
-                fused=fused,
-                placement="before" if first else "after",
-                stride=site.stride,
+                fused=fuse and bool(name) and replaceable and site.placement == "after" and not site.kept,
+                kept=site.kept,
+                placement=site.placement,
+                stride=(1,) * site.ndim if site.kept else site.stride,
                 group=number,
                 shared=group.square,
-                size_offset=site.size_offset or (0,) * site.ndim,
+                size_multiple=group.multiple,
+                size_offset=(0,) * site.ndim if site.kept or not site.size_offset else site.size_offset,
                 input_size=tuple(map(before.value, call.input[-site.ndim :])) if call.input else (),
-                size_before=tuple(map(before.value, call.output[-site.ndim :])),
+                size_before=tuple(map(before.value, resampled[-site.ndim :])),
                 macs_before=macs.get(name, 0),
             )
         )
@@ -116,34 +124,52 @@ def _draft(
 def _levelled(search: Search, plan: Plan) -> Plan | None:
     """Return the plan with offsets and figures, given the model that it has changed; None if the groups must change."""
     model, example = search.model, search.example
-    layers = {site.name: apply.layer_of(model, site) for site in plan.sites}
+    layers = {site.key: apply.layer_of(model, site) for site in plan.sites}
     several = {name for group in plan.groups if len(group) > 1 for name in group}
     with ExitStack() as stack:
         for site in plan.sites:
-            if site.name in several:  # not levelled yet; the sizes that the model had fit together
-                stack.enter_context(layers[site.name].pinned(output_size=site.size_before))
+            if site.key in several:  # not levelled yet; the sizes that the model had fit together
+                stack.enter_context(layers[site.key].pinned(output_size=site.size_before))
         records, session = stand_ins.records_of(model, example)
     if missing := [name for name, layer in layers.items() if layer not in {r.layer for r in records}]:
         raise TraceError(f"{missing[0]} is reached in another way than as a module of its parent", session)
     maps = _maps(plan, layers, records)
     if not _differences_are_constant(search, plan, maps):
         return None
-    offsets = {site.name: _size_offset(plan, site, maps) for site in plan.sites}
+    offsets = {site.key: _size_offset(plan, site, maps) for site in plan.sites}
     for name, layer in layers.items():
         layer.size_offset = offsets[name]
     costs = program.Program(model, example, "macs")
-    _run_with_moved_strides(search, {layers[site.name]: site.group for site in plan.sites})
+    _run_with_moved_strides(search, {layers[site.key]: site.group for site in plan.sites})
+    if _leave_what_saves_nothing(search, layers, costs):
+        return None
     macs, sizes = costs.by_module(), {id(record.layer): record.sizes for record in costs.records}
     sites = tuple(
         replace(
             site,
-            size_offset=offsets[site.name],
-            size_after=sizes[id(layers[site.name])],
+            size_offset=offsets[site.key],
+            size_after=sizes[id(layers[site.key])],
             macs_after=sum(v for k, v in macs.items() if k == site.name or k.startswith(f"{site.name}.")),
         )
         for site in plan.sites
     )
     return replace(plan, sites=sites, macs_after=sum(macs.values()), resampling_macs=costs.resampling_macs())
+
+
+def _leave_what_saves_nothing(search: Search, layers: dict[str, LearnableStrides], costs: program.Program) -> bool:
+    """Leave out inserted layers that no multiply-accumulates follow. Return whether there were some."""
+    strides = {layer.stride_id: layer.stride for _, layer in learnable_layers(search.model)}
+    grads = dict(zip(strides, costs.gradient(strides).grads, strict=True))
+    useless = [
+        key
+        for key, layer in layers.items()
+        if search.candidates.sites[key].kept
+        and key not in search.candidates.included
+        and not grads[layer.stride_id].any()
+    ]
+    for key in useless:
+        search.candidates.leave(key, "no multiply-accumulates follow it")
+    return bool(useless)
 
 
 class _Maps(NamedTuple):
@@ -156,16 +182,16 @@ class _Maps(NamedTuple):
 
 
 def _maps(plan: Plan, layers: dict[str, LearnableStrides], records: list[Record]) -> _Maps:
-    sites = {id(layers[site.name]): site for site in plan.sites}
+    sites = {id(layers[site.key]): site for site in plan.sites}
     maps, shared = _Maps({}, {}), dict[Symbol, Symbol]()
     for record in records:
         site = sites.get(id(record.layer))
         if site is None:  # learnable before
             continue
-        maps.sizes.setdefault(site.name, [n.xreplace(shared) for n in record.sampled])
+        maps.sizes.setdefault(site.key, [n.xreplace(shared) for n in record.sampled])
         for axis, (symbol, size) in enumerate(zip(record.symbols, record.sizes, strict=True)):
             shared[symbol] = common = sympy.Symbol(f"{site.group}_{axis}_{size}")
-            maps.keys.setdefault(common, (site.name, 0, axis))
+            maps.keys.setdefault(common, (site.key, 0, axis))
     return maps
 
 
@@ -174,8 +200,11 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
     for group in plan.groups:
         first, *others = (maps.sizes[name] for name in group)
         for a, b in ((a, b) for sizes in others for a, b in zip(first, sizes, strict=True)):
-            if (a - b).is_Integer:
+            if _difference(a, b, _multiples(plan, maps, a - b)) is not None:
                 continue
+            keys = {symbol: maps.keys[symbol] for symbol in (a - b).free_symbols}
+            if search.raise_multiples(keys, partial(_are_level, a, b)):
+                return False
             upstream = [list((a - b).free_symbols & size.free_symbols) for size in (a, b)]
             if all(len(symbols) == 1 for symbols in upstream):
                 one, other = (maps.keys[symbols[0]] for symbols in upstream)
@@ -188,17 +217,40 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
     return True
 
 
+def _multiples(plan: Plan, maps: _Maps, expression: Expr) -> dict[Symbol, int]:
+    """Return the numbers of which the sizes in an expression are multiples."""
+    multiples = {site.key: site.size_multiple for site in plan.sites}
+    return {symbol: multiples[maps.keys[symbol][0]] for symbol in expression.free_symbols}
+
+
+def _difference(a: Expr, b: Expr, multiples: Mapping[Symbol, int]) -> int | None:
+    """Return `a - b` if it is the same wherever the sizes in it are these multiples; else None."""
+    if (a - b).is_Integer:
+        return int(a - b)
+    found = {(a - b).xreplace(sizes) for sizes in trial_sizes(multiples)}
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def _are_level(a: Expr, b: Expr, multiples: Mapping[Symbol, int]) -> bool:
+    return _difference(a, b, multiples) is not None
+
+
 def _size_offset(plan: Plan, site: Site, maps: _Maps) -> tuple[int, ...]:
     """Return the extra samples that a site's layer counts, by axis.
 
     These are those that `ceil_mode` adds, plus the difference from the largest map of the group.
     """
     group = [other for other in plan.sites if other.group == site.group]
-    own = maps.sizes[site.name]
-    return tuple(
-        max(int(maps.sizes[other.name][axis] - own[axis]) + other.size_offset[axis] for other in group)
-        for axis in range(len(own))
-    )
+    offsets = []
+    for axis, own in enumerate(maps.sizes[site.key]):
+        largest = 0
+        for other in group:
+            size = maps.sizes[other.key][axis]
+            more = _difference(size, own, _multiples(plan, maps, size - own))
+            assert more is not None
+            largest = max(largest, more + other.size_offset[axis])
+        offsets.append(largest)
+    return tuple(offsets)
 
 
 def _run_with_moved_strides(search: Search, groups: dict[LearnableStrides, int]) -> None:

@@ -70,7 +70,7 @@ class Plan(Edits):
         """The names of the sites that share a stride, group by group. A site may be a group of one."""
         groups: dict[int, list[str]] = {}
         for site in self.sites:
-            groups.setdefault(site.group, []).append(site.name)
+            groups.setdefault(site.group, []).append(site.key)
         return list(groups.values())
 
     def __str__(self) -> str:
@@ -91,11 +91,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     for site in plan.sites:
         rows.append(
             (
-                site.name or "(the model)",
+                site.key or "(the model)",
                 site.kind,
                 _new_kind(site),
                 _by(site.stride) + (" shared" if site.shared else ""),
-                next((str(i + 1) for i, group in enumerate(several) if site.name in group), ""),
+                next((str(i + 1) for i, group in enumerate(several) if site.key in group), ""),
                 _by(site.input_size),
                 _by(site.size_before),
                 _by(site.size_after),
@@ -112,7 +112,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"the example inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
     )
     for resize in plan.resizes:
-        change = "resized" if "Transpose" in resize.kind else "spectral_resize"
+        change = "resized" if resize.kept or "Transpose" in resize.kind else "spectral_resize"
         yield f"{resize.name} ({resize.kind}): {change} to the output size of {resize.source}, which it meets"
     for name in plan.global_poolings:
         yield f"{name}: global, no stride; it becomes adaptive and follows the map's size"
@@ -132,6 +132,8 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _new_kind(site: Site) -> str:
+    if site.kept:
+        return f"{'followed' if site.placement == 'after' else 'preceded'} by DiffStride{len(site.stride)}d"
     parts = "stride 1", f"DiffStride{len(site.stride)}d"
     return "DiffStrideConv" if site.fused else ", ".join(parts if site.placement == "after" else reversed(parts))
 

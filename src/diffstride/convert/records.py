@@ -8,6 +8,9 @@ from typing import Any
 
 from diffstride.nn.attach import Placement
 
+INPUT = "(input)"
+"""The name of the site at the input of the first convolution of a model that stays as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -21,8 +24,12 @@ class Site:
     stride: tuple[int, ...]
     group: int
     """Number of the group. Sites of a group share one stride and one output size."""
+    kept: bool = False
+    """True: the module keeps its stride, and a layer of stride 1 is attached."""
     placement: Placement = "after"
     """The side of the module on which its layer is."""
+    size_multiple: int = 1
+    """The number of which output sizes are multiples, since the model needs that."""
     shared: bool = False
     """True: all axes have one stride, because the model needs square maps."""
     size_offset: tuple[int, ...] = ()
@@ -34,6 +41,11 @@ class Site:
     macs_before: int = 0
     macs_after: int = 0
 
+    @property
+    def key(self) -> str:
+        """The name of the site: the module's, or `INPUT` for the layer before the first convolution."""
+        return INPUT if self.kept and self.placement == "before" else self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
@@ -43,6 +55,8 @@ class Resize:
     kind: str
     source: str
     ndim: int
+    kept: bool = False
+    """True: the upsampling stays, and resizing follows it. An `nn.Upsample` that does not stay is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

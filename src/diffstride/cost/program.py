@@ -298,10 +298,12 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
     """Return the cost of the model with strided layers in place of learnable ones."""
 
     def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
-        layer = attached(module)
-        if isinstance(layer, DiffStrideNd):
-            module.stride = tuple(math.ceil(s) for s in layer.initial_strides)  # type: ignore[assignment]
-            vars(layer)["forward"] = lambda x: x
+        for placement in ("before", "after"):
+            layer = attached(module, placement)
+            if isinstance(layer, DiffStrideNd):
+                if max(layer.initial_strides) > 1:  # else it was inserted, and the module has its own stride
+                    module.stride = tuple(math.ceil(s) for s in layer.initial_strides)  # type: ignore[assignment]
+                vars(layer)["forward"] = lambda x: x
         if isinstance(module, DiffStrideConvNd):
             return _strided(module)
         if isinstance(module, DiffStrideNd) and "forward" not in vars(module):

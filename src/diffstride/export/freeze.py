@@ -21,7 +21,7 @@ from diffstride.errors import UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.geometry import AXIS_NAMES, Axis
 from diffstride.nn._fused import Schedule
-from diffstride.nn.attach import CHILD, attached, is_attachment, placement_of
+from diffstride.nn.attach import CHILDREN, Placement, is_attachment
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.lengths import OutputLengths
@@ -78,8 +78,7 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
             module._modules[name] = fixed.get(id(child), child)
     frozen = fixed.get(id(frozen), frozen)
     for module in frozen.modules():
-        if attached(module) is not None:
-            _call_plainly(module)
+        _call_attached_plainly(module)
     _check_same(frozen, arguments, expected)
     return frozen
 
@@ -347,21 +346,26 @@ _HANDLERS: dict[type[nn.Module], Callable[[str, Any, _Use], nn.Module]] = {
 }
 
 
-def _call_plainly(module: nn.Module) -> None:
-    """Replace the hook that calls an attached layer by a graph of `torch.fx`, which needs no code of this library."""
-    graph = fx.Graph()
-    if placement_of(module) == "before":
-        _, args = (graph.placeholder(name) for name in ("module", "args"))
-        x = graph.call_function(operator.getitem, (args, 0))
-    else:
-        *_, x = (graph.placeholder(name) for name in ("module", "args", "output"))
-    graph.output(graph.call_module(CHILD, (x,)))
-    plain = fx.GraphModule({CHILD: module._modules[CHILD]}, graph, "Attached")
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+def _call_attached_plainly(module: nn.Module) -> None:
+    """Replace hooks that call attached layers by graphs of `torch.fx`, which need no code of this library."""
+    registries: dict[Placement, dict[Any, Any]]
+    registries = {"before": module._forward_pre_hooks, "after": module._forward_hooks}
+    for placement, hooks in registries.items():
+        child = CHILDREN[placement]
+        if not any(map(is_attachment, hooks.values())):
+            continue
+        graph = fx.Graph()
+        if placement == "before":
+            _, args = (graph.placeholder(name) for name in ("module", "args"))
+            x = graph.call_function(operator.getitem, (args, 0))
+        else:
+            *_, x = (graph.placeholder(name) for name in ("module", "args", "output"))
+        graph.output(graph.call_module(child, (x,)))
+        plain = fx.GraphModule({child: module._modules[child]}, graph, "Attached")
         # A key made by torch is a number, which another process might use again.
-        renamed = [(CHILD, plain) if is_attachment(hook) else (key, hook) for key, hook in hooks.items()]
+        renamed = [(child, plain) if is_attachment(hook) else (key, hook) for key, hook in hooks.items()]
         hooks.clear()
-        hooks.update(renamed)  # type: ignore[arg-type]
+        hooks.update(renamed)
 
 
 def _check_same(frozen: nn.Module, arguments: Arguments, expected: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride.nn.attach import attached, placement_of
+from diffstride.nn.attach import attached
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.tracing._torch import FakeTensor
 
@@ -74,16 +74,15 @@ class OutputLengths:
 
 
 def _output_size(layer: Any, size: int, axis: int) -> int:
-    """Return the output size of a convolution or pooling with the layer attached to it; 0 where nothing fits."""
+    """Return the output size of a convolution or pooling with the layers attached to it; 0 where nothing fits."""
     if isinstance(layer, LearnableStrides):
         try:
             return layer.output_size(max(1, size))[axis] if size else 0
         except ValueError:  # fewer samples than taps
             return 0
-    resampling = attached(layer)
-    comes_first = resampling is not None and placement_of(layer) == "before"
-    if comes_first:
-        size = _output_size(resampling, size, axis)
+    before, after = attached(layer, "before"), attached(layer)
+    if before is not None:
+        size = _output_size(before, size, axis)
     kernel, stride, padding, dilation = (
         value[axis] if isinstance(value, tuple) else value
         for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
@@ -91,4 +90,4 @@ def _output_size(layer: Any, size: int, axis: int) -> int:
     if isinstance(padding, str):
         padding = {"same": dilation * (kernel - 1) / 2, "valid": 0}[padding]
     size = max(0, int((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1))
-    return size if resampling is None or comes_first else _output_size(resampling, size, axis)
+    return size if after is None else _output_size(after, size, axis)
