@@ -99,3 +99,26 @@ def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, op
         optimizer.step()
         ds.clamp_strides_(model)
     assert cost.exact() == pytest.approx(budget.target, rel=0.02)
+
+
+def test_settling_moves_along_one_line_to_the_nearest_cost():
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    budget = cost.budget(0.7)
+    with torch.no_grad():
+        for layer, stride in zip(learned(model), (1.7, 1.2), strict=True):
+            layer.stride.fill_(stride)
+    before = [math.log(layer.strides[0]) for layer in learned(model)]
+    budget.settle()
+    after = [math.log(layer.strides[0]) for layer in learned(model)]
+    assert after[0] / before[0] == pytest.approx(after[1] / before[1], rel=1e-5)
+    found = abs(math.log(cost.exact() / budget.target))
+    # No other point of the line is nearer.
+    factors = [after[0] / before[0] * (0.9 + 0.001 * i) for i in range(200)]
+    others = []
+    for factor in factors:
+        with torch.no_grad():
+            for layer, start in zip(learned(model), before, strict=True):
+                layer.stride.fill_(math.exp(factor * start))
+        others.append(abs(math.log(cost.exact() / budget.target)))
+    assert found <= min(others) + 1e-9

@@ -53,6 +53,15 @@ def test_an_exported_network_computes_the_same_in_onnxruntime():
 
 
 @long
+def test_inserted_strides_make_a_trained_network_cheaper():
+    before, inserted, after, kept = main_of("07_insert")()
+    assert before > 0.9
+    assert inserted == pytest.approx(before, abs=0.03)  # on other images
+    assert after > before - 0.03
+    assert kept == pytest.approx(0.4, abs=0.03)
+
+
+@long
 def test_a_stride_on_waveforms_stops_above_the_highest_tone():
     accuracy, cutoff = main_of("06_audio")()
     ramp = 4000 / 64  # in Hz, above the edge of the window

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.cost.program import Neighbour, OnHost
+from diffstride.nn.strides import learnable_layers
 
 if TYPE_CHECKING:
     from diffstride.cost.model import CostModel
@@ -130,6 +131,34 @@ class Budget(nn.Module):
         found = [(abs(math.log(step.cost / self.target)), step) for step in self.cost.neighbours()]
         best = min(found, key=operator.itemgetter(0), default=None)
         return best[1] if best is not None and best[0] < abs(error) else None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move the strides so that the exact cost comes nearest to the target, from where they are.
+
+        All strides move along one line: `log S` is multiplied by a common factor. Strides that are all 1 grow together.
+        Call it once, where strides are to be fixed from then on.
+        """
+        layers = [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
+        logs = [[math.log(max(s, 1.0)) for s in layer.raw_strides[: len(layer.stride)]] for layer in layers]
+        largest = max(itertools.chain(*logs))
+
+        def error(size: float) -> float:
+            """Return the error where the largest `log S` is `size`."""
+            for layer, own in zip(layers, logs, strict=True):
+                layer.write_strides([math.exp(size * (log / largest if largest else 1.0)) for log in own])
+                layer.clamp_strides_()
+            return math.log(self.cost.exact() / self.target)
+
+        if self.log_error() == 0:
+            return
+        low, high = 0.0, 1 / 16
+        while error(high) > 0 and high < 8:
+            low, high = high, 2 * high
+        for _ in range(30):  # sizes are whole: the error falls in steps
+            middle = (low + high) / 2
+            low, high = (middle, high) if error(middle) > 0 else (low, middle)
+        error(min((low, high), key=lambda size: abs(error(size))))
 
     def log_error(self) -> float:
         """Return `log(C/T)`, or 0 within the tolerance."""

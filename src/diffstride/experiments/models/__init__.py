@@ -1,6 +1,7 @@
 """Networks of the studies, in which the way of downsampling is one argument."""
 
 from diffstride.experiments.models.audio import AudioCNN, SpectrogramBlock, WaveformCNN
+from diffstride.experiments.models.built import Built
 from diffstride.experiments.models.densenet import DenseLayer, DenseNet
 from diffstride.experiments.models.downsample import DownsampleFactory, make_downsample
 from diffstride.experiments.models.network import Heads, Network
@@ -8,6 +9,6 @@ from diffstride.experiments.models.resnet import ResidualBlock, ResNet
 from diffstride.experiments.models.tiny import TinyCNN
 
 __all__ = [
-    "AudioCNN", "DenseLayer", "DenseNet", "DownsampleFactory", "Heads", "Network", "ResNet", "ResidualBlock",
+    "AudioCNN", "Built", "DenseLayer", "DenseNet", "DownsampleFactory", "Heads", "Network", "ResNet", "ResidualBlock",
     "SpectrogramBlock", "TinyCNN", "WaveformCNN", "make_downsample",
 ]  # fmt: skip

@@ -14,9 +14,12 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from diffstride._files import atomic_path
+from diffstride._text import one_line
 from diffstride.errors import UsageError
+from diffstride.experiments.models import Built
 from diffstride.experiments.training.schema import Saved, check_kind
 from diffstride.experiments.training.signals import EndTogether
 
@@ -114,6 +117,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # the unpickler raises anything for a damaged file
         raise UsageError(f"{path} is not a readable checkpoint: {last_good(path.parent)}") from error
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load weights into a network, which may have strides that they lack, or be a `Built` of the same model.
+
+    Args:
+        network: the network.
+        path: a checkpoint of a run, or a `.safetensors` file.
+
+    Raises:
+        UsageError: a file that cannot be read, or is of another network.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise UsageError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+    else:
+        saved = read_checkpoint(path)["state_dict"]
+        state = {name.removeprefix("network."): t for name, t in saved.items() if name.startswith("network.")}
+    own = network.state_dict()
+    if isinstance(network, Built) and not state.keys() & own.keys():
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+    unknown = [name for name in state if name not in own]
+    missing = [name for name in own if name not in state and not name.endswith("stride")]
+    if unknown or missing:
+        raise UsageError(
+            f"{path} must have the network's weights: "
+            + (f"{unknown[0]} is not in the network" if unknown else f"{missing[0]} is not in the file")
+        )
+    try:
+        network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UsageError(f"{path} must have the network's weights: {one_line(error)}") from error
 
 
 def last_good(folder: Path) -> str:

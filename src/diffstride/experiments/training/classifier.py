@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
+from diffstride.experiments.training.checkpoints import load_weights
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
@@ -43,6 +45,10 @@ class Classifier(LightningModule):
         label_smoothing: smoothing of the labels in the cross-entropy of training.
         task_weights: weights of the tasks' losses by task name; the default weight is 1.
         cost_weight: weight of the cost of strides in the loss; larger weights give larger strides.
+        init_from: weights to start from: a checkpoint of a run, or a `.safetensors` file with the same names. Strides
+            that it lacks stay as they are. null: random weights.
+        stride_steps: optimiser steps in which strides are learned. Then they are moved onto the budget, if there is
+            one, and stay. null: they learn to the end.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
@@ -65,6 +71,8 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         task_weights: dict[str, float] | None = None,
         cost_weight: float = 0.0,
+        init_from: str | None = None,
+        stride_steps: int | None = None,
         budget: float | None = None,
         exploration: Exploration | None = None,
         channels_last: bool = False,
@@ -83,6 +91,7 @@ class Classifier(LightningModule):
             ("cost_weight", cost_weight),
             ("weight_decay", weight_decay),
             ("momentum", momentum),
+            ("stride_steps", stride_steps or 0),
             ("label_smoothing", label_smoothing),
             *((f"task_weights[{task!r}]", weight) for task, weight in (task_weights or {}).items()),
         ):
@@ -96,13 +105,39 @@ class Classifier(LightningModule):
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
+        self.init_from, self.stride_steps = init_from, stride_steps
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.cost = budget, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
 
     def setup(self, stage: str) -> None:
-        """Set up the budget, before a checkpoint is loaded into it."""
+        """Load the weights to start from, and set up the budget. Then a checkpoint may be loaded into both."""
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.load_initial_weights()
         self._set_budget(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def load_initial_weights(self) -> None:
+        """Load the weights of `init_from` into the network.
+
+        Raises:
+            UsageError: a file that cannot be read, or is of another network.
+        """
+        if self.init_from is not None:
+            load_weights(self.network, Path(self.init_from))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Hold the strides from the step `stride_steps` on."""
+        if self.holds_strides and any(layer.learns_strides for _, layer in learnable_layers(self.network)):
+            if self.cost is not None:
+                self.cost.settle()
+            for _, layer in learnable_layers(self.network):
+                for parameter in layer.stride_parameters:
+                    parameter.requires_grad_(False)
+
+    @property
+    def holds_strides(self) -> bool:
+        """True from the step `stride_steps` on."""
+        return self.stride_steps is not None and self.global_step >= self.stride_steps
 
     def try_on(self, data: Any) -> None:
         """Check that the network and the settings fit loaded data. This needs no trainer.
@@ -170,7 +205,7 @@ class Classifier(LightningModule):
             self.log("train/stride_cost", cost)
             if self.cost_weight:
                 loss = loss + self.cost_weight * cost
-        if self.cost is not None:
+        if self.cost is not None and not self.holds_strides:
             optimizer: Any = self.optimizers()
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             loss = loss + self.cost(lr=rates["strides"])

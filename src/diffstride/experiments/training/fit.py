@@ -227,6 +227,8 @@ class FitCLI(LightningCLI):
         if self.checkpoint_step is not None:
             self._check_resumed(self._resumed)
             del self._resumed
+        else:
+            self.model.load_initial_weights()
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self.datamodule.train_dataloader()

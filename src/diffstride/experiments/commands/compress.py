@@ -1,0 +1,174 @@
+"""`diffstride compress`: make a trained network cheaper by strides inserted into it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from torch import nn
+
+from diffstride._files import atomic_write_text
+from diffstride._text import printable
+from diffstride.cost import count_macs
+from diffstride.errors import UsageError
+from diffstride.experiments.benchmark.measure import Candidate, alternate
+from diffstride.experiments.console import PlainConsole, make_table
+from diffstride.experiments.parser import CommandParser, at_least
+from diffstride.experiments.training.documents import read_json
+from diffstride.experiments.training.fit import quiet, train
+from diffstride.experiments.training.folders import as_name, check_name
+from diffstride.experiments.training.runs import (
+    build_classifier,
+    build_data,
+    find_run,
+    load_data,
+    load_run,
+    read_result,
+)
+from diffstride.export import freeze
+
+DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
+computed. They grow under a budget while the network is fine-tuned, stay from a third of the training on, and the rest
+of the fine-tuning has constant sizes.
+
+  diffstride compress runs/NAME --budget 0.6
+  diffstride compress runs/NAME --budget 0.4 --epochs 10 --name half
+
+The result is a run like any other, in RUNS/NAME: report, predict and export take it. A command that was interrupted
+goes on when it is given again. compress.json has the accuracy, multiply-accumulates and latency of each stage."""
+
+_EVALUATION = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+
+
+def compress(arguments: Sequence[str]) -> None:
+    """Insert, train, evaluate, print a table."""
+    options = _options(arguments)
+    checkpoint, config_file = find_run(options.run)
+    result = read_result(config_file.parent)
+    if result is None or not result["epochs"] or not result["steps"]:
+        raise UsageError(f"{options.run} has no result: finish the run first (--ckpt_path last)")
+    with quiet():
+        original = load_run(options.run)
+        sample_shape = load_data(options.run).sample_shape
+    name = options.name or as_name(f"{config_file.parent.name}-{options.budget:g}")
+    folder = Path(options.runs or config_file.parent.parent).expanduser() / check_name("--name", name)
+    steps_per_epoch = result["steps"] / result["epochs"]
+    config = compressed(original.config, checkpoint, sample_shape, options, steps_per_epoch)
+    console = PlainConsole(width=100)
+    if not (folder / "result.json").exists():
+        resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
+        with tempfile.TemporaryDirectory() as temporary:
+            given = Path(temporary) / "config.yaml"
+            given.write_text(yaml.safe_dump(config, sort_keys=False))
+            train(["--config", str(given), "--runs", str(folder.parent), "--name", folder.name, *resume])
+    with console.status("evaluating"), quiet():
+        stages = _stages(original.network, config, folder, result["accuracy"])
+    atomic_write_text(
+        folder / "compress.json", json.dumps({"run": str(options.run), "stages": stages}, indent=1) + "\n"
+    )
+    table = make_table(f"{config_file.parent.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
+    for key, text, scale in (
+        ("accuracy", "accuracy, %", 100), ("macs", "million MACs per sample", 1e-6),
+        ("resampling_macs", "million more for resampling", 1e-6), ("latency_ms", "ms for one sample, strides fixed", 1),
+        ("latency_batch_ms", "ms for 64 samples", 1),
+    ):  # fmt: skip
+        table.add_row(text, *(f"{scale * stage[key]:.4g}" for stage in stages.values()))
+    console.print(table)
+    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in read_json(folder / "result.json")["strides"].items())
+    console.say(printable(f"{folder}: strides {layers}"))
+
+
+def compressed(
+    config: Mapping[str, Any],
+    checkpoint: Path,
+    sample_shape: Sequence[int],
+    options: argparse.Namespace,
+    steps_per_epoch: float,
+) -> dict[str, Any]:
+    """Return the configuration of the fine-tuning of a run's network with inserted strides."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    network, model = changed["model"]["network"], changed["model"]
+    model["network"] = {
+        "class_path": "diffstride.experiments.models.Built",
+        "init_args": {
+            "function": network["class_path"],
+            "arguments": network.get("init_args", {}),
+            "input_shape": list(sample_shape),
+            "options": {"smoothness": options.smoothness},
+        },
+    }
+    steps = round(options.epochs * steps_per_epoch)
+    rate = options.lr or max(model["learning_rates"]) / 5
+    model |= {
+        "init_from": str(checkpoint), "budget": options.budget, "stride_steps": max(1, steps // 3),
+        "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
+        "exploration": None, "stride_lr": options.stride_lr,
+    }  # fmt: skip
+    changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
+    for key in ("name", "runs", "ckpt_path"):
+        changed.pop(key, None)
+    return changed
+
+
+def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accuracy: float | None) -> dict[str, Any]:
+    """Return accuracy, multiply-accumulates and latency of the network before, with strides of 1, and at the end."""
+    data = build_data(config["data"])
+    inserted = build_classifier(config["model"])
+    inserted.load_initial_weights()
+    trainer = Trainer(**_EVALUATION)  # type: ignore[arg-type]
+    (metrics,) = trainer.validate(inserted, datamodule=data, verbose=False)
+    networks = {
+        "before": original,
+        "inserted": inserted.network.eval(),
+        "fine-tuned": load_run(folder).network,
+    }
+    accuracies = {
+        "before": accuracy,
+        "inserted": metrics["val/accuracy"],
+        "fine-tuned": read_json(folder / "result.json")["accuracy"],
+    }
+    example = torch.zeros(1, *data.sample_shape)
+    frozen = {name: freeze(network.float(), example) for name, network in networks.items()}
+    stages = {}
+    latencies = [_latencies(frozen, example.expand(batch, *data.sample_shape).contiguous()) for batch in (1, 64)]
+    for name, network in networks.items():
+        macs = count_macs(network, example)
+        stages[name] = {
+            "accuracy": accuracies[name], "macs": macs.model, "resampling_macs": macs.resampling,
+            "latency_ms": latencies[0][name], "latency_batch_ms": latencies[1][name],
+        }  # fmt: skip
+    return stages
+
+
+def _latencies(networks: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, float]:
+    """Return the median time of a forward pass of networks in turns, in ms."""
+    with torch.inference_mode():
+        steps = {name: Candidate(partial(network, x)) for name, network in networks.items()}
+        seconds = alternate(steps, 20, random.Random(0))
+    return {name: 1e3 * statistics.median(own) for name, own in seconds.items()}
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(prog="diffstride compress", description=DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--budget", type=float, required=True, help="multiply-accumulates to reach, of those of the run"
+    )
+    parser.add_argument("--epochs", type=at_least(1), default=3, metavar="N", help="epochs of fine-tuning (default: 3)")
+    parser.add_argument("--lr", type=float, help="learning rate of the weights (default: a fifth of the run's highest)")
+    parser.add_argument("--stride_lr", type=float, default=0.1, help="learning rate of the strides (default: 0.1)")
+    parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of the ramps (default: 4)")
+    parser.add_argument("--name", help="name of the new run (default: RUN-BUDGET)")
+    parser.add_argument("--runs", help="folder of the new run (default: that of RUN)")
+    return parser.parse_args(arguments)
