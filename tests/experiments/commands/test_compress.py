@@ -50,7 +50,7 @@ def test_a_run_becomes_cheaper_by_about_the_budget(trained, tmp_path, capsys):
     assert main(["export", str(tmp_path / "cheap"), str(tmp_path / "model.safetensors")]) == 0
 
 
-def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
+def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch, capsys):
     arguments = [trained, "--budget", "0.6", "--epochs", "2"]
     assert run(*arguments, "--runs", tmp_path / "whole") == 0
     original = compress.train
@@ -71,6 +71,8 @@ def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
     states = [load_run(tmp_path / part / "plain-0.6").network.state_dict() for part in ("whole", "parts")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert run(*arguments[:-1], "3", "--runs", tmp_path / "whole") == 2
+    assert "plain-0.6 holds a run with other arguments: give another --name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

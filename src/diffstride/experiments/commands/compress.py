@@ -21,11 +21,11 @@ from torch import nn
 from diffstride._files import atomic_write_text
 from diffstride._text import printable
 from diffstride.cost import count_macs
-from diffstride.errors import UsageError
+from diffstride.errors import InterruptedRunError, UsageError
 from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least
-from diffstride.experiments.training.documents import read_json
+from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
 from diffstride.experiments.training.runs import (
@@ -65,13 +65,17 @@ def compress(arguments: Sequence[str]) -> None:
     folder = Path(options.runs or config_file.parent.parent).expanduser() / check_name("--name", name)
     steps_per_epoch = result["steps"] / result["epochs"]
     config = compressed(original.config, checkpoint, sample_shape, options, steps_per_epoch)
+    _check_same(folder, config)
     console = PlainConsole(width=100)
     if not (folder / "result.json").exists():
         resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
         with tempfile.TemporaryDirectory() as temporary:
             given = Path(temporary) / "config.yaml"
             given.write_text(yaml.safe_dump(config, sort_keys=False))
-            train(["--config", str(given), "--runs", str(folder.parent), "--name", folder.name, *resume])
+            try:
+                train(["--config", str(given), "--runs", str(folder.parent), "--name", folder.name, *resume])
+            except InterruptedRunError as error:
+                raise InterruptedRunError("interrupted: the same command goes on from here") from error
     with console.status("evaluating"), quiet():
         stages = _stages(original.network, config, folder, result["accuracy"])
     atomic_write_text(
@@ -119,6 +123,19 @@ def compressed(
     for key in ("name", "runs", "ckpt_path"):
         changed.pop(key, None)
     return changed
+
+
+def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that a folder has no run of other arguments."""
+    keys = "init_from", "budget", "stride_steps", "learning_rates", "milestones", "stride_lr"
+
+    def given(whole: Mapping[str, Any]) -> list[Any]:
+        options = whole["model"]["network"]["init_args"].get("options")
+        return [whole["trainer"]["max_epochs"], options, *(whole["model"].get(key) for key in keys)]
+
+    file = folder / "config.yaml"
+    if file.exists() and given(read_yaml(file)) != given(config):
+        raise UsageError(f"{folder} holds a run with other arguments: give another --name")
 
 
 def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accuracy: float | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ COMMANDS = {
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
 
 commands:
-{"".join(f"  {name:8s} {text}{chr(10)}" for name, text in COMMANDS.items())}
+{"".join(f"  {name:9s} {text}{chr(10)}" for name, text in COMMANDS.items())}
 `diffstride COMMAND --help` describes a command. DIFFSTRIDE_TRACEBACK=1 shows the traceback of an error."""
 
 
