@@ -76,6 +76,70 @@ def test_unequal_strides_that_meet_are_left_alone():
     assert "left alone: two.0, short: outputs of different strides meet" in str(plan)
 
 
+class Selective(nn.Module):
+    """Branches with kernels of two sizes, stacked and weighed, as in a selective kernel network."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(3, 8, 5, 2, 2)
+        self.weigh = nn.Conv2d(8, 16, 1)
+
+    def forward(self, x):
+        both = torch.stack([self.small(x), self.large(x)], 1)
+        weights = self.weigh(both.sum(1).mean((-2, -1), keepdim=True)).unflatten(1, (2, 8)).softmax(1)
+        return (both * weights).sum(1).mean((-2, -1))
+
+
+def test_branches_that_are_stacked_share_a_stride():
+    """`stack` asks for all sizes at once."""
+    model, x = Selective(), torch.randn(2, 3, 32, 24)
+    plan = ds.convert(model, x)
+    assert plan.groups == [["small", "large"]]
+    for stride in (1.3, 2.6):
+        with torch.no_grad():
+            model.small.stride.copy_(torch.tensor([stride, 2.0]))
+        assert model(x).shape == (2, 8)
+
+
+class Causal(nn.Module):
+    """A convolution that reads its padding from a buffer of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 8, 8, 4)
+        self.register_buffer("padding", torch.tensor(4), persistent=False)
+
+    def forward(self, x):
+        return self.conv(nn.functional.pad(x, (self.padding, 0)))
+
+
+def test_integers_in_buffers_are_constants_of_the_model():
+    model, x = nn.Sequential(Causal(), nn.BatchNorm1d(8)), torch.randn(2, 1, 400)
+    size = model(x).shape
+    plan = ds.convert(model, x)
+    assert plan.groups == [["0.conv"]]
+    assert model(x).shape == size
+    assert model[0].padding == 4
+
+
+class Rows(nn.Module):
+    """A head on rows of 64 samples. A larger map gives more rows and no error."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 8, 4, 2), nn.Linear(4 * 64, 10)
+
+    def forward(self, x):
+        return self.head(self.conv(x).reshape(-1, 4 * 64))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_site_on_which_the_batch_of_the_output_depends_is_left_alone(batch):
+    with pytest.raises(UsageError, match="conv: the batch of the model's output depends on the size of its map"):
+        ds.plan(Rows(), torch.randn(batch, 1, 256))
+    assert ds.plan(Rows(), torch.randn(batch, 1, 1024)).groups == [["conv"]]  # rows are no batch there
+
+
 class PaddedToItsStride(nn.Module):
     """TensorFlow's padding by a module that knows the stride: a map of an odd size gets a sample more."""
 

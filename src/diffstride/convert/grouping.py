@@ -38,6 +38,7 @@ from diffstride.nn._tracers import Traceable
 from diffstride.nn.conv import is_plain_convolution
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.tracing import ExampleInputs, Forward, Session, TraceError, described
+from diffstride.tracing._twins import tensors_in
 
 Key = tuple[str, int, int]
 """A size of an output: module, number of the call, axis. Calls on inputs of one size have one number."""
@@ -104,6 +105,8 @@ class Search:
         """The sizes that the model has on the example inputs."""
         self.links: dict[Key, Expr] = {}
         """The sizes that upsamplings must have, in symbols named by keys."""
+        self.batched: list[int] = []
+        """Indices of the outputs whose first axis is the batch."""
         self.resizes: list[Resize] = []
         self.strides_read: set[str] = set()
         """Convolutions whose `stride` the model's code reads. They must stay what they are."""
@@ -118,6 +121,8 @@ class Search:
         self.candidates.keep_usable(session)
         names = {*self.candidates.sites, *self.candidates.upsamplings}
         self.sizes = {key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in names}
+        batch = next((len(t) for t in tensors_in((self.example.args, self.example.kwargs)) if t.ndim), None)
+        self.batched = [i for i, shape in enumerate(session.outputs) if shape and shape[0] == batch]
         return session
 
     def groups(self) -> list[Group]:
@@ -151,7 +156,7 @@ class Search:
             except TraceError as error:
                 self._learn(error)
             else:
-                if self._find_sources(session):
+                if self._find_sources(session) and self._keeps_batch(session):
                     return
 
     def _trial_size(self, key: Key, number: int) -> int:
@@ -236,9 +241,13 @@ class Search:
                 "keep its size"
             ) from error
         left, right = (*expression.args, None, None)[:2]
-        if (pair := self._equal_sizes(left, right, session)) is not None:
-            self._tie(*pair)
-            return
+        # `stack` asks for several equations at once.
+        for part in expression.args if isinstance(expression, sympy.And) else [expression]:
+            one, other = (*part.args, None, None)[:2]
+            pair = self._equal_sizes(one, other, session)
+            if pair is not None and self.ties.of(pair[0]) != self.ties.of(pair[1]):
+                self._tie(*pair)
+                return
         for side, other in ((left, right), (right, left)):
             key = session.keys.get(side)
             if self.follow_upsampling and key is not None and key[0] in candidates.upsamplings:
@@ -311,6 +320,22 @@ class Search:
                 a, b = (*one[:2], axis), (*other[:2], axis)
                 if self.sizes.get(a) == self.sizes.get(b):
                     self.ties.join(a, b)
+
+    def _keeps_batch(self, session: Session) -> bool:
+        """Return whether outputs have the batch of the inputs. If not, leave alone the sites on which it depends.
+
+        Code that reshapes to `(-1, features)` runs at other sizes too, wherever these happen to fit, with another
+        batch.
+        """
+        for i in self.batched:
+            first = session.expanded(session.outputs[i][0]) if i < len(session.outputs) else sympy.Integer(0)
+            names = {session.keys[symbol][0] for symbol in first.free_symbols}
+            bound = [name for name in self.candidates.sites if name in names]
+            for name in bound:
+                self.candidates.leave(name, "the batch of the model's output depends on the size of its map")
+            if bound:
+                return False
+        return True
 
     def _find_sources(self, session: Session) -> bool:
         """Find modules whose outputs have the sizes that upsamplings must take. Return False if one has none."""

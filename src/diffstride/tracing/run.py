@@ -96,7 +96,9 @@ def _run(
         stack.enter_context(_Operations(session, fake))
         stack.enter_context(_Functions(session))
         try:
-            inputs.call(model)
+            output = inputs.call(model)
+            session.outputs = [tuple(map(expression, tensor.shape)) for tensor in tensors_in(output)]
+            del output
         except Exception as error:
             del inputs
             raise TraceError(_explanation(error, session, model), session) from _without_frames(error)
@@ -124,10 +126,20 @@ def _make_fake(model: nn.Module, fake: Any) -> Iterable[Tensor]:
     return made.values()
 
 
+# Integer tensors with at most so many entries are constants.
+_FEW = 16
+
+
 def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         raise UsageError("model must have been run once: it has a lazy module without shapes")
-    made: Tensor = fake.from_tensor(torch.Tensor.detach(tensor), static_shapes=True)
+    given = torch.Tensor.detach(tensor)
+    if not tensor.is_floating_point() and tensor.numel() <= _FEW and not tensor.is_meta:
+        # Integers in buffers, such as a padding, are constants of the model, and its code may read them.
+        converter = fake.fake_tensor_converter
+        constant: Tensor = converter.from_real_tensor(fake, given.clone(), make_constant=True)
+        return constant
+    made: Tensor = fake.from_tensor(given, static_shapes=True)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 

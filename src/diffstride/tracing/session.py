@@ -74,6 +74,8 @@ class Session:
         self.strided: list[tuple[str, str]] = []
         """Operations that leave out samples: module and operation."""
         self.calls: list[Call] = []
+        self.outputs: list[Shape] = []
+        """The shapes of the tensors that the model returned."""
         self.storages: list[Expr] = []
         """Bytes of each storage saved for backward, in training mode."""
         self.stack: list[str] = []

@@ -109,7 +109,7 @@ def compressed(
             "function": network["class_path"],
             "arguments": network.get("init_args", {}),
             "input_shape": list(sample_shape),
-            "options": {"smoothness": options.smoothness},
+            "options": {"smoothness": options.smoothness, "exclude": options.exclude},
         },
     }
     steps = round(options.epochs * steps_per_epoch)
@@ -186,6 +186,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="learning rate of the weights (default: a fifth of the run's highest)")
     parser.add_argument("--stride_lr", type=float, default=0.1, help="learning rate of the strides (default: 0.1)")
     parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of the ramps (default: 4)")
+    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")
     parser.add_argument("--name", help="name of the new run (default: RUN-BUDGET)")
     parser.add_argument("--runs", help="folder of the new run (default: that of RUN)")
     return parser.parse_args(arguments)
