@@ -175,8 +175,9 @@ def test_operators_of_numbers_are_those_of_tensors(taps, size, window, basis, dt
     stride = torch.tensor(1.9, dtype=torch.float64, requires_grad=True)
     matrix = matmul.dense_matrix(axis, axis.weights(stride, stride))
     built = matmul.DenseOperator.from_stride(
-        axis, 1.9, dtype, torch.device("cpu"), derivative_first=size == 13, keep=False
+        axis, 1.9, dtype, torch.device("cpu"), derivative_first=size == 13, small=True, keep=False
     )
+    assert (built.stacked is not None) == (dtype == torch.float64 and matmul.is_short(axis))
     tolerance = {"rtol": 0, "atol": 1e-13 if dtype == torch.float64 else 1e-3}
     torch.testing.assert_close(built.matrix.double(), matrix.detach(), **tolerance)
     upstream, x = torch.randn(matrix.shape[0], dtype=torch.float64), torch.randn(20, dtype=torch.float64)

@@ -1,10 +1,13 @@
 """How much work a call is for the host: counts of operations, which are exact."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffstride as ds
+from diffstride.experiments.benchmark.measure import peak_bytes
 
 
 class Operations(TorchDispatchMode):
@@ -43,3 +46,22 @@ def test_a_held_stride_builds_nothing_when_the_batch_changes():
         layer(x)
     for x in inputs:
         assert operations(layer, x, torch.ones_like(layer(x))) <= 25
+
+
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_large_and_small_batches_have_the_same_gradients(basis):
+    """A large one saves little, since its strides' gradients come from the frequencies on the ramps."""
+    layer = ds.DiffStride2d((2.3, 1.9), basis=basis).double()
+    x = torch.randn(40, 4, 24, 24, dtype=torch.float64)
+    upstream = torch.randn(layer(x).shape, dtype=torch.float64)
+
+    def gradients(x, upstream):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(layer(x), [x, layer.stride], upstream)
+
+    whole = gradients(x, upstream)
+    parts = [gradients(a, b) for a, b in zip(x.split(10), upstream.split(10), strict=True)]
+    torch.testing.assert_close(whole[0], torch.cat([part[0] for part in parts]))
+    torch.testing.assert_close(whole[1], torch.stack([part[1] for part in parts]).sum(0))
+    made = [peak_bytes(partial(gradients, x[:n], upstream[:n]), torch.device("cpu")) for n in (10, 40)]
+    assert made[1] < 2.5 * made[0]  # four times the elements: the derivative's matrices double what is made

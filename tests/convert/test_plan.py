@@ -1,5 +1,6 @@
 """Plans: patterns, options, reasons to leave modules alone, files, and single modules of every kind."""
 
+import copy
 import json
 
 import pytest
@@ -49,9 +50,9 @@ def test_one_branch_alone_keeps_its_size_for_the_other():
     with pytest.raises(UsageError, match=r"1\.main\.0\.0: its map .* 1 \(Residual\), at add"):
         ds.plan(zoo.resnet_d(), torch.randn(IMAGE), include="1.main*")
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE), exclude="1.main*")
-    assert plan.groups == [["3.main.0.0", "3.shortcut.0"]]
-    # The two fixed branches agree on even maps alone.
-    assert plan.left_alone.keys() == {"1.main.0.0", "1.shortcut.0", "0.0"}
+    assert plan.groups == [["0.0"], ["3.main.0.0", "3.shortcut.0"]]
+    assert [site.size_multiple for site in plan.sites] == [2, 1, 1]  # the two fixed branches agree on even maps alone
+    assert plan.left_alone.keys() == {"1.main.0.0", "1.shortcut.0"}
     assert "1 (Residual), at add" in plan.left_alone["1.shortcut.0"]
 
 
@@ -99,6 +100,44 @@ def test_branches_that_are_stacked_share_a_stride():
         with torch.no_grad():
             model.small.stride.copy_(torch.tensor([stride, 2.0]))
         assert model(x).shape == (2, 8)
+
+
+class Shortcut(nn.Module):
+    """A block whose shortcut downsamples in the code of its forward."""
+
+    def __init__(self, inputs, outputs, downsample):
+        super().__init__()
+        self.conv, self.project = nn.Conv2d(inputs, outputs, 3, 2, 1), nn.Conv2d(inputs, outputs, 1)
+        self.downsample = downsample
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + self.project(self.downsample(x)))
+
+
+SHORTCUTS = {
+    "average": (lambda x: F.avg_pool2d(x, 2), 4),
+    "maximum": (lambda x: F.max_pool2d(x, 3, 2, 1), 1),
+    "slice": (lambda x: x[..., ::2, ::2], 1),
+    "interpolation": (lambda x: F.interpolate(x, scale_factor=0.5), 4),
+}
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_a_downsampling_in_code_keeps_only_the_convolution_that_meets_it(name):
+    """Two blocks halve the map of the stem: where a half is rounded down, that map must be a multiple of 4."""
+    downsample, multiple = SHORTCUTS[name]
+    stem = nn.Conv2d(3, 8, 3, 2, 1)
+    model = nn.Sequential(stem, Shortcut(8, 12, downsample), Shortcut(12, 16, downsample), *head(16))
+    x = torch.randn(2, 3, 64, 64)
+    inserted = ds.insert(copy.deepcopy(model), x)
+    assert inserted.groups == [["(input)"], ["0"]]
+    plan = ds.convert(model, x)
+    assert [(site.name, site.size_multiple) for site in plan.sites] == [("0", multiple)]
+    assert set(plan.left_alone) >= {"1.conv", "2.conv"}
+    for stride in (1.2, 2.3, 3.1):
+        with torch.no_grad():
+            model[0].stride.fill_(stride)
+        assert model(x).shape == (2, 10)
 
 
 class Causal(nn.Module):
@@ -468,12 +507,14 @@ def test_a_plan_shows_and_keeps_the_placement(tmp_path):
 
 def test_a_plan_prints_a_table():
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
-    head, *sites, total = (" ".join(line.split()) for line in str(plan).splitlines())
+    head, *sites, total, note = (" ".join(line.split()) for line in str(plan).splitlines())
     assert head == "site was becomes stride group input before after MACs before after"
     assert "1.shortcut.0 AvgPool2d stride 1, DiffStride2d 2x2 1 16x16 8x8 8x8 0.00 M 0.00 M" in sites
     assert "3.main.0.0 Conv2d DiffStrideConv 2x2 2 8x8 4x4 4x4 0.11 M 0.44 M" in sites
     assert f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after" in total
     assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in total
+    assert note == "a trained model does not keep its function: ds.insert keeps it"
+    assert note not in str(ds.insert(zoo.resnet_d(), torch.randn(IMAGE)))
 
 
 def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):

@@ -1,7 +1,7 @@
 """Two ways to apply the operator of an axis, as a dense matrix and through FFTs, and the choice between them."""
 
 from diffstride.backends.axes import CHANNELS_LAST, Kind, Resampling, autocast_dtype, headroom, is_channels_last
-from diffstride.backends.matmul import dense_matrix
+from diffstride.backends.matmul import dense_matrix, is_small
 from diffstride.backends.resample import BACKENDS, DENSE_UP_TO, Backend, is_dense, keeps_ramps
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "headroom",
     "is_channels_last",
     "is_dense",
+    "is_small",
     "keeps_ramps",
 ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffstride.backends.matmul import is_small
 from diffstride.backends.resample import (
     AUTOCAST_DEVICES,
     Backend,
@@ -32,6 +33,8 @@ class Kind(NamedTuple):
     device: torch.device
     channels_last: bool
     empty: bool
+    small: bool
+    """True where the host is busier than the device, see `is_small`."""
     keep: bool
     """True where operators can be kept for the next call; False for fake tensors."""
 
@@ -39,7 +42,8 @@ class Kind(NamedTuple):
     def of(cls, x: Tensor) -> Kind:
         """Return the kind of a tensor."""
         keep = type(x) in (Tensor, torch.nn.Parameter)
-        return cls(x.dtype, x.device, is_channels_last(x), x.numel() == 0, keep)
+        elements = x.numel()
+        return cls(x.dtype, x.device, is_channels_last(x), elements == 0, is_small(elements, x.device), keep)
 
     def in_order(self, x: Tensor, ndim: int) -> Tensor:
         """Return `x` as it lies in memory, contiguous."""
@@ -96,7 +100,8 @@ class Resampling:
 
     def operators(self, host_strides: Sequence[float] | None) -> Operators:
         """Return the operators at raw strides, for `__call__`."""
-        return build_operators(self.steps, host_strides, self.kind.dtype, self.kind.device, self.kind.keep)
+        kind = self.kind
+        return build_operators(self.steps, host_strides, kind.dtype, kind.device, kind.small, kind.keep)
 
     def __call__(self, x: Tensor, strides: Tensor | None, operators: Operators | None = None) -> Tensor:
         """Resample `x`, differentiably in the raw strides.

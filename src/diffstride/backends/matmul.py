@@ -47,6 +47,7 @@ class DenseOperator:
         device: torch.device,
         *,
         derivative_first: bool = False,
+        small: bool = False,
         keep: bool = True,
     ) -> DenseOperator:
         """Build the operator from numbers.
@@ -57,9 +58,10 @@ class DenseOperator:
             dtype: the dtype in which it is applied.
             device: the device on which it is applied.
             derivative_first: the order of the rows in `stacked`.
+            small: the operator is for few elements, see `is_small`.
             keep: keep what does not depend on the stride for the next operator.
         """
-        slabs = 2 if stride is not None and is_small(axis) and dtype != torch.float16 else 1
+        slabs = 2 if stride is not None and small and is_short(axis) and dtype != torch.float16 else 1
         analysis, synthesis, multiplicities = _tables(axis, slabs, device, keep)
         if stride is None:
             weights = multiplicities
@@ -143,11 +145,17 @@ class DenseOperator:
         return (waves[0] / n).to(dtype), (waves[1] * n).to(dtype)
 
 
-def is_small(axis: Axis) -> bool:
-    """Return whether the derivative of an operator is a matrix like the operator; else it has factors of few rows.
+def is_small(elements: int, device: torch.device) -> bool:
+    """Return whether the calls of a layer cost more than its arithmetic on so many elements.
 
-    Where small maps keep the host busy, this saves it half of the calls. It is more arithmetic.
+    The derivative of an operator of a short axis is then a matrix like the operator, in place of factors of few rows.
+    This saves half of the calls and is more arithmetic.
     """
+    return elements <= (1 << 16 if device.type == "cpu" else 1 << 22)
+
+
+def is_short(axis: Axis) -> bool:
+    """Return whether an axis is so short that the derivative of its operator may be a matrix."""
     return axis.columns * axis.rows <= 32 * 32
 
 

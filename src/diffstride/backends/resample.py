@@ -20,7 +20,7 @@ from diffstride.backends.matmul import (
     DenseOperator,
     dense_matrix,
     empty_like_operators,
-    is_small,
+    is_short,
     multiplicity,
 )
 from diffstride.geometry import Axis, clamp_stride
@@ -50,6 +50,8 @@ class Operators(NamedTuple):
     built: list[Operator]
     raw_strides: tuple[float | None, ...]
     """Raw strides in the order of the operators; None for a fixed one."""
+    small: bool
+    """True where they are for few elements, see `is_small`."""
 
 
 def is_dense(axis: Axis, backend: Backend, dtype: torch.dtype) -> bool:
@@ -104,6 +106,7 @@ def build_operators(
     host_strides: Sequence[float] | None,
     dtype: torch.dtype,
     device: torch.device,
+    small: bool,
     keep: bool,
 ) -> Operators:
     """Build operators from the strides on the host, or take those of an earlier call if `keep`."""
@@ -111,18 +114,25 @@ def build_operators(
     built = []
     for i, ((_, axis, _, dense), raw) in enumerate(zip(steps, raw_strides, strict=True)):
         build = _cached_operator if keep and axis.n * axis.size <= _CACHE_UP_TO_ELEMENTS else _build
-        built.append(build(axis, None if raw is None else axis.clamp(raw), dense, dtype, device, i == 0, keep))
-    return Operators(built, raw_strides)
+        built.append(build(axis, None if raw is None else axis.clamp(raw), dense, dtype, device, i == 0, small, keep))
+    return Operators(built, raw_strides, small)
 
 
 def _build(
-    axis: Axis, stride: float | None, dense: bool, dtype: torch.dtype, device: torch.device, first: bool, keep: bool
+    axis: Axis,
+    stride: float | None,
+    dense: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    first: bool,
+    small: bool,
+    keep: bool,
 ) -> Operator:
     if torch.is_inference_mode_enabled():  # its tensors could not be used in training
         with torch.inference_mode(False):
-            return _build(axis, stride, dense, dtype, device, first, keep)
+            return _build(axis, stride, dense, dtype, device, first, small, keep)
     if dense:
-        return DenseOperator.from_stride(axis, stride, dtype, device, derivative_first=first, keep=keep)
+        return DenseOperator.from_stride(axis, stride, dtype, device, derivative_first=first, small=small, keep=keep)
     like = empty_like_operators(device)
     ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
     return SpectralOperator(axis, axis.weights(stride, like), *ramp)
@@ -175,7 +185,8 @@ class _Resample(torch.autograd.Function):
         ctx: Any, x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators, learning: bool
     ) -> Tensor:
         built = operators.built
-        if learning and keeps_ramps([step.axis for step in steps], [operator.ramp_size for operator in built]):
+        sizes = [operator.ramp_size for operator in built] if learning else []
+        if learning and keeps_ramps([step.axis for step in steps], sizes, operators.small):
             y, ramps = _apply_and_split(x, steps, built)
         else:
             y, ramps = _apply(x, steps, built), []
@@ -262,9 +273,9 @@ def _not_a_view(y: Tensor) -> Tensor:
 _KEEP_RAMPS_UP_TO = 0.25
 
 
-def keeps_ramps(axes: Sequence[Axis], ramp_sizes: Sequence[int]) -> bool:
+def keeps_ramps(axes: Sequence[Axis], ramp_sizes: Sequence[int], small: bool) -> bool:
     """Return whether the coefficients of the input on the ramps are saved for backward."""
-    if all(map(is_small, axes)):
+    if small and all(map(is_short, axes)):
         return False
     shrink, share = 1.0, 0.0
     for axis, ramp_size in zip(axes, ramp_sizes, strict=True):
@@ -305,7 +316,7 @@ def backward(
     ramps: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the input and of the strides, as far as they are needed; only the latter takes `x`."""
-    built, raw_strides = operators
+    built, raw_strides, _ = operators
     learning = needs_strides and strides is not None and x is not None
     if learning and torch.is_grad_enabled():  # for second derivatives the operators depend on the strides' tensor
         assert x is not None

@@ -240,14 +240,12 @@ class Search:
                 f"model must work at other sizes than those of the example: {error}: leave out with exclude= what must "
                 "keep its size"
             ) from error
+        if isinstance(expression, sympy.And):  # `stack` asks for several equations at once
+            expression = next(part for part in expression.args if not part.xreplace(session.hints))
         left, right = (*expression.args, None, None)[:2]
-        # `stack` asks for several equations at once.
-        for part in expression.args if isinstance(expression, sympy.And) else [expression]:
-            one, other = (*part.args, None, None)[:2]
-            pair = self._equal_sizes(one, other, session)
-            if pair is not None and self.ties.of(pair[0]) != self.ties.of(pair[1]):
-                self._tie(*pair)
-                return
+        if (pair := self._equal_sizes(left, right, session)) is not None:
+            self._tie(*pair)
+            return
         for side, other in ((left, right), (right, left)):
             key = session.keys.get(side)
             if self.follow_upsampling and key is not None and key[0] in candidates.upsamplings:
@@ -264,7 +262,10 @@ class Search:
         ):
             return
         names = {session.keys[s][0] for s in expression.free_symbols}
-        bound = [name for name in candidates.sites if name in names]
+        # Where the map of one site meets one that follows from others, that site is the one to keep its stride.
+        lone = [session.keys[side][0] for side in (left, right) if side in session.keys]
+        bound = [name for name in candidates.sites if name in (lone if len(lone) == 1 else names)]
+        bound = bound or [name for name in candidates.sites if name in names]
         where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
         if not bound:
             raise UsageError(f"model must work at other sizes than those of the example: {error}") from error

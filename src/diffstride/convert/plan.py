@@ -111,6 +111,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on "
         f"the example inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
     )
+    if not all(site.kept for site in plan.sites):
+        yield "a trained model does not keep its function: ds.insert keeps it"
     for resize in plan.resizes:
         change = "resized" if resize.kept or "Transpose" in resize.kind else "spectral_resize"
         yield f"{resize.name} ({resize.kind}): {change} to the output size of {resize.source}, which it meets"

@@ -217,6 +217,7 @@ class Program:
         schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
             return sizes.batch * schedule.macs(sizes.spatial, sizes.new)
+        device = record.layer.stride.device
         elements = schedule.saved_elements(
             record.channels,
             sizes.spatial,
@@ -224,6 +225,7 @@ class Program:
             strides(record.layer),
             learning=record.learning,
             weight_learning=record.weight_learning and not record.layer.recompute,
+            small=schedule.are_small(whole.batch, record.channels, whole.spatial, whole.new, device),
         )
         return sizes.batch * record.itemsize * elements
 

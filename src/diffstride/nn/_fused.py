@@ -26,6 +26,7 @@ from diffstride.backends import (
     autocast_dtype,
     is_channels_last,
     is_dense,
+    is_small,
     keeps_ramps,
 )
 from diffstride.geometry import Axis, Taps
@@ -152,6 +153,15 @@ class Schedule:
             self.after, self.backend, [out_channels, *self.convolved_sizes(spatial, new_sizes)]
         )
 
+    def are_small(
+        self, batch: int, channels: int, spatial: Sequence[int], new_sizes: Sequence[int], device: torch.device
+    ) -> tuple[bool, bool]:
+        """Return whether the operators before and after the convolution work on few elements."""
+        out_channels = channels if self.convolution is None else self.convolution.out_channels
+        between = math.prod(self.convolved_sizes(spatial, new_sizes))
+        elements = batch * channels * math.prod(spatial), batch * out_channels * between
+        return is_small(elements[0], device), is_small(elements[1], device)
+
     def saved_elements(
         self,
         channels: int,
@@ -161,6 +171,7 @@ class Schedule:
         *,
         learning: bool,
         weight_learning: bool,
+        small: tuple[bool, bool],
     ) -> Any:
         """Return the number of elements saved for backward on one input, without the input itself.
 
@@ -171,6 +182,7 @@ class Schedule:
             strides: the raw strides.
             learning: True where the strides get a gradient.
             weight_learning: True where the convolution's weight gets one.
+            small: True where the operators before and after the convolution work on few elements (`are_small`).
         """
         fused = self.fused_axes
         out_channels, elements = channels, 0
@@ -183,15 +195,16 @@ class Schedule:
             if weight_learning and fused:  # the convolution saves its input
                 elements = elements + channels * math.prod(resampled)
         if learning:
-            elements = elements + channels * _on_ramps(self.before, strides, resampled)
-            elements = elements + out_channels * _on_ramps(self.after, strides, new_sizes)
+            before, after = small
+            elements = elements + channels * _on_ramps(self.before, strides, resampled, before)
+            elements = elements + out_channels * _on_ramps(self.after, strides, new_sizes, after)
         return elements
 
 
-def _on_ramps(axes: Sequence[Axis | None], strides: Sequence[float], output: Sequence[Any]) -> Any:
+def _on_ramps(axes: Sequence[Axis | None], strides: Sequence[float], output: Sequence[Any], small: bool) -> Any:
     """Return how many coefficients on ramps are saved per channel; `output` are the sizes after the operators."""
     sizes = {i: axis.ramp_size(strides[i]) for i, axis in enumerate(axes) if axis is not None}
-    if not keeps_ramps([axis for axis in axes if axis is not None], [*sizes.values()]):
+    if not keeps_ramps([axis for axis in axes if axis is not None], [*sizes.values()], small):
         return 0
     return sum(count * math.prod([n for j, n in enumerate(output) if j != i]) for i, count in sizes.items())
 

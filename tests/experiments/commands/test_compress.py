@@ -28,7 +28,9 @@ def run(*arguments):
 
 def test_a_run_becomes_cheaper_by_about_the_budget(trained, tmp_path, capsys):
     assert run(trained, "--budget", "0.6", "--epochs", "3", "--runs", tmp_path, "--name", "cheap") == 0
-    stages = json.loads((tmp_path / "cheap" / "compress.json").read_text())["stages"]
+    report = json.loads((tmp_path / "cheap" / "compress.json").read_text())
+    assert report["command"].startswith(f"diffstride compress {trained} --budget 0.6")
+    stages = report["stages"]
     before, inserted, after = stages["before"], stages["inserted"], stages["fine-tuned"]
     assert before["accuracy"] == json.loads((trained / "result.json").read_text())["accuracy"]
     assert inserted["accuracy"] == pytest.approx(before["accuracy"], abs=1e-6)

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import random
+import shlex
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from diffstride.errors import InterruptedRunError, UsageError
 from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least
+from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
@@ -78,9 +80,14 @@ def compress(arguments: Sequence[str]) -> None:
                 raise InterruptedRunError("interrupted: the same command goes on from here") from error
     with console.status("evaluating"), quiet():
         stages = _stages(original.network, config, folder, result["accuracy"])
-    atomic_write_text(
-        folder / "compress.json", json.dumps({"run": str(options.run), "stages": stages}, indent=1) + "\n"
-    )
+    report = {
+        **provenance(torch.device("cpu")),
+        "command": shlex.join(["diffstride", "compress", *map(str, arguments)]),
+        "budget": options.budget,
+        "stages": stages,
+        "strides": read_json(folder / "result.json")["strides"],
+    }
+    atomic_write_text(folder / "compress.json", json.dumps(report, indent=1) + "\n")
     table = make_table(f"{config_file.parent.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
     for key, text, scale in (
         ("accuracy", "accuracy, %", 100), ("macs", "million MACs per sample", 1e-6),
@@ -89,7 +96,7 @@ def compress(arguments: Sequence[str]) -> None:
     ):  # fmt: skip
         table.add_row(text, *(f"{scale * stage[key]:.4g}" for stage in stages.values()))
     console.print(table)
-    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in read_json(folder / "result.json")["strides"].items())
+    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in report["strides"].items())
     console.say(printable(f"{folder}: strides {layers}"))
 
 
