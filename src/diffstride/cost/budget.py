@@ -137,6 +137,7 @@ class Budget(nn.Module):
         """Move the strides so that the exact cost comes nearest to the target, from where they are.
 
         All strides move along one line: `log S` is multiplied by a common factor. Strides that are all 1 grow together.
+        Since sizes are whole, single ones are then moved by a sample as long as the cost comes nearer to the target.
         Call it once, where strides are to be fixed from then on.
         """
         layers = [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
@@ -158,7 +159,18 @@ class Budget(nn.Module):
         for _ in range(30):  # sizes are whole: the error falls in steps
             middle = (low + high) / 2
             low, high = (middle, high) if error(middle) > 0 else (low, middle)
-        error(min((low, high), key=lambda size: abs(error(size))))
+        distance = abs(error(min((low, high), key=lambda size: abs(error(size)))))
+        by_id = {layer.stride_id: layer for layer in layers}
+        while step := min(
+            self.cost.neighbours(), key=lambda step: abs(math.log(step.cost / self.target)), default=None
+        ):
+            if abs(math.log(step.cost / self.target)) >= distance:
+                break
+            distance = abs(math.log(step.cost / self.target))
+            layer = by_id[step.stride_id]
+            own = list(layer.raw_strides[: len(layer.stride)])
+            own[step.entry] = step.stride
+            layer.write_strides(own)
 
     def log_error(self) -> float:
         """Return `log(C/T)`, or 0 within the tolerance."""
