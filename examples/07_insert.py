@@ -1,7 +1,4 @@
-"""Make a trained network cheaper: insert strides of 1, let a budget grow them, and fine-tune. Seconds on a CPU.
-
-The network classifies images by a wave of 2 or 6 cycles in noise, on 64 x 64 samples. That is more than the task needs.
-"""
+"""Make a trained network cheaper: insert strides of 1, let a budget grow them, and fine-tune. Seconds on a CPU."""
 
 import torch
 from torch import nn
@@ -24,9 +21,7 @@ def train(model: nn.Module, steps: int, lr: float, budget: nn.Module | None = No
     optimizer = torch.optim.SGD(ds.param_groups(model, lr=lr, stride_lr=0.1 if budget else 0.0), momentum=0.9)
     for _ in range(steps):
         images, labels = make_batch(32)
-        loss = nn.functional.cross_entropy(model(images), labels)
-        if budget is not None:
-            loss = loss + budget()
+        loss = nn.functional.cross_entropy(model(images), labels) + (budget() if budget else 0.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -51,7 +46,6 @@ def main(steps: int = 80) -> tuple[float, float, float, float]:
     )  # fmt: skip
     train(model, steps, lr=0.05)
     before = accuracy(model)
-
     example = make_batch(1)[0]
     print(ds.insert(model, example))
     inserted = accuracy(model)
@@ -61,10 +55,8 @@ def main(steps: int = 80) -> tuple[float, float, float, float]:
     budget.settle()  # exactly onto the budget
     train(model, steps, lr=0.01)  # fine-tune at constant sizes
     after = accuracy(model)
-
     kept = cost.exact() / cost.baseline()
     print(f"accuracy {before:.3f} before, {inserted:.3f} inserted, {after:.3f} fine-tuned at {kept:.2f} of the MACs")
-    print(f"strides {ds.strides(model)}")
     return before, inserted, after, kept
 
 

@@ -241,7 +241,8 @@ class Search:
                 "keep its size"
             ) from error
         if isinstance(expression, sympy.And):  # `stack` asks for several equations at once
-            expression = next(part for part in expression.args if not part.xreplace(session.hints))
+            failing = (part for part in expression.args if part.xreplace(session.hints) == sympy.false)
+            expression = next(failing, expression)
         left, right = (*expression.args, None, None)[:2]
         if (pair := self._equal_sizes(left, right, session)) is not None:
             self._tie(*pair)
