@@ -418,7 +418,12 @@ def on_a_kink(call, expected):
         return False
     smoothness, window = call.options["smoothness"], call.options["window"]
     used = zip(call.sizes, expected.used, strict=True)
-    ends = [2 * end for size, stride in used for end in reference.ramp(size, stride, smoothness, window)]
+    ends = [
+        2 * end
+        for size, stride in used
+        for end in (*reference.ramp(size, stride, smoothness, window), size / (2 * stride))
+        if end < math.inf
+    ]
     return any(0 < abs(end - round(end)) < 1e-9 for end in ends)
 
 
