@@ -65,3 +65,14 @@ def test_large_and_small_batches_have_the_same_gradients(basis):
     torch.testing.assert_close(whole[1], torch.stack([part[1] for part in parts]).sum(0))
     made = [peak_bytes(partial(gradients, x[:n], upstream[:n]), torch.device("cpu")) for n in (10, 40)]
     assert made[1] < 2.5 * made[0]  # four times the elements: the derivative's matrices double what is made
+
+
+def test_an_expanded_gradient_of_planes_with_a_single_column():
+    layer = ds.DiffStrideConv2d(1, 2, (1, 2), (7.5, 1.0), padding="same", smoothness=52.5, basis="dct").double()
+    x = torch.randn(2, 1, 21, 1, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    upstream = torch.randn(2, 1, 1, 1, dtype=torch.float64).expand(y.shape)
+    expanded = torch.autograd.grad(y, [x, layer.stride, layer.weight], upstream, retain_graph=True)
+    whole = torch.autograd.grad(y, [x, layer.stride, layer.weight], upstream.contiguous())
+    for a, b in zip(expanded, whole, strict=True):
+        torch.testing.assert_close(a, b)

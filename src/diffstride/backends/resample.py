@@ -361,11 +361,11 @@ def _backward_of_plane(grad: Tensor, x: Tensor, operators: Sequence[Any]) -> tup
     height, width, size = *x.shape[-2:], grad.shape[-1]
     planes = grad.reshape(math.prod(grad.shape[:-2]), *grad.shape[-2:])
     pair = torch.bmm(rows.stacked.expand(planes.shape[0], -1, -1), planes)  # P'^T g and P^T g, row by row in turn
-    pair = pair.view(planes.shape[0] * height, 2, size)
+    # Axes of one sample may lie in memory in another order.
+    pair = pair.reshape(planes.shape[0] * height, 2, size)
     grad_x = torch.mm(pair[:, 1], columns.matrix).view(x.shape)
-    other = torch.mm(x.view(pair.shape[0], width), columns.stacked.view(width, 2 * size)).view(
-        pair.shape
-    )  # x Q^T and x Q'^T
+    seen = x.reshape(pair.shape[0], width)
+    other = torch.mm(seen, columns.stacked.reshape(width, 2 * size)).view(pair.shape)  # x Q^T and x Q'^T
     if x.dtype == torch.bfloat16:
         pair, other = pair.float(), other.float()
     return grad_x, (pair * other).sum((0, 2))
