@@ -98,8 +98,7 @@ def _search(model: nn.Module, example_inputs: Any, found: Candidates, upsample: 
     session = search.start()
     drafted = None
     while drafted is None:
-        groups = search.groups()
-        drafted = levelling.try_out(search, session, groups, options)
+        drafted = levelling.try_out(search, session, search.groups(), options)
     drafted = replace(drafted, lengths=lengths.find(model, session, found.sites))
     apply.check(model, drafted)
     return drafted

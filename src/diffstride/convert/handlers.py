@@ -6,7 +6,7 @@ A handler takes a module and returns its `Downsampling`, or None if the module d
     def _my_pooling(module):
         return Downsampling(stride=module.stride, extent=(module.kernel_size,) * 2)
 
-A registered class must read its stride from `module.stride`, a tuple; `unstride` sets it to ones. `is_pooling` is for
+A registered class must read its stride from `module.stride`, a tuple; `put` sets it to ones. `is_pooling` is for
 classes derived from the poolings of PyTorch only.
 """
 

@@ -126,11 +126,16 @@ class Budget(nn.Module):
 
     def _last_step(self, error: float) -> Neighbour | None:
         """Return the change of a single size that comes nearest to the target, if the target is near."""
-        if not 0 < abs(error) < self.near:
-            return None
-        found = [(abs(math.log(step.cost / self.target)), step) for step in self.cost.neighbours()]
+        return self._nearer_step(abs(error)) if 0 < abs(error) < self.near else None
+
+    def _nearer_step(self, distance: float) -> Neighbour | None:
+        """Return the change of a single size that comes nearest to the target, if it comes nearer than a distance."""
+        found = [(self._distance(step.cost), step) for step in self.cost.neighbours()]
         best = min(found, key=operator.itemgetter(0), default=None)
-        return best[1] if best is not None and best[0] < abs(error) else None
+        return best[1] if best is not None and best[0] < distance else None
+
+    def _distance(self, cost: float) -> float:
+        return abs(math.log(cost / self.target))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -161,12 +166,8 @@ class Budget(nn.Module):
             low, high = (middle, high) if error(middle) > 0 else (low, middle)
         distance = abs(error(min((low, high), key=lambda size: abs(error(size)))))
         by_id = {layer.stride_id: layer for layer in layers}
-        while step := min(
-            self.cost.neighbours(), key=lambda step: abs(math.log(step.cost / self.target)), default=None
-        ):
-            if abs(math.log(step.cost / self.target)) >= distance:
-                break
-            distance = abs(math.log(step.cost / self.target))
+        while step := self._nearer_step(distance):
+            distance = self._distance(step.cost)
             layer = by_id[step.stride_id]
             own = list(layer.raw_strides[: len(layer.stride)])
             own[step.entry] = step.stride
