@@ -75,7 +75,7 @@ def _resampling(
         elif window is None:
             axes.append(Axis(n, new, basis, gain(n, new, norm)))  # type: ignore[arg-type]
         else:
-            axes.append(window.axis(n, new, Taps(kernel, dilation, left, spatial[i]) if kernel else None))
+            axes.append(window.axis(i, n, new, Taps(kernel, dilation, left, spatial[i]) if kernel else None))
     return Resampling(kind, axes, backend, scaled=scaled)  # type: ignore[arg-type]
 
 

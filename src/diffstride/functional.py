@@ -13,7 +13,7 @@ from torch import Tensor
 from diffstride import _graph, _validation, geometry
 from diffstride.backends import Backend, Kind, Resampling
 from diffstride.geometry import BASES, WINDOWS, Axis, Basis, Norm, Window
-from diffstride.options import LayerOptions, check_basis
+from diffstride.options import Bounds, LayerOptions, check_basis
 
 __all__ = ["diffstride", "spectral_pool", "spectral_resize", "stride_mask"]
 
@@ -59,7 +59,7 @@ def diffstride(
     smoothness: float = 4.0,
     *,
     output_size: int | Sequence[int] | None = None,
-    bounds: tuple[float, float | None] = (1.0, None),
+    bounds: Bounds = (1.0, None),
     window: Window = "outer",
     basis: Basis = "dft",
     norm: Norm = "forward",
@@ -77,7 +77,8 @@ def diffstride(
             can take. The clamp's backward passes a gradient that points inwards.
         smoothness: `R > 0`, the width of the ramp in cycles per axis.
         output_size: sizes in place of `N'`, so that several branches agree. Nothing is read from the device.
-        bounds: `(lower, upper)` of the strides, `1 <= lower`; None for no upper bound but `N/2`.
+        bounds: `(lower, upper)` of the strides, `1 <= lower`; None for no upper bound but `N/2`. Or a pair for each
+            axis; one with `(1, 1)` stays as it is.
         window: `"outer"` (the paper) or `"inner"` (the ramp inside the band; maps of nominal size).
         basis: `"dft"` (the paper) or `"dct"` (DCT-II, no wrap-around at the borders).
         norm: `"forward"` keeps the mean, `"ortho"` is the paper's Eq. 1, `"backward"` the authors' code.
@@ -97,6 +98,7 @@ def diffstride(
         smoothness=smoothness, bounds=bounds, window=window, basis=basis, norm=norm, size_multiple=size_multiple,
         backend=backend,
     )  # fmt: skip
+    options.check_axes(len(spatial))
     # With the sizes given, strides on another device need not be read.
     host_strides = tuple(stride.item() for stride in strides) if output_size is None or strides.is_cpu else None
     _validation.finite_strides("strides", host_strides or ())

@@ -13,7 +13,8 @@ from diffstride import _validation, geometry
 from diffstride.backends import BACKENDS, Backend
 from diffstride.geometry import BASES, NORM_EXPONENTS, WINDOWS, Axis, Basis, Norm, Taps, Window
 
-Bounds = tuple[float, float | None]
+Limits = tuple[float, float | None]
+Bounds = Limits | tuple[Limits, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,38 @@ class LayerOptions:
         """Return the options that `as_text` has written."""
         return LayerOptions(**json.loads(text))
 
-    def axis(self, size: int, new_size: int, taps: Taps | None = None) -> Axis:
-        """Return the operator from `size` to `new_size` samples, at a stride given later."""
-        lower, upper = geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis)
+    def limits(self, axis: int) -> Limits:
+        """Return `(lower, upper)` of the stride of an axis."""
+        first = self.bounds[0]
+        return self.bounds[axis] if isinstance(first, tuple) else self.bounds  # type: ignore[return-value]
+
+    def check_axes(self, ndim: int) -> None:
+        """Check that bounds by axis are those of so many axes."""
+        if isinstance(self.bounds[0], tuple) and len(self.bounds) != ndim:
+            raise ValueError(f"bounds must be one pair, or {ndim} (one per axis), got {len(self.bounds)}")
+
+    def entry_limits(self, ndim: int) -> list[Limits]:
+        """Return `(lower, upper)` for each entry of the parameter. A shared stride moves within those of any axis."""
+        limits = [self.limits(axis) for axis in range(ndim)]
+        if not self.shared:
+            return limits
+        moved = [pair for axis, pair in enumerate(limits) if not self.is_left(axis)] or limits
+        lowest, highest = zip(*moved, strict=True)
+        return [(min(lowest), None if None in highest else max(highest))]
+
+    def is_left(self, axis: int) -> bool:
+        """Return whether an axis stays as it is, since its bounds are `(1, 1)`."""
+        return self.limits(axis) == (1, 1)
+
+    def stride_range(self, axis: int, size: int) -> tuple[float, float]:
+        """Return the `(lower, upper)` to which a stride is clamped on an axis of `size`."""
+        return geometry.stride_range(size, self.smoothness, self.limits(axis), self.window, self.basis)
+
+    def axis(self, axis: int, size: int, new_size: int, taps: Taps | None = None) -> Axis | None:
+        """Return the operator of an axis from `size` to `new_size` samples, at a stride given later; None for none."""
+        if self.is_left(axis) and size == new_size and taps is None:
+            return None
+        lower, upper = self.stride_range(axis, size)
         return Axis(
             n=size,
             size=new_size,
@@ -70,9 +100,9 @@ class LayerOptions:
             taps=taps,
         )
 
-    def axes(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> list[Axis]:
+    def axes(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> list[Axis | None]:
         """Return the operators of all axes."""
-        return [self.axis(n, new) for n, new in zip(spatial, new_sizes, strict=True)]
+        return [self.axis(i, *sizes) for i, sizes in enumerate(zip(spatial, new_sizes, strict=True))]
 
     def output_sizes(self, spatial: Sequence[int], strides: Sequence[float], owner: object = None) -> tuple[int, ...]:
         """Return the output sizes at raw strides.
@@ -84,10 +114,10 @@ class LayerOptions:
         """
         _validation.finite_strides("stride", strides, owner)
         new_sizes = []
-        for size, stride in zip(spatial, strides, strict=True):
-            lower, upper = geometry.stride_range(size, self.smoothness, self.bounds, self.window, self.basis)
-            used = min(max(stride, lower), upper)
-            new_sizes.append(geometry.output_size(size, used, self.smoothness, self.window, self.size_multiple))
+        for i, (size, stride) in enumerate(zip(spatial, strides, strict=True)):
+            lower, upper = self.stride_range(i, size)
+            used, multiple = min(max(stride, lower), upper), 1 if self.is_left(i) else self.size_multiple
+            new_sizes.append(geometry.output_size(size, used, self.smoothness, self.window, multiple))
         return tuple(new_sizes)
 
 
@@ -99,8 +129,14 @@ def check_basis(basis: str, norm: str, backend: str) -> None:
 
 
 def _checked_bounds(bounds: Bounds) -> Bounds:
+    if isinstance(bounds, Sequence) and bounds and all(isinstance(pair, Sequence) for pair in bounds):
+        return tuple(map(_checked_limits, bounds))  # type: ignore[arg-type]
+    return _checked_limits(bounds)  # type: ignore[arg-type]
+
+
+def _checked_limits(bounds: Limits) -> Limits:
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
-        raise TypeError(f"bounds must be a pair (lower, upper), got {bounds!r}")
+        raise TypeError(f"bounds must be a pair (lower, upper), or a pair for each axis, got {bounds!r}")
     lower, upper = bounds
     if not 1 <= lower < math.inf or (upper is not None and not upper >= lower):
         raise ValueError(f"bounds must satisfy 1 <= lower <= upper, got {tuple(bounds)}")

@@ -11,7 +11,7 @@ from tests.helpers.states import random_states, record, same
 from tests.helpers.zoo import block, head
 
 ESSENCE = {
-    "flatten-head": [r"0\.0: .*3 \(Linear\)", r"1: .*3 \(Linear\)", "512"],
+    "flatten-at-once": [r"0\.0: .*2 \(Linear\)", "2048"],
     "functional-pooling": ["FunctionalPooling", "max_pool2d", r"in its own code", r"nn\.MaxPool2d"],
     "no-downsampling": ["model must have a downsampling that can be converted", "got none"],
 }

@@ -16,6 +16,7 @@ import diffstride as ds
 from diffstride import functional, geometry
 from diffstride.nn import _parameter
 from diffstride.nn._parameter import StrideParameter, host_values
+from tests.helpers import reference
 
 
 def raw(layer):
@@ -400,3 +401,33 @@ def test_an_empty_batch_works(layer, backend):
     y = layer(torch.empty(0, 3, 16, 17, requires_grad=True))
     assert y.shape == (0, 3, *layer.output_size((16, 17)))
     y.sum().backward()
+
+
+@pytest.mark.parametrize("window", ["inner", "outer"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_axis_with_bounds_of_1_stays_as_it_is(window, shared):
+    options = {"window": window, "smoothness": 2.0}
+    layer = ds.DiffStride2d(
+        2.3 if shared else (2.3, 1.0), bounds=((1.0, 4.0), (1.0, 1.0)), size_multiple=4, shared=shared, **options
+    ).double()
+    x = torch.randn(2, 3, 18, 15, dtype=torch.float64, requires_grad=True)
+    rows = x.detach().mT.numpy()
+    expected = torch.from_numpy(reference.diffstride(rows, (2.3,), 2.0, window=window, multiple=4)).mT
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.strides == (pytest.approx(2.3), 1.0)
+    assert layer.output_size((18, 15)) == layer(x).shape[2:] == (expected.shape[2], 15)
+    layer(x).square().sum().backward()
+    alone = ds.DiffStride1d(2.3, size_multiple=4, **options).double()
+    alone(x.detach().mT.flatten(1, 2)).square().sum().backward()
+    assert layer.stride.grad[0] == pytest.approx(alone.stride.grad.item())
+    assert shared or layer.stride.grad[1] == 0
+    torch.testing.assert_close(ds.stride_cost(layer), torch.tensor(1 / 2.3, dtype=torch.float64), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        layer.stride.fill_(9.0)
+    ds.clamp_strides_(layer)
+    assert layer.stride.tolist() == ([4.0] if shared else [4.0, 1.0])
+
+
+def test_bounds_by_axis_must_be_as_many_as_there_are_axes():
+    with pytest.raises(ValueError, match=r"bounds must be one pair, or 2 \(one per axis\), got 3"):
+        ds.DiffStride2d(2.0, bounds=((1, None), (1, 1), (1, 1)))

@@ -15,6 +15,7 @@ from diffstride.convert.candidates import Candidates, Patterns
 from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn.attach import Placement
+from diffstride.options import Bounds
 from diffstride.tracing import ExampleInputs
 
 __all__ = ["Plan", "convert", "insert", "plan"]
@@ -30,7 +31,7 @@ def plan(
     placement: Placement = "after",
     smoothness: float = 4.0,
     shared: bool = False,
-    bounds: tuple[float, float | None] = (1.0, None),
+    bounds: Bounds = (1.0, None),
     window: Window = "inner",
     basis: Basis = "dft",
     norm: Norm = "forward",
@@ -135,7 +136,7 @@ def insert(
     exclude: Patterns = None,
     smoothness: float = 4.0,
     shared: bool = True,
-    bounds: tuple[float, float | None] = (1.0, None),
+    bounds: Bounds = (1.0, None),
     window: Window = "inner",
     basis: Basis = "dft",
     norm: Norm = "forward",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from diffstride.tracing import preserved
 
 OPTIONS = {field.name for field in fields(LayerOptions)}
 """The options of the layers. A plan has all of them."""
+LARGEST_SIZE = 1 << 20
+"""The largest size of an axis to which a plan may resize."""
 
 
 def apply(model: nn.Module, plan: Edits) -> None:
@@ -52,19 +54,23 @@ def check(model: nn.Module, plan: Edits) -> None:
         kind = type(modules[part.name]).__name__ if part.name in modules else "none"
         if kind != part.kind:
             raise UsageError(f"model must have the modules of the plan: {part.name} must be a {part.kind}, got {kind}")
-    names = [*(site.key for site in plan.sites), *(part.name for part in plan.resizes), *plan.global_poolings]
+    followers = (part.name for part in plan.resizes if not part.size)
+    names = [*(site.key for site in plan.sites), *followers, *plan.global_poolings]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"a plan must have each module once, but has {short_repr(twice[0])} twice")
     groups: dict[int, Site] = {}
     for site in plan.sites:
         _check_site(site, modules[site.name])
         first = groups.setdefault(site.group, site)
-        agree = operator.attrgetter("stride", "shared", "size_multiple")
+        agree = operator.attrgetter("stride", "shared", "size_multiple", "fixed_axes")
         if agree(site) != agree(first):
             raise UsageError(f"sites of a group must have the same strides, but {first.name} and {site.name} differ")
     for resize in plan.resizes:
         if resize.ndim not in {len(site.stride) for site in plan.sites}:
             raise UsageError(f"ndim of {resize.name} must be that of a site, got {short_repr(resize.ndim)}")
+        whole = all(n is None or (type(n) is int and 0 < n <= LARGEST_SIZE) for n in resize.size)
+        if len(resize.size) not in ((0,) if resize.source else (resize.ndim,)) or not whole:
+            raise UsageError(f"size of {resize.name} must be {resize.ndim} numbers, got {short_repr(resize.size)}")
     for method in plan.lengths:
         known = method.module in modules and method.method in methods(modules[method.module])
         if not known or len(method.frames) != len(method.layers):
@@ -82,8 +88,8 @@ def _check_site(site: Site, module: nn.Module) -> None:
     found = handlers.downsampling(module)
     both = not site.fused and handlers.takes_layer_before(module)
     _validation.one_of(f"placement of {site.name}", site.placement, ("after", "before") if both else ("after",))
-    if found is None or found.stride != site.stride:
-        got = None if found is None else found.stride
+    got = None if found is None else replace(found, fixed_axes=site.fixed_axes).initial_strides
+    if found is None or got != site.stride:
         raise UsageError(f"model must be as it was planned for: {site.name} must have stride {site.stride}, got {got}")
     # At stride 1, maps of a group differ by less than a stride and the extent of a kernel. `ceil_mode` adds less than
     # a stride more.
@@ -116,18 +122,23 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
             fused.size_offset = layer.size_offset
             _replace(model, module, fused)
         else:
-            handlers.put(layer, module, site.placement, unstride=not site.kept)
+            found = None if site.kept else handlers.downsampling(module)
+            own = None if found is None else tuple(s if i in site.fixed_axes else 1 for i, s in enumerate(found.stride))
+            handlers.put(layer, module, site.placement, own)
     for name in plan.global_poolings:
         _replace(model, modules[name], handlers.global_pooling(modules[name]))
     basis, norm = plan.options["basis"], plan.options["norm"]
-    resizes = [ResizeTo(r.ndim, basis=basis, norm=norm).train(modules[r.name].training) for r in plan.resizes]
+    resizes = [
+        ResizeTo(r.ndim, size=r.size, basis=basis, norm=norm).train(modules[r.name].training) for r in plan.resizes
+    ]
     for link, resize in zip(plan.resizes, resizes, strict=True):
         if isinstance(modules[link.name], nn.Upsample) and not link.kept:
             _replace(model, modules[link.name], resize)
         else:
-            attach(modules[link.name], resize)
+            attach(attached(modules[link.name]) or modules[link.name], resize)
     for link, resize in zip(plan.resizes, resizes, strict=True):
-        resize.follow(model.get_submodule(link.source))  # which may be resized, too
+        if link.source:
+            resize.follow(model.get_submodule(link.source))  # which may be resized, too
     for method in plan.lengths:
         if method.layers:
             layers = [model.get_submodule(name) for name in method.layers]
@@ -147,6 +158,10 @@ def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
 def _layer(site: Site, plan: Edits, device: torch.device) -> DiffStrideNd:
     multiple = math.lcm(plan.options["size_multiple"], site.size_multiple)
     options = {**plan.options, "shared": plan.options["shared"] or site.shared, "size_multiple": multiple}
+    if site.fixed_axes:
+        limits = LayerOptions(**plan.options).limits
+        axes = range(len(site.stride))
+        options["bounds"] = tuple((1.0, 1.0) if axis in site.fixed_axes else limits(axis) for axis in axes)
     layer = handlers.LAYERS[len(site.stride)](tuple(map(float, site.stride)), device=device, **options)
     layer.size_offset = site.size_offset
     return layer

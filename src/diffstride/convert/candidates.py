@@ -31,6 +31,7 @@ from diffstride.convert import handlers
 from diffstride.convert.handlers import Downsampling
 from diffstride.convert.records import INPUT
 from diffstride.errors import UsageError
+from diffstride.geometry import AXIS_NAMES
 from diffstride.nn.attach import Placement
 from diffstride.tracing import Session
 
@@ -57,8 +58,25 @@ class Candidates:
 
     def leave(self, name: str, reason: str) -> None:
         """Leave a site alone."""
-        del self.sites[name]
+        for label in AXIS_NAMES[max(self.sites.pop(name).ndim, 1)]:
+            self.left_alone.pop(f"{name} ({label})", None)
         self.left_alone[name] = reason
+
+    def fix(self, name: str, axes: Collection[int], reason: str) -> None:
+        """Leave a site alone along some axes."""
+        site = self.sites[name]
+        fixed = tuple(sorted({*site.fixed_axes, *axes}))
+        if len(fixed) == site.ndim:
+            self.leave(name, reason)
+            return
+        self.sites[name] = replace(site, fixed_axes=fixed)
+        for axis in set(axes) - set(site.fixed_axes):
+            self.left_alone[f"{name} ({AXIS_NAMES[site.ndim][axis]})"] = reason
+
+    def is_free(self, name: str, axis: int) -> bool:
+        """Return whether the size of a module's map along an axis can change."""
+        site = self.sites.get(name)
+        return axis not in site.fixed_axes if site else name in self.upsamplings
 
     def module_name(self, key: str) -> str:
         """Return the name of a site's module."""

@@ -22,7 +22,7 @@ that the model works at other sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sympy
@@ -105,6 +105,12 @@ class Search:
         """The sizes that the model has on the example inputs."""
         self.links: dict[Key, Expr] = {}
         """The sizes that upsamplings must have, in symbols named by keys."""
+        self.constant: dict[str, dict[int, int]] = {}
+        """The sizes that later modules need of a map, by module and axis."""
+        self._own_sizes: dict[tuple[str, int], Expr] = {}
+        """The sizes that such a map has before it is resized."""
+        self._order: list[str] = []
+        """The modules in the order of their first calls."""
         self.batched: list[int] = []
         """Indices of the outputs whose first axis is the batch."""
         self.resizes: list[Resize] = []
@@ -118,6 +124,7 @@ class Search:
         if INPUT in self.candidates.sites:
             self.candidates.find_first_convolution(session)
             session = self._run({})
+        self._order = [INPUT, *dict.fromkeys(call.module for call in session.calls)]
         self.candidates.keep_usable(session)
         names = {*self.candidates.sites, *self.candidates.upsamplings}
         self.sizes = {key: int(session.hints[s]) for s, key in session.keys.items() if key[0] in names}
@@ -134,6 +141,8 @@ class Search:
         while True:
             self._run_at_other_sizes()
             groups = self._tied_sites()
+            if self._fix_alike(groups):
+                continue
             unequal = [group for group in groups if not self._has_one_stride(group)]
             if not unequal:
                 return groups
@@ -146,9 +155,8 @@ class Search:
         """Run until that succeeds, and learn from every failure."""
         while True:
             self.candidates.check_not_empty()
-            names = {*self.candidates.sites, *self.candidates.upsamplings}
-            keys = [key for key in self.sizes if key[0] in names]
-            left = {_named(key) for key in self.sizes if key[0] not in names}  # whose sizes are no symbols any more
+            keys = [key for key in self.sizes if self._is_free(key)]
+            left = {_named(key) for key in self.sizes if not self._is_free(key)}  # whose sizes are no symbols any more
             self.links = {key: size for key, size in self.links.items() if left.isdisjoint(size.free_symbols)}
             number = {self.ties.of(key): i for i, key in enumerate(keys)}
             try:
@@ -157,7 +165,11 @@ class Search:
                 self._learn(error)
             else:
                 if self._find_sources(session) and self._keeps_batch(session):
+                    self._note_constant_sizes(session)
                     return
+
+    def _is_free(self, key: Key) -> bool:
+        return self.candidates.is_free(key[0], key[2])
 
     def _trial_size(self, key: Key, number: int) -> int:
         """Return a size for a trial: another one for each number, so that equal sizes are no coincidence."""
@@ -187,7 +199,8 @@ class Search:
         follows = self.follow_upsampling and name in self.candidates.upsamplings
         site = self.candidates.sites.get(name)
         at_input = name == self.candidates.first_convolution and INPUT in self.candidates.sites
-        if site is None and not follows and not at_input:
+        constant = self.constant.get(name, {})
+        if site is None and not follows and not at_input and not constant:
             return None
         if is_plain_convolution(module) and site is not None and not site.kept:
             module.stride = _WatchedStride(module.stride, name, self.strides_read)  # type: ignore[assignment, arg-type]
@@ -197,10 +210,15 @@ class Search:
         def resized(place: str, x: Tensor, ndim: int, shape: Any) -> Tensor:
             """Return an empty tensor like `x` with the sizes of a site, for a call of the module on this shape."""
             call = calls[place].setdefault(shape[-ndim:], len(calls[place]))
-            sizes = []
+            sizes: list[tracing.session.Size] = []
             for axis, size in enumerate(x.shape[-ndim:]):
                 key = (place, call, axis)
-                if key in self.links:
+                if place == name and axis in constant:
+                    self._own_sizes[name, axis] = tracing.expression(size)
+                    sizes.append(constant[axis])
+                elif not self._is_free(key):
+                    sizes.append(size)
+                elif key in self.links:
                     symbols = {_named(k): symbol for symbol, k in session.keys.items()}
                     sizes.append(session.sized(self.links[key].xreplace(symbols)))
                 else:
@@ -214,7 +232,7 @@ class Search:
                 ndim = self.candidates.sites[INPUT].ndim
                 args = resized(INPUT, args[0], ndim, shape), *args[1:]
             output = original(*args, **kwargs)
-            if (site is None and not follows) or shape is None or not isinstance(output, Tensor):
+            if (site is None and not follows and not constant) or shape is None or not isinstance(output, Tensor):
                 return output
             ndim = self.candidates.ndim(name) or output.ndim - 2
             if output.ndim < ndim:
@@ -262,19 +280,41 @@ class Search:
             keys, are_answered_as_before
         ):
             return
-        names = {session.keys[s][0] for s in expression.free_symbols}
-        # Where the map of one site meets one that follows from others, that site is the one to keep its stride.
-        lone = [session.keys[side][0] for side in (left, right) if side in session.keys]
-        bound = [name for name in candidates.sites if name in (lone if len(lone) == 1 else names)]
-        bound = bound or [name for name in candidates.sites if name in names]
-        where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
+        bound = [key for key in keys.values() if key[0] in candidates.sites]
         if not bound:
             raise UsageError(f"model must work at other sizes than those of the example: {error}") from error
+        # The last site keeps its stride. Then its map follows from those before it, or later modules need it as it is.
+        last = max((key[0] for key in bound), key=self._order.index)
+        axes = {key[2] for key in bound if key[0] == last}
+        if all(key[0] == last for key in keys.values()):
+            self._keep_constant(last, axes)
+        where = f"{described(self.model, relation.module)}, at {relation.function or 'its own code'}"
         advise = candidates.upsamplings and not self.follow_upsampling
         advice = " (upsample=True lets the upsampling follow)" if advise else ""
         needed = f", which needs {right} features" if relation.function == "linear" and right.is_Integer else ""
-        for name in bound:
-            candidates.leave(name, f"its map must keep its size for {where}{needed}{advice}")
+        candidates.fix(last, axes, f"its map must keep its size for {where}{needed}{advice}")
+
+    def _keep_constant(self, name: str, axes: Iterable[int]) -> None:
+        """Let a map be resized to the size that it has on the example, whatever sites before it do."""
+        for axis in axes:
+            sizes = {size for key, size in self.sizes.items() if key[0] == name and key[2] == axis}
+            if len(sizes) == 1 and name != INPUT:
+                self.constant.setdefault(name, {})[axis] = sizes.pop()
+
+    def _note_constant_sizes(self, session: Session) -> None:
+        """Note the maps that are resized to a constant size, if sites before them can change it."""
+        for name, sizes in self.constant.items():
+            ndim = self.candidates.ndim(name)
+            learned = [
+                axis
+                for axis in sizes
+                for symbol in session.expanded(self._own_sizes[name, axis]).free_symbols
+                if session.keys[symbol][0] in self.candidates.sites
+            ]
+            if learned:
+                size = tuple(sizes[axis] if axis in learned else None for axis in range(ndim))
+                kind = type(self.candidates.modules[name]).__name__
+                self.resizes.append(Resize(name=name, kind=kind, source="", ndim=ndim, size=size, kept=True))
 
     def raise_multiples(self, keys: Mapping[Symbol, Key], suffices: Callable[[Mapping[Symbol, int]], bool]) -> bool:
         """Find the least multiples of sizes that suffice, and use them from now on.
@@ -374,7 +414,7 @@ class Search:
         """Return the sites in groups by the ties of their sizes."""
         joined, square = Ties(), set()
         first: dict[Key, Key] = {}
-        for key in self.sizes:
+        for key in filter(self._is_free, self.sizes):
             if key[0] in self.candidates.sites:
                 other = first.setdefault(self.ties.of(key), key)
                 joined.join(other[0], key[0])
@@ -388,8 +428,22 @@ class Search:
             for names in groups.values()
         ]
 
+    def _fix_alike(self, groups: list[Group]) -> bool:
+        """Fix the axes that one site of a group must keep for all of them. Return whether there were some."""
+        sites, fixed = self.candidates.sites, False
+        for group in groups:
+            axes = {axis: name for name in group.names for axis in sites[name].fixed_axes}
+            for name in group.names:
+                if missing := {*axes, *(range(sites[name].ndim) if axes and group.square else ())} - {
+                    *sites[name].fixed_axes
+                }:
+                    reason = f"its map must keep its size like that of {next(iter(axes.values()))}"
+                    self.candidates.fix(name, missing, reason)
+                    fixed = True
+        return fixed
+
     def _has_one_stride(self, group: Group) -> bool:
-        strides = {self.candidates.sites[name].stride for name in group.names}
+        strides = {self.candidates.sites[name].initial_strides for name in group.names}
         return len(strides) == 1 and not (group.square and len(set(*strides)) > 1)
 
 

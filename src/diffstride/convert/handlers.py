@@ -50,6 +50,8 @@ class Downsampling:
     """True: the module keeps its stride, and the layer starts at 1."""
     placement: Placement = "after"
     """The side of the module on which the layer is."""
+    fixed_axes: tuple[int, ...] = ()
+    """Axes along which the module keeps its stride and its size is not learned."""
     reason: str = ""
     """Reason why the module must be left alone; empty if it can be converted."""
 
@@ -57,6 +59,11 @@ class Downsampling:
     def ndim(self) -> int:
         """Number of spatial axes."""
         return len(self.stride)
+
+    @property
+    def initial_strides(self) -> tuple[int, ...]:
+        """The initial strides of the layer."""
+        return tuple(1 if self.kept or axis in self.fixed_axes else s for axis, s in enumerate(self.stride))
 
 
 Handler = Callable[[Any], Downsampling | None]
@@ -161,11 +168,11 @@ def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
     return fused.train(conv.training)
 
 
-def put(layer: DiffStrideNd, module: nn.Module, placement: Placement, *, unstride: bool) -> None:
-    """Put `layer` behind or before a module, whose stride becomes 1 if `unstride`."""
+def put(layer: DiffStrideNd, module: nn.Module, placement: Placement, stride: tuple[int, ...] | None) -> None:
+    """Put `layer` behind or before a module, which gets a new stride if there is one."""
     attach(module, layer.train(module.training), placement)
-    if unstride:
-        module.stride = (1,) * layer.ndim  # type: ignore[assignment]
+    if stride is not None:
+        module.stride = stride  # type: ignore[assignment]
 
 
 def takes_layer_before(module: nn.Module) -> bool:

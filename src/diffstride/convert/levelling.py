@@ -94,10 +94,15 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
             Site(
                 name=name,
                 kind=type(module).__name__,
-                fused=fuse and bool(name) and replaceable and site.placement == "after" and not site.kept,
+                fused=fuse
+                and bool(name)
+                and replaceable
+                and site.placement == "after"
+                and not (site.kept or site.fixed_axes),
                 kept=site.kept,
                 placement=site.placement,
-                stride=(1,) * site.ndim if site.kept else site.stride,
+                fixed_axes=site.fixed_axes,
+                stride=site.initial_strides,
                 group=number,
                 shared=group.square,
                 size_multiple=group.multiple,
@@ -107,7 +112,7 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
                 macs_before=macs.get(name, 0),
             )
         )
-    resized = {resize.name for resize in search.resizes}
+    resized = {resize.name for resize in search.resizes if not resize.size}
     return Plan(
         model=type(search.model).__name__,
         sites=tuple(sites),
@@ -199,7 +204,10 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
     """Return whether the maps of each group differ by constants. If not, learn from that."""
     for group in plan.groups:
         first, *others = (maps.sizes[name] for name in group)
-        for a, b in ((a, b) for sizes in others for a, b in zip(first, sizes, strict=True)):
+        fixed = search.candidates.sites[group[0]].fixed_axes
+        for a, b in (
+            (a, b) for sizes in others for i, (a, b) in enumerate(zip(first, sizes, strict=True)) if i not in fixed
+        ):
             if _difference(a, b, _multiples(plan, maps, a - b)) is not None:
                 continue
             keys = {symbol: maps.keys[symbol] for symbol in (a - b).free_symbols}
@@ -244,7 +252,7 @@ def _size_offset(plan: Plan, site: Site, maps: _Maps) -> tuple[int, ...]:
     offsets = []
     for axis, own in enumerate(maps.sizes[site.key]):
         largest = 0
-        for other in group:
+        for other in group if axis not in site.fixed_axes else ():
             size = maps.sizes[other.key][axis]
             more = _difference(size, own, _multiples(plan, maps, size - own))
             assert more is not None

@@ -114,6 +114,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     if not all(site.kept for site in plan.sites):
         yield "a trained model does not keep its function: ds.insert keeps it"
     for resize in plan.resizes:
+        if resize.size:
+            size = " x ".join("any" if n is None else str(n) for n in resize.size)
+            yield f"{resize.name} ({resize.kind}): resized to {size}, which later modules need"
+            continue
         change = "resized" if resize.kept or "Transpose" in resize.kind else "spectral_resize"
         yield f"{resize.name} ({resize.kind}): {change} to the output size of {resize.source}, which it meets"
     for name in plan.global_poolings:

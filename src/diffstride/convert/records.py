@@ -22,12 +22,15 @@ class Site:
     fused: bool
     """True: a `DiffStrideConv` replaces the module. False: the module stays, at stride 1, with a layer attached."""
     stride: tuple[int, ...]
+    """The initial strides of the layer."""
     group: int
     """Number of the group. Sites of a group share one stride and one output size."""
     kept: bool = False
     """True: the module keeps its stride, and a layer of stride 1 is attached."""
     placement: Placement = "after"
     """The side of the module on which its layer is."""
+    fixed_axes: tuple[int, ...] = ()
+    """Axes along which the module keeps its stride, since the model needs a map of that size."""
     size_multiple: int = 1
     """The number of which output sizes are multiples, since the model needs that."""
     shared: bool = False
@@ -49,12 +52,18 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """An upsampling whose output meets a skip connection. It takes the size of the output of `source`."""
+    """A module whose output is resized.
+
+    An upsampling whose output meets a skip connection takes the size of the output of `source`. A map that later
+    modules need at one size, such as a linear layer, takes that `size`.
+    """
 
     name: str
     kind: str
     source: str
     ndim: int
+    size: tuple[int | None, ...] = ()
+    """Sizes by axis, None for axes that stay as they are; empty where there is a source."""
     kept: bool = False
     """True: the upsampling stays, and resizing follows it. An `nn.Upsample` that does not stay is replaced."""
 

@@ -19,7 +19,6 @@ from diffstride.cost.stand_ins import (
     records_of,
     stand_in_for_fixed,
 )
-from diffstride.geometry import stride_range
 from diffstride.nn._fused import as_autocast, convolve, dense_macs
 from diffstride.nn.attach import attached
 from diffstride.nn.conv import DiffStrideConvNd
@@ -96,7 +95,8 @@ class Program:
             layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
             for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
                 entry = 0 if layer.shared else axis
-                if (layer.stride_id, entry) in seen or not layer.learns_strides:
+                fixed = layer.options.is_left(axis) or not layer.learns_strides
+                if fixed or (layer.stride_id, entry) in seen:
                     continue
                 seen.add((layer.stride_id, entry))
                 for step in (-1, 1):
@@ -205,7 +205,10 @@ class Program:
             seen, whole_seen = layer.window_size(spatial), layer.window_size(whole.spatial)
             new = []
             for axis, more in enumerate(layer.size_offset):
-                size, moves = _relaxed_size(layer, seen[axis] + more, whole_seen[axis] + more, stride[axis])
+                if layer.options.is_left(axis):
+                    new.append(seen[axis] + more)
+                    continue
+                size, moves = _relaxed_size(layer, axis, seen[axis] + more, whole_seen[axis] + more, stride[axis])
                 new.append(size)
                 room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
             own = own + self._own(record, _Sizes(batch, spatial, new), whole)
@@ -240,19 +243,20 @@ def _instead(stride_id: int, strides: tuple[float, ...]) -> Strides:
     return lambda layer: strides if layer.stride_id == stride_id else raw_strides_of(layer)
 
 
-def _relaxed_size(layer: LearnableStrides, n: Any, whole: int, stride: Tensor) -> tuple[Tensor, Tensor]:
+def _relaxed_size(layer: LearnableStrides, axis: int, n: Any, whole: int, stride: Tensor) -> tuple[Tensor, Tensor]:
     """Return `min(N, N/S + 2R)` (outer window) or `N/S` (inner), and whether it can fall and whether it can rise.
 
     At a bound the value does not move, but it has the gradient that it would have without bounds.
 
     Args:
         layer: the layer.
+        axis: the axis.
         n: the relaxed number of samples.
         whole: their exact number.
         stride: the raw stride.
     """
     options = layer.options
-    lower, upper = stride_range(whole, options.smoothness, options.bounds, options.window, options.basis)
+    lower, upper = options.stride_range(axis, whole)
     raw = stride.item()
     stride = stride + (min(max(raw, lower), upper) - raw)
     margin = 2 * options.smoothness if options.window == "outer" else 0.0
@@ -304,7 +308,8 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
             layer = attached(module, placement)
             if isinstance(layer, DiffStrideNd):
                 if max(layer.initial_strides) > 1:  # else it was inserted, and the module has its own stride
-                    module.stride = tuple(math.ceil(s) for s in layer.initial_strides)  # type: ignore[assignment]
+                    strides: Any = zip(layer.initial_strides, module.stride, strict=True)  # type: ignore[arg-type]
+                    module.stride = tuple(math.ceil(s) * own for s, own in strides)  # type: ignore[assignment]
                 vars(layer)["forward"] = lambda x: x
         if isinstance(module, DiffStrideConvNd):
             return _strided(module)

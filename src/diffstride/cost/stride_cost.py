@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,5 +31,8 @@ def stride_cost(model: nn.Module) -> Tensor:
 
 
 def _in_bounds(layer: LearnableStrides) -> Tensor:
-    lower, upper = layer.bounds
-    return clamp_stride(layer.stride, lower, float("inf") if upper is None else upper).expand(layer.ndim)
+    raw, limits = layer.stride.expand(layer.ndim), [layer.options.limits(axis) for axis in range(layer.ndim)]
+    if len(set(limits)) == 1:
+        return clamp_stride(raw, limits[0][0], limits[0][1] or math.inf)
+    pairs = zip(raw, limits, strict=True)
+    return torch.stack([clamp_stride(stride, lower, upper or math.inf) for stride, (lower, upper) in pairs])

@@ -21,7 +21,7 @@ from diffstride.errors import UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
 from diffstride.geometry import AXIS_NAMES, Axis
 from diffstride.nn._fused import Schedule
-from diffstride.nn.attach import CHILDREN, Placement, is_attachment
+from diffstride.nn.attach import CHILDREN, Placement, attached, is_attachment
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.lengths import OutputLengths
@@ -72,7 +72,12 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, OutputLengths):
                 value.freeze(longest)  # which asks the layers
-    fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in _layers(frozen)}
+    layers = _layers(frozen)
+    behind = {id(layer): attached(layer) for _, layer in layers}  # such as a resizing to a constant size
+    fixed = {id(layer): _fixed(name, layer, uses[name]) for name, layer in layers}
+    for layer, child in behind.items():
+        if child is not None:
+            fixed[layer] = nn.Sequential(fixed[layer], fixed[id(child)]).eval()
     for module in frozen.modules():
         for name, child in module._modules.items():
             module._modules[name] = fixed.get(id(child), child)
@@ -172,6 +177,9 @@ def _fixed(name: str, layer: nn.Module, uses: set[_Use]) -> nn.Module:
     _compute_weights(layer)
     handler = next(handler for kind, handler in _HANDLERS.items() if isinstance(layer, kind))
     fixed = handler(name, layer, *uses)
+    for hooks, *_ in _hooks(layer):
+        for key in [key for key, hook in hooks.items() if is_attachment(hook)]:
+            del hooks[key]
     if any(hooks for hooks, *_ in _hooks(layer)):
         if isinstance(fixed, fx.GraphModule):
             fixed = nn.Sequential(fixed)  # a graph forgets its hooks when it is copied

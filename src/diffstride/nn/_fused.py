@@ -293,19 +293,18 @@ def make_schedule(
     """
     none: tuple[None, ...] = (None,) * len(new_sizes)
     if convolution is None:
-        axes = [options.axis(n, new) for n, new in zip(spatial, new_sizes, strict=True)]
-        return Schedule(none, tuple(axes), options.backend)
+        return Schedule(none, tuple(options.axes(spatial, new_sizes)), options.backend)
     fused = cheapest_fused_axes(convolution, spatial, new_sizes) if fused_axes is None else fused_axes
     axes = []
     for i, (n, new) in enumerate(zip(convolution.full_sizes(spatial), new_sizes, strict=True)):
         taps = Taps(convolution.kernel[i], convolution.dilation[i], convolution.padding[i][0], spatial[i])
-        axes.append(options.axis(n, new, taps if i < fused else None))
+        axes.append(options.axis(i, n, new, taps if i < fused else None))
     return Schedule(
         before=(*axes[:fused], *none[fused:]),
         after=(*none[:fused], *axes[fused:]),
         backend=options.backend,
         convolution=convolution.interleaved(fused),
-        bias_gain=math.prod([axis.gain for axis in axes[:fused]]),
+        bias_gain=math.prod([axis.gain for axis in axes[:fused] if axis is not None]),
     )
 
 

@@ -26,7 +26,7 @@ from diffstride.nn._fused import (
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
-from diffstride.options import LayerOptions
+from diffstride.options import Bounds, LayerOptions
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
@@ -83,7 +83,7 @@ class DiffStrideConvNd(LearnableStrides):
         *,
         smoothness: float = 4.0,
         shared: bool = False,
-        bounds: tuple[float, float | None] = (1.0, None),
+        bounds: Bounds = (1.0, None),
         window: Window = "outer",
         basis: Basis = "dft",
         norm: Norm = "forward",
@@ -107,7 +107,7 @@ class DiffStrideConvNd(LearnableStrides):
             padding_mode: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`; all but zeros convolve first.
             smoothness: as in `DiffStride2d`, like all options that follow.
             shared: one stride for all axes.
-            bounds: `(lower, upper)` of the strides.
+            bounds: `(lower, upper)` of the strides, or a pair for each axis.
             window: `"outer"` or `"inner"`; the inner one gives maps as small as a strided convolution's.
             basis: `"dft"` or `"dct"`.
             norm: `"forward"`, `"ortho"` or `"backward"`.

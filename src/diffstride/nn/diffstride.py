@@ -13,7 +13,7 @@ from diffstride.backends import Backend, Kind, Resampling
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.learnable import LearnableStrides
-from diffstride.options import LayerOptions
+from diffstride.options import Bounds, LayerOptions
 
 
 class DiffStrideNd(LearnableStrides):
@@ -33,7 +33,7 @@ class DiffStrideNd(LearnableStrides):
         smoothness: float = 4.0,
         *,
         shared: bool = False,
-        bounds: tuple[float, float | None] = (1.0, None),
+        bounds: Bounds = (1.0, None),
         window: Window = "outer",
         basis: Basis = "dft",
         norm: Norm = "forward",
@@ -49,7 +49,8 @@ class DiffStrideNd(LearnableStrides):
             smoothness: `R > 0`, the width of the window's ramp in cycles per axis (frequencies of the DFT).
             shared: one stride for all axes.
             bounds: `(lower, upper)`, to which strides are clamped; upper may be None. Each axis has limits of its own:
-                `N/2` above and, for the outer window, just over 1 below, where the gradient is alive.
+                `N/2` above and, for the outer window, just over 1 below, where the gradient is alive. Or a pair for
+                each axis: with `((1, None), (1, 1))` the first axis learns and the second stays as it is.
             window: `"outer"` (the paper) or `"inner"`: the ramp inside the band and maps of nominal size, `ceil(N/S)`.
             basis: `"dft"` (the paper) or `"dct"`, which does not wrap around at the borders.
             norm: `"forward"` keeps the mean, `"ortho"` is Eq. 1 of the paper, `"backward"` the authors' code.

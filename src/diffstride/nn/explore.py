@@ -66,7 +66,7 @@ class Exploration(ABC):
         if progress < 1:
             layers = [(name, layer) for name, layer in learnable_layers(model) if layer.learns_strides]
             for index, (name, layer) in enumerate(layers):
-                strides = layer.strides[: len(layer.stride)]
+                strides = layer.entries
                 _validation.finite_strides("stride", strides, owner=layer)
                 name = name.replace("_orig_mod.", "")  # a prefix of torch.compile
                 noise = random.Random(f"{seed}/{step}/{name}")

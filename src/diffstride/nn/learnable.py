@@ -18,7 +18,7 @@ from diffstride.nn._compile import refresh_after_steps, refresh_sharers
 from diffstride.nn._fused import Schedule, make_schedule
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._tracers import Traceable
-from diffstride.options import Bounds, LayerOptions
+from diffstride.options import Bounds, LayerOptions, Limits
 
 
 def _constant_in_graphs(method: Any) -> Any:
@@ -75,14 +75,17 @@ class LearnableStrides(Traceable):
     ) -> None:
         super().__init__()
         initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, self.ndim))
-        lower, upper = options.bounds
-        if not all(lower <= s and (upper is None or s <= upper) for s in initial):
+        options.check_axes(self.ndim)
+        if options.shared:  # it does not concern axes that stay as they are
+            initial = tuple(s for i, s in enumerate(initial) if not options.is_left(i)) or initial[:1]
+            if len(set(initial)) > 1:
+                raise ValueError(f"stride must be one number when shared=True, got {initial}")
+            initial = initial[:1]
+        if _clamped(initial, options.entry_limits(self.ndim)) != initial:
             raise ValueError(f"stride must lie within bounds {options.bounds}, got {initial}")
-        if options.shared and len(set(initial)) > 1:
-            raise ValueError(f"stride must be one number when shared=True, got {initial}")
         self.options, self._options_text = options, options.as_text()
         self.size_offset = (0,) * self.ndim
-        self._initial = initial[:1] if options.shared else initial
+        self._initial = initial
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self._pinned_strides = self._pinned_size = self._last_call = None
         self._slots = _Slots()
@@ -100,7 +103,7 @@ class LearnableStrides(Traceable):
         if self.stride.is_meta:
             return
         raw = host_values(self.stride)
-        clamped = self._clamped(raw)
+        clamped = _clamped(raw, self.options.entry_limits(self.ndim))
         if clamped != raw:
             with suppress(ValueError):
                 self.write_strides(clamped)
@@ -130,17 +133,18 @@ class LearnableStrides(Traceable):
     @property
     def initial_strides(self) -> tuple[float, ...]:
         """The strides that the layer was constructed with, one per axis."""
-        return self._initial * self.ndim if self.shared else self._initial
+        initial = self._initial * self.ndim if self.shared else self._initial
+        return _clamped(initial, [self.options.limits(axis) for axis in range(self.ndim)])
 
     @property
     def strides(self) -> tuple[float, ...]:
         """The strides in use, one per axis, clamped to `bounds`."""
-        return self._clamped(self.raw_strides)
+        return _clamped(self.raw_strides, [self.options.limits(axis) for axis in range(self.ndim)])
 
-    def _clamped(self, strides: tuple[float, ...]) -> tuple[float, ...]:
-        lower, upper = self.bounds
-        limits = lower, math.inf if upper is None else upper
-        return tuple([s if math.isnan(s) else min(max(s, limits[0]), limits[1]) for s in strides])
+    @property
+    def entries(self) -> tuple[float, ...]:
+        """The strides in use, one for each entry of the parameter."""
+        return _clamped(host_values(self.stride), self.options.entry_limits(self.ndim))
 
     def output_size(self, size: int | Sequence[int], *, scaled: bool = False) -> tuple[int, ...]:
         """Return the spatial sizes of the output.
@@ -369,6 +373,11 @@ class LearnableStrides(Traceable):
         if any(self.size_offset):
             shown["size_offset"] = self.size_offset
         return ", ".join([f"stride=({values})", *(f"{name}={value!r}" for name, value in shown.items())])
+
+
+def _clamped(strides: tuple[float, ...], limits: Sequence[Limits]) -> tuple[float, ...]:
+    pairs = zip(strides, limits, strict=True)
+    return tuple([s if math.isnan(s) else min(max(s, lower), upper or math.inf) for s, (lower, upper) in pairs])
 
 
 class _Call(NamedTuple):

@@ -1,4 +1,4 @@
-"""Resize to the size of another map of the model, for upsampling that meets a skip connection."""
+"""Resize to the size of another map of the model, or to a size that never changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sizes = tuple[int, ...]
 
 
 class ResizeTo(Traceable):
-    """A `spectral_resize` to the size that another module's output had in this forward pass.
+    """A `spectral_resize` to the size that another module's output had in this forward pass, or to a constant size.
 
     The map of a skip connection exists long before the upsampled map that it meets. A hook of the other module
     (`follow`) stores its size for the present thread, and `forward` takes it.
@@ -28,16 +28,20 @@ class ResizeTo(Traceable):
     upsampled maps do not (47 and 48 samples at a stride of 2) cannot be checkpointed together.
     """
 
-    def __init__(self, ndim: int, *, basis: Basis = "dft", norm: Norm = "forward") -> None:
+    def __init__(
+        self, ndim: int, *, size: Sequence[int | None] = (), basis: Basis = "dft", norm: Norm = "forward"
+    ) -> None:
         """Make the layer.
 
         Args:
             ndim: the number of spatial axes.
+            size: constant sizes by axis, None for axes that stay as they are; empty to `follow` a module.
             basis: as in `spectral_resize`.
             norm: as in `spectral_resize`.
         """
         super().__init__()
         self.ndim = ndim
+        self.size = tuple(size)
         self.basis: Basis = basis
         self.norm: Norm = norm
         self._noted: dict[int, Sizes] = {}  # by thread
@@ -61,6 +65,8 @@ class ResizeTo(Traceable):
         Raises:
             RuntimeError: the module that is followed has not run.
         """
+        if self.size:
+            return tuple(n if new is None else new for n, new in zip(spatial, self.size, strict=True))
         if torch.compiler.is_compiling():
             return self._in_graph
         spatial = tuple(spatial)
@@ -82,7 +88,8 @@ class ResizeTo(Traceable):
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return f"ndim={self.ndim}, basis={self.basis!r}, norm={self.norm!r}"
+        size = f"size={self.size}, " if self.size else ""
+        return f"ndim={self.ndim}, {size}basis={self.basis!r}, norm={self.norm!r}"
 
 
 class _Note:

@@ -38,9 +38,11 @@ def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) 
     for name, (layer, x, _) in executed(network, inputs).items():
         x = layer.window_input(x)
         for i, axis in enumerate(axis_names(layer.ndim, axes)):
+            if layer.options.is_left(i):
+                continue
             size = x.shape[i - layer.ndim]
             strides = {"learned window": layer.strides[i], "initial window": layer.initial_strides[i]}
-            windows = {end: _window(layer, size, stride) for end, stride in strides.items()}
+            windows = {end: _window(layer, i, size, stride) for end, stride in strides.items()}
             panels.append(WindowPanel(f"{name}, {axis}", mean_amplitude(x, i - layer.ndim).tolist(), windows))
     return panels
 
@@ -62,9 +64,9 @@ def mean_amplitude(x: Tensor, dim: int) -> Tensor:
     return mean
 
 
-def _window(layer: LearnableStrides, size: int, stride: float) -> list[float]:
+def _window(layer: LearnableStrides, axis: int, size: int, stride: float) -> list[float]:
     """Return the window at whole cycles; a window of cosines has frequencies halfway between these too."""
-    lower, upper = geometry.stride_range(size, layer.smoothness, layer.bounds, layer.window, layer.basis)
+    lower, upper = layer.options.stride_range(axis, size)
     used = min(max(stride, lower), upper)
     f = torch.arange(size // 2 + 1, dtype=torch.float64)
     values: list[float] = geometry.mask(size, used, layer.smoothness, layer.window, f).tolist()

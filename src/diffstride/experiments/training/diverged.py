@@ -112,8 +112,8 @@ class StopWhenStridesExplode(Callback):
             before, now = self._past[0][name], self._past[-1][name]
             if not all(map(math.isfinite, now)):
                 self._stop(trainer, f"the stride of {name} became {now}")
-            upper = layer.bounds[1] or math.inf
             for axis, size in enumerate(self._inputs.sizes.get(name, ())):
+                upper = layer.options.limits(axis)[1] or math.inf
                 if now[axis] > max(2 * before[axis], size, self.HARMLESS) and now[axis] < upper:
                     along = f"along {axis_names(layer.ndim, axes_of(trainer))[axis]} ({size} samples)"
                     grown = f"from {before[axis]:.4g} to {now[axis]:.4g} within {self.WITHIN} steps"
