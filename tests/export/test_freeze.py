@@ -245,14 +245,10 @@ def test_one_layer_at_several_sizes_is_refused_by_name():
 
 
 def test_long_axes_are_refused_by_name():
-    with pytest.raises(
-        ValueError, match=r"^1's length must have at most 1024 samples to be frozen as a matrix, got 1025$"
-    ):
-        freeze(nn.Sequential(nn.ReLU(), ds.DiffStride1d(2.0)), torch.randn(1, 1, 1025))
-    with pytest.raises(ValueError, match="DiffStride2d's width must have at most 1024 samples"):
-        freeze(ds.DiffStride2d(2.0), torch.randn(1, 1, 4, 2000))
-    frozen = freeze(ds.DiffStride1d(2.0), x := torch.randn(1, 1, 1024))
-    assert relative(frozen(x), ds.DiffStride1d(2.0)(x)) < 2e-6
+    with pytest.raises(ValueError, match=r"^1's length must have at most 65536 samples to be frozen, got 65537$"):
+        freeze(nn.Sequential(nn.ReLU(), ds.DiffStride1d(2.0)), torch.randn(1, 1, 65537))
+    with pytest.raises(ValueError, match="DiffStride2d's width must have at most 65536 samples"):
+        freeze(ds.DiffStride2d(2.0), torch.randn(1, 1, 4, 70000))
 
 
 @pytest.mark.parametrize("placement", ["after", "before"])

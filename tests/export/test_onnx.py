@@ -111,8 +111,8 @@ def test_mistakes_with_onnx(onnxruntime, tmp_path, monkeypatch):
         to_onnx(layer, x.bfloat16(), tmp_path / "model.onnx")
     with pytest.raises(UsageError, match="must have a floating-point tensor with a batch axis, got none"):
         to_onnx(layer, torch.ones(2, 1, 12, dtype=torch.int64), tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="at most 1024"):
-        to_onnx(layer, torch.randn(2, 1, 1025), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="at most 65536"):
+        to_onnx(layer, torch.randn(2, 1, 65537), tmp_path / "model.onnx")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match=r"cannot open .*folder .*: check the path"):
         to_onnx(layer, x, tmp_path / "folder")
@@ -120,6 +120,19 @@ def test_mistakes_with_onnx(onnxruntime, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"need the package onnxscript: pip install 'diffstride\[export\]'"):
         to_onnx(layer, x, tmp_path / "model.onnx")
+
+
+def test_a_front_end_for_waveforms_of_a_second(onnxruntime, tmp_path):
+    model = nn.Sequential(nn.Conv1d(1, 4, 10, 5), nn.GELU(), nn.Conv1d(4, 4, 3, 2), nn.GELU(), nn.Conv1d(4, 6, 3, 2))
+    x = torch.randn(1, 1, 16000)
+    ds.convert(model, x)
+    with torch.no_grad():
+        for _, stride in model.named_parameters():
+            if stride.shape == (1,):
+                stride.mul_(1.17)
+    written = to_onnx(model, x, tmp_path / "model.onnx")
+    assert written.error < 1e-5
+    assert written.bytes < 20e6  # the matrix of the first layer alone would have 170 MB
 
 
 @pytest.mark.long

@@ -19,8 +19,9 @@ from diffstride._text import one_line
 from diffstride.backends import dense_matrix, headroom
 from diffstride.errors import UsageError
 from diffstride.export._outputs import Arguments, largest_error, run, tensors
+from diffstride.export.long_axis import LONGEST, LongAxis
 from diffstride.geometry import AXIS_NAMES, Axis
-from diffstride.nn._fused import Schedule
+from diffstride.nn._fused import Schedule, make_schedule
 from diffstride.nn.attach import CHILDREN, Placement, attached, is_attachment
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
@@ -29,8 +30,8 @@ from diffstride.nn.resize import ResizeTo
 from diffstride.nn.spectral import SpectralPoolNd
 from diffstride.tracing import ExampleInputs, on_examples
 
-MAX_LENGTH = 1024
-"""The longest axis that is frozen: its matrix has up to a million entries."""
+MAX_ENTRIES = 1 << 20
+"""The largest number of entries of one matrix. Operators that would have more become products with small matrices."""
 
 _IDENTITY_TO = 1e-6
 
@@ -41,7 +42,8 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
     With a fixed stride, a layer is one constant matrix per axis: `y = P_h x P_w^T`. In the copy, every `DiffStride` and
     `SpectralPool` is a `torch.fx.GraphModule` of matrix products. Every `DiffStrideConv` is an `nn.Sequential` of an
     `nn.Conv` and such products before and after it, in the order of the layer. The matrices are buffers named `length`,
-    `height`, `width`, `depth`. An axis whose matrix is the identity (to 1e-6) has none.
+    `height`, `width`, `depth`. An axis whose matrix is the identity (to 1e-6) has none. Where a matrix would have more
+    than a million entries, as on waveforms, small matrices take its place (`diffstride.export.long_axis`).
 
     The result takes inputs of the examples' spatial sizes and dtype, of any batch size. `torch.export`,
     `torch.compile(fullgraph=True)`, `torch.onnx.export` (see `to_onnx`) and quantization work with it. Shared modules
@@ -59,7 +61,7 @@ def freeze(model: nn.Module, example_inputs: Any) -> nn.Module:
         A module with the model's structure. A layer that the examples do not reach raises when it is called.
 
     Raises:
-        UsageError: an axis has more than 1,024 samples; a layer sees maps of several sizes or dtypes; or the model's
+        UsageError: an axis has more than 65,536 samples; a layer sees maps of several sizes or dtypes; or the model's
             code computes something else with plain modules.
     """
     given = ExampleInputs.of(example_inputs)
@@ -225,6 +227,8 @@ def _resizing(name: str, layer: SpectralPoolNd | ResizeTo, use: _Use) -> nn.Modu
 def _convolving(name: str, layer: DiffStrideConvNd, use: _Use) -> nn.Module:
     """Return the products and the convolution of the layer's schedule."""
     schedule, strides = layer.schedule(use.spatial, use.new_sizes), layer.raw_strides
+    if any(axis is not None and _is_long(axis) for axis in schedule.before):  # taps are for dense operators
+        schedule = make_schedule(layer.convolution, layer.options, use.spatial, use.new_sizes, fused_axes=0)
     before = _products(name, use, use.spatial, schedule.before, strides, scaled=True)
     halved = 0 if before is None or use.dtype != torch.float16 else len(before._buffers)
     convolve, pad = _convolution(layer, schedule, 2.0**halved)
@@ -301,14 +305,23 @@ def _products(
     x = graph.placeholder("x")
     found = {}
     for i, (axis, label) in enumerate(zip(axes, AXIS_NAMES[ndim], strict=True)):
-        matrix = None if axis is None else _matrix(f"{name}'s {label}", axis, None if strides is None else strides[i])
-        if matrix is not None:
-            found[i, label] = matrix
+        operator = (
+            None if axis is None else _operator(f"{name}'s {label}", axis, None if strides is None else strides[i])
+        )
+        if operator is not None:
+            found[i, label] = operator
     factors = headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
-    for ((i, label), matrix), factor in zip(found.items(), factors, strict=True):
-        matrix = (matrix * factor).to(use.dtype).to(use.device)
-        size[i] = len(matrix)
+    for ((i, label), operator), factor in zip(found.items(), factors, strict=True):
         last = i == ndim - 1
+        if isinstance(operator, LongAxis):
+            size[i] = operator.size
+            root.add_module(label, operator.scaled(factor).to(use.device, use.dtype).as_graph())
+            moved = x if last else graph.call_method("transpose", (x, i - ndim, -1))
+            x = graph.call_module(label, (moved,))
+            x = x if last else graph.call_method("transpose", (x, i - ndim, -1))
+            continue
+        matrix = (operator * factor).to(use.dtype).to(use.device)
+        size[i] = len(matrix)
         root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
         constant = graph.get_attr(label)
         if last:
@@ -320,22 +333,27 @@ def _products(
             x = graph.call_function(torch.matmul, (constant, x))
             x = graph.call_method("unflatten", (x, -1, tuple(size[i + 1 :])))
     graph.output(x)
-    return fx.GraphModule(root, graph, "FixedStrides") if root._buffers else None
+    return fx.GraphModule(root, graph, "FixedStrides") if found else None
 
 
-def _matrix(name: str, axis: Axis, stride: float | None) -> Tensor | None:
-    """Return the matrix of an axis in float64; None where it is the identity."""
-    if axis.smoothness is None and axis.n == axis.size:
-        return None
-    length = max(axis.n, axis.size, axis.taps.length if axis.taps else 0)
-    if length > MAX_LENGTH:
-        raise UsageError(f"{name} must have at most {MAX_LENGTH} samples to be frozen as a matrix, got {length}")
+def _operator(name: str, axis: Axis, stride: float | None) -> Tensor | LongAxis | None:
+    """Return the matrix of an axis in float64, or the small ones of a long axis; None where it is the identity."""
     like = torch.empty((), dtype=torch.float64, device="cpu")
-    matrix = dense_matrix(axis, axis.weights(None if stride is None else axis.clamp(stride), like))
-    rows, columns = matrix.shape
-    if rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO:
+    weights = axis.weights(None if stride is None else axis.clamp(stride), like)
+    if axis.taps is None and axis.n == axis.size and (weights - 1).abs().max() <= _IDENTITY_TO:
         return None
-    return matrix
+    if not _is_long(axis):
+        matrix = dense_matrix(axis, weights)
+        rows, columns = matrix.shape
+        identity = rows == columns and (matrix - torch.eye(rows).to(matrix)).abs().max() <= _IDENTITY_TO
+        return None if identity else matrix
+    if (longest := max(axis.n, axis.size)) > LONGEST:
+        raise UsageError(f"{name} must have at most {LONGEST} samples to be frozen, got {longest}")
+    return LongAxis(axis, weights)
+
+
+def _is_long(axis: Axis) -> bool:
+    return axis.rows * axis.columns > MAX_ENTRIES
 
 
 def _copying() -> fx.GraphModule:

@@ -149,7 +149,7 @@ def test_a_network_without_learned_strides(run, tmp_path, capsys):
     ("arguments", "message"),
     [
         (("--input", "3,32,32"), "the network cannot take inputs of 3×32×32 (see --input)"),
-        (("--input", "1,2000,32"), "down's height must have at most 1024 samples to be frozen"),
+        (("--input", "1,70000,2"), "down's height must have at most 65536 samples to be frozen"),
         (("--input", "1,x"), "--input: must be a whole number of at least 1, got 'x'"),
         (("--repeats", "1"), "--repeats: must be a whole number of at least 2 or 0, got '1'"),
     ],
