@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffstride as ds
-from diffstride.integrations.lightning import ClampStrides
+from diffstride.integrations.lightning import ClampStrides, LogStrides
 
 
 class LitNetwork(pl.LightningModule):
@@ -47,8 +47,9 @@ def main(steps: int = 60) -> LitNetwork:
 
     module = LitNetwork()
     trainer = pl.Trainer(
-        max_steps=steps, callbacks=[ClampStrides()], accelerator="cpu", logger=False, enable_checkpointing=False
-    )
+        max_steps=steps, callbacks=[ClampStrides(), LogStrides()], accelerator="cpu", logger=False,  # or your logger
+        enable_checkpointing=False,
+    )  # fmt: skip
     trainer.fit(module, loader)
     print(f"loss {trainer.callback_metrics['loss']:.3f}, strides {ds.strides(module)}")
     return module

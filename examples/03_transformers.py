@@ -3,11 +3,10 @@
 import tempfile
 
 import torch
-from safetensors.torch import load_file
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 import diffstride as ds
-from diffstride.integrations.transformers import ClampStrides
+from diffstride.integrations.transformers import ClampStrides, from_pretrained, save_pretrained
 
 
 def main(steps: int = 4) -> ResNetForImageClassification:
@@ -26,16 +25,13 @@ def main(steps: int = 4) -> ResNetForImageClassification:
         # The Trainer would give strides the rate of the weights. This optimiser gives them their own, without decay.
         optimizer = torch.optim.AdamW(ds.param_groups(model, lr=1e-3, stride_lr=1e-2, weight_decay=0.01))
         trainer = Trainer(
-            model, arguments, train_dataset=images, optimizers=(optimizer, None), callbacks=[ClampStrides()]
+            model, arguments, train_dataset=images, optimizers=(optimizer, None), callbacks=[ClampStrides(plan)]
         )
         trainer.train()
         print(ds.strides(model))
 
-        # To load a saved model: build the network, apply the plan, load the weights.
-        model.save_pretrained(folder)
-        loaded = ResNetForImageClassification(config)
-        plan.apply(loaded)
-        loaded.load_state_dict(load_file(f"{folder}/model.safetensors"))
+        save_pretrained(model, plan, folder)
+        loaded = from_pretrained(ResNetForImageClassification, folder)  # in another process, too
     assert ds.strides(loaded) == ds.strides(model)
     return loaded
 

@@ -15,6 +15,7 @@ from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
 from diffstride.convert.records import Edits, Resize, Site
 from diffstride.errors import UsageError
+from diffstride.nn._parameter import StrideParameter
 from diffstride.nn.attach import attach, attached
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -110,21 +111,18 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
     """
     modules = dict(model.named_modules())
     default = next((p.device for p in model.parameters()), torch.device("cpu"))
-    strides: dict[int, nn.Parameter] = {}
     for site in plan.sites:
         module = modules[site.name]
         layer = _layer(site, plan, device or next((p.device for p in module.parameters()), default))
-        # By assignment, accelerate's `init_empty_weights` would make a new parameter each time.
-        layer._parameters["stride"] = shared = strides.setdefault(site.group, layer.stride)
         if site.fused:
             fused = handlers.fuse(module, layer)
-            fused._parameters["stride"] = shared
             fused.size_offset = layer.size_offset
             _replace(model, module, fused)
         else:
             found = None if site.kept else handlers.downsampling(module)
             own = None if found is None else tuple(s if i in site.fixed_axes else 1 for i, s in enumerate(found.stride))
             handlers.put(layer, module, site.placement, own)
+    share_strides(model, plan)
     for name in plan.global_poolings:
         _replace(model, modules[name], handlers.global_pooling(modules[name]))
     basis, norm = plan.options["basis"], plan.options["norm"]
@@ -145,6 +143,19 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
             owner = model.get_submodule(method.module)
             counted = OutputLengths(owner, method.method, layers, method.axis, method.size, method.frames)
             setattr(owner, method.method, counted)  # as an attribute, which hides the method of the class
+
+
+def share_strides(model: nn.Module, plan: Edits) -> None:
+    """Give the layers of each group one parameter, that of the first. Some loaders give every layer its own."""
+    strides: dict[int, nn.Parameter] = {}
+    for site in plan.sites:
+        layer = layer_of(model, site)
+        own = layer._parameters["stride"]
+        assert own is not None
+        if not isinstance(own, StrideParameter):
+            own = StrideParameter(own.detach(), own.requires_grad)
+        # By assignment, accelerate's `init_empty_weights` would make a new parameter each time.
+        layer._parameters["stride"] = strides.setdefault(site.group, own)
 
 
 def layer_of(model: nn.Module, site: Site) -> LearnableStrides:

@@ -1,4 +1,4 @@
-"""Callbacks for Lightning: keep strides within their bounds, and explore."""
+"""Callbacks for Lightning: keep strides within their bounds, log them, and explore."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from diffstride.cost import CostModel
 from diffstride.errors import UsageError
+from diffstride.geometry import AXIS_NAMES
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn.explore import Exploration
-from diffstride.nn.strides import all_layers, clamp_strides_
+from diffstride.nn.strides import all_layers, clamp_strides_, learnable_layers
 
 
 class ClampStrides(Callback):
@@ -20,6 +22,47 @@ class ClampStrides(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Clamp the strides of the whole module."""
         clamp_strides_(pl_module)
+
+
+class LogStrides(Callback):
+    """A callback that logs strides, sizes and cost to the loggers of any LightningModule, every `log_every_n_steps`.
+
+    The names are `stride/LAYER/AXIS`, `size/LAYER/AXIS` for the output of the layer on the last batch, and `cost/macs`.
+
+    Args:
+        cost: a model of the cost to log; None: no cost.
+    """
+
+    def __init__(self, cost: CostModel | None = None) -> None:
+        self.cost = cost
+        self._step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the sizes that reach the layers."""
+        self._inputs = InputSizes(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log after each step of the optimizer that the trainer logs."""
+        step = trainer.global_step
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step == self._step or step % every:  # accumulated batches belong to one step
+            return
+        self._step = step
+        metrics: dict[str, float] = {}
+        for name, layer in learnable_layers(pl_module):
+            sizes = layer.output_size(self._inputs.sizes[name]) if name in self._inputs.sizes else ()
+            for kind, values in (("stride", layer.strides), ("size", sizes)):
+                axes = zip(AXIS_NAMES[layer.ndim], values, strict=False)
+                metrics |= {f"{kind}/{name}/{axis}": value for axis, value in axes}
+        if self.cost is not None:
+            metrics[f"cost/{self.cost.measure}"] = self.cost.exact()
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the hooks."""
+        if stage == "fit":
+            self._inputs.close()
 
 
 class ExploreStrides(Callback):
