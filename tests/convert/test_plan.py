@@ -507,14 +507,26 @@ def test_a_plan_shows_and_keeps_the_placement(tmp_path):
 
 def test_a_plan_prints_a_table():
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
-    head, *sites, total, note = (" ".join(line.split()) for line in str(plan).splitlines())
+    head, *sites, total, least, note = (" ".join(line.split()) for line in str(plan).splitlines())
     assert head == "site was becomes stride group input before after MACs before after"
     assert "1.shortcut.0 AvgPool2d stride 1, DiffStride2d 2x2 1 16x16 8x8 8x8 0.00 M 0.00 M" in sites
     assert "3.main.0.0 Conv2d DiffStrideConv 2x2 2 8x8 4x4 4x4 0.11 M 0.44 M" in sites
     assert f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after" in total
     assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in total
+    assert least == f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"
     assert note == "a trained model does not keep its function: ds.insert keeps it"
     assert note not in str(ds.insert(zoo.resnet_d(), torch.randn(IMAGE)))
+
+
+@pytest.mark.parametrize("name", ["resnet-d", "resnet-3d"])
+def test_the_least_cost_of_a_plan_is_that_of_the_largest_strides(name):
+    _, model, plan = zoo.converted(name)
+    with torch.no_grad():
+        for _, stride in model.named_parameters():
+            if type(stride) is not nn.Parameter:
+                stride.fill_(1e6)
+    total, resampling = zoo.products(model, zoo.CASES[name].inputs(0))
+    assert plan.macs_least == total[""] - sum(resampling.values())
 
 
 def test_a_plan_for_another_model_is_refused_and_changes_nothing(tmp_path):

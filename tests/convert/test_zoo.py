@@ -50,6 +50,13 @@ GROUPS = {
     "resnet-d": stages(["0.0"], "{}", (1, 3), "main.0.0", "shortcut.0"),
     "unet": [["pool.0"], ["pool.1"], ["pool.2"]],
     "unet-transposed": [["down.0.0"], ["down.1.0"]],
+    "resnet-blur": [["1"], ["2.main.1", "2.shortcut.0"], ["3.main.1", "3.shortcut.0"]],
+    "pool-in-code": [["stem.0"], ["last.0"]],
+    "slices": [["stem.0"], ["last.0"]],
+    "pyramid": [["down.0.0"]],
+    "unet-by-size": [["pool.0"], ["pool.1"], ["pool.2"]],
+    "selective-kernel": [["stem.0"], ["small.0", "large.0"]],
+    "detr": [["backbone.0.0"], ["backbone.1"], ["backbone.2.0"]],
     "resnet-3d": [["0.0"], ["2.main.0.0", "2.shortcut.0"], ["4.0"]],
     "audio-1d": [["0.0"], ["1.0"], ["2"], ["3.0"]],
     "mixed": [["stem.0"], ["grouped.0"], ["pool"], ["dilated.0"], ["average"]],
@@ -79,6 +86,9 @@ KEPT = {
     "inception": ["1.pool", "3.pool"],
     "resnet-d": ["1.shortcut.0", "3.shortcut.0"],
     "unet": "all",
+    "unet-by-size": "all",
+    "resnet-blur": "all",
+    "detr": ["backbone.1"],
     "audio-1d": ["2"],
     "mixed": ["stem.0", "pool", "average"],
 }
@@ -88,6 +98,12 @@ AFTER = {"mixed-before": ["stem.0"]}
 RESIZES = {
     "unet": [("grow.2", "down.2.2"), ("grow.1", "down.1.2"), ("grow.0", "down.0.2")],
     "unet-transposed": [("up.0", "down.0.2"), ("up.1", "stem.2")],
+}
+LEFT = {
+    "swin": [f"swin.encoder.layers.{i}.downsample" for i in (0, 1)],
+    "pool-in-code": ["(the model)"],
+    "slices": ["(the model)"],
+    "pyramid": ["down.2.0", "down.1.0"],
 }
 for same in (GROUPS, STRIDES, EXCESS, RESIZES):
     same |= {name: same[after] for name, after in zoo.BEFORE.items() if after in same}
@@ -156,8 +172,7 @@ def test_sites_and_groups_are_those_of_the_model(name):
     assert len(strides) == len(GROUPS[name]) == len(ds.strides(model))
     assert [(r.name, r.source) for r in plan.resizes] == RESIZES.get(name, [])
     assert plan.global_poolings == (("efficientnet.pooler",) if name == "efficientnet" else ())
-    left = [f"swin.encoder.layers.{i}.downsample" for i in (0, 1)] if name == "swin" else []
-    assert list(plan.left_alone) == left
+    assert list(plan.left_alone) == LEFT.get(name, [])
 
 
 @ALL

@@ -10,6 +10,7 @@ import diffstride as ds
 from diffstride.errors import RunError, UsageError
 from diffstride.export import freeze, to_onnx
 from diffstride.nn.attach import attach
+from tests.helpers import zoo
 from tests.helpers.exported import image_model, relative
 
 
@@ -120,6 +121,17 @@ def test_mistakes_with_onnx(onnxruntime, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"need the package onnxscript: pip install 'diffstride\[export\]'"):
         to_onnx(layer, x, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet-blur", "pool-in-code", "slices", "pyramid", "unet-by-size", "selective-kernel", "detr"]
+)
+def test_networks_that_downsample_or_resize_in_code(onnxruntime, tmp_path, name):
+    _, model, _ = zoo.converted(name)
+    with torch.no_grad():
+        for stride in ds.param_groups(model, lr=1.0)[1]["params"]:
+            stride.mul_(1.13)
+    assert to_onnx(model, zoo.CASES[name].inputs(0), tmp_path / "model.onnx").error < 1e-4
 
 
 def test_a_front_end_for_waveforms_of_a_second(onnxruntime, tmp_path):

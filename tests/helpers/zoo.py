@@ -5,6 +5,7 @@ No model draws random numbers in its forward (dropout and its kin are off), so t
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
@@ -288,6 +289,127 @@ class TransposedUNet(nn.Module):
         return self.head(x)
 
 
+class BlurPool2d(nn.Module):
+    """Anti-aliased downsampling: a binomial filter with a stride, in code."""
+
+    def __init__(self, channels, stride=2):
+        super().__init__()
+        self.channels, self.stride = channels, stride
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("filt", torch.outer(taps, taps).expand(channels, 1, 3, 3).contiguous(), persistent=False)
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, [1] * 4, mode="reflect"), self.filt, stride=self.stride, groups=self.channels)
+
+
+def resnet_blur():
+    """Blur pooling in the stem and on both paths of the blocks."""
+    layers, width = [block(3, 8), BlurPool2d(8)], 8
+    for outputs in (16, 24):
+        layer = Residual(width, outputs, 1, nn.Sequential(BlurPool2d(width), *conv_bn(width, outputs, 1)))
+        layer.main.insert(1, BlurPool2d(outputs))
+        layers.append(layer)
+        width = outputs
+    return nn.Sequential(*layers, *head(width))
+
+
+class InCode(nn.Module):
+    """A downsampling in the code of the forward, between two that are modules."""
+
+    def __init__(self, downsample):
+        super().__init__()
+        self.stem, self.body, self.last, self.head = block(3, 8, 3, 2), block(8, 12), block(12, 16, 3, 2), head(16)
+        self.head, self.downsample = nn.Sequential(*self.head), downsample
+
+    def forward(self, x):
+        return self.head(self.last(self.body(self.downsample(self.stem(x)))))
+
+
+def halved(x):
+    return F.max_pool2d(x, 2)
+
+
+def every_other(x):
+    return x[..., ::2, ::2]
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid with functional upsampling: only the first map can change, to multiples of 4."""
+
+    def __init__(self):
+        super().__init__()
+        widths = 3, 8, 12, 16
+        self.down = nn.ModuleList(block(i, o, 3, 2) for i, o in itertools.pairwise(widths))
+        self.lateral = nn.ModuleList(nn.Conv2d(width, 8, 1) for width in widths[1:])
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        maps = []
+        for layer in self.down:
+            maps.append(x := layer(x))
+        *others, y = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
+        for other in reversed(others):
+            y = F.interpolate(y, scale_factor=2.0, mode="nearest") + other
+        return self.head(y)
+
+
+class UNetBySize(UNet):
+    """The decoder interpolates to the size of the skip connection in its code."""
+
+    def forward(self, x):
+        skips = []
+        for layer, pool in zip(self.down, self.pool, strict=True):
+            skips.append(layer(x))
+            x = pool(skips[-1])
+        x = self.bottom(x)
+        for layer, skip in reversed(list(zip(self.up, skips, strict=True))):
+            y = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = layer(torch.cat([y, skip], dim=1))
+        return self.head(x)
+
+
+class SelectiveKernel(nn.Module):
+    """Two branches are stacked and weighed by attention over them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = block(3, 8, 3, 2)
+        self.small, self.large = block(8, 12, 3, 2), block(8, 12, 5, 2)
+        self.weigh, self.head = nn.Linear(12, 24), nn.Sequential(*head(12))
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.stack([self.small(x), self.large(x)], 1)
+        weights = self.weigh(x.sum(1).mean((-1, -2))).view(-1, 2, 12, 1, 1).softmax(1)
+        return self.head((x * weights).sum(1))
+
+
+@functools.lru_cache(maxsize=32)
+def sine_positions(height, width, channels):
+    """Sine embeddings of positions, kept by size as in DETR."""
+    rates = 0.1 ** (torch.arange(channels // 4) / (channels // 4))
+    rows, columns = torch.arange(height)[:, None, None] * rates, torch.arange(width)[None, :, None] * rates
+    waves = [f(a).expand(height, width, -1) for a in (rows, columns) for f in (torch.sin, torch.cos)]
+    return torch.cat(waves, -1).flatten(0, 1)
+
+
+class Detr(nn.Module):
+    """A convolutional backbone, and attention over its map with cached embeddings of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(block(3, 8, 3, 2), nn.MaxPool2d(3, 2, 1), block(8, 16, 3, 2))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.queries, self.head = nn.Parameter(torch.randn(4, 16)), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.backbone(x)
+        tokens = x.flatten(2).mT
+        keys = tokens + sine_positions(*x.shape[-2:], 16).to(tokens)
+        found, _ = self.attention(self.queries.repeat(x.shape[0], 1, 1), keys, tokens, need_weights=False)
+        return self.head(found)
+
+
 def audio_1d():
     """Strides 4, 2, 2 in wide kernels, the first without padding; a max pooling between."""
     first = block(1, 8, 9, 4, dim=1, padding=0)
@@ -340,6 +462,13 @@ CASES = {
     "resnet-d": Case(resnet_d, maps((32, 32), (40, 24))),
     "unet": Case(UNet, maps((32, 32), (40, 56)), {"upsample": True}),
     "unet-transposed": Case(TransposedUNet, maps((32, 32), (44, 28)), {"upsample": True}),
+    "resnet-blur": Case(resnet_blur, maps((32, 32), (45, 27))),
+    "pool-in-code": Case(lambda: InCode(halved), maps((32, 32), (45, 27))),
+    "slices": Case(lambda: InCode(every_other), maps((32, 32), (45, 27))),
+    "pyramid": Case(Pyramid, maps((64, 64), (40, 56))),
+    "unet-by-size": Case(UNetBySize, maps((32, 32), (45, 27))),
+    "selective-kernel": Case(SelectiveKernel, maps((32, 32), (45, 27))),
+    "detr": Case(Detr, maps((64, 64), (75, 53))),
     "resnet-3d": Case(resnet_3d, maps((8, 16, 16), (7, 21, 18), channels=1)),
     "audio-1d": Case(audio_1d, maps((1000,), (777,), channels=1)),
     "mixed": Case(Mixed, pairs((64, 64), (77, 61))),

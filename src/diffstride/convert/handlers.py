@@ -85,7 +85,7 @@ def downsampling(module: nn.Module) -> Downsampling | None:
     for types, handler in _handlers:
         if isinstance(module, types):
             return handler(module)
-    return None
+    return _blur_pooling(module)
 
 
 @handles(LearnableStrides)
@@ -134,6 +134,18 @@ def _adaptive(module: Any) -> Downsampling | None:
 @handles(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.PixelUnshuffle)
 def _others(module: nn.Module) -> Downsampling:
     return Downsampling(stride=(), reason="its type is not supported: convolutions, max and average pooling are")
+
+
+def _blur_pooling(module: Any) -> Downsampling | None:
+    """Anti-aliased downsampling of timm, kornia or antialiased-cnns, which have no class in common."""
+    kind, stride = type(module).__name__, getattr(module, "stride", None)
+    ndim = next((n for n in (1, 2, 3) if f"{n}d" in kind.lower()), 2)
+    if "blurpool" not in kind.lower() or not isinstance(stride, int | tuple):
+        return None
+    return Downsampling(stride=_tuple(stride, ndim), extent=(_WIDEST_BLUR,) * ndim)
+
+
+_WIDEST_BLUR = 9
 
 
 def type_of_pooling(module: nn.Module) -> type[nn.Module]:

@@ -122,6 +122,7 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
         macs_before=sum(macs.values()),
         macs_after=0,
         resampling_macs=0,
+        macs_least=0,
         options=options,
     )
 
@@ -158,7 +159,13 @@ def _levelled(search: Search, plan: Plan) -> Plan | None:
         )
         for site in plan.sites
     )
-    return replace(plan, sites=sites, macs_after=sum(macs.values()), resampling_macs=costs.resampling_macs())
+    return replace(
+        plan,
+        sites=sites,
+        macs_after=sum(macs.values()),
+        resampling_macs=costs.resampling_macs(),
+        macs_least=costs.count(costs.largest_strides()),
+    )
 
 
 def _leave_what_saves_nothing(search: Search, layers: dict[str, LearnableStrides], costs: program.Program) -> bool:

@@ -26,6 +26,8 @@ class Plan(Edits):
     macs_before: int
     macs_after: int
     resampling_macs: int
+    macs_least: int
+    """The multiply-accumulates at the largest strides: no budget can be below them."""
 
     def apply(self, model: nn.Module) -> None:
         """Convert a model of the same structure, in place. A failure changes nothing.
@@ -111,6 +113,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on "
         f"the example inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
     )
+    if plan.macs_before:
+        yield f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"
     if not all(site.kept for site in plan.sites):
         yield "a trained model does not keep its function: ds.insert keeps it"
     for resize in plan.resizes:
