@@ -4,6 +4,7 @@ These packages are no requirements of the project: install those to be tried bes
 of its own, random weights and an input of 64 to 128 samples along each axis.
 
     python tools/architectures.py results/architectures.json [NAME ...]
+    python tools/architectures.py results/architectures.json --page docs/results/architectures.md
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def build(name: str) -> Built:
         import timm
 
         fixed = timm.get_pretrained_cfg(rest)
-        size = fixed.input_size[-1] if fixed is not None and fixed.fixed_input_size else 128
+        smallest = ((fixed and fixed.min_input_size) or [0])[-1]
+        size = fixed.input_size[-1] if fixed and fixed.fixed_input_size else max(128, smallest)
         return timm.create_model(rest, num_classes=10), torch.randn(1, 3, size, size)
     if package == "torchvision":
         import torchvision
@@ -129,7 +131,8 @@ def _attempt(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _convert(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     plan = ds.plan(model, inputs, upsample=True)
     before = ds.plan(model, inputs, upsample=True, placement="before")
-    result = _described(plan) | {"before": before.macs_after / plan.macs_before}
+    result = _described(plan)
+    result |= {f"{key}_before": value for key, value in _described(before).items() if key in ("macs", "resampling")}
     model = copy.deepcopy(model)
     expected = [output.shape for output in _outputs(model, inputs)]
     plan.apply(model)
@@ -189,6 +192,78 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
+PAGE = """# Architectures
+
+`ds.convert` and `ds.insert` tried once on {count} architectures of timm {timm}, torchvision {torchvision} and
+segmentation_models_pytorch {segmentation_models_pytorch}, with random weights and images of 128 pixels (or the size
+that a model asks for). None of them is part of the tests. A model passes if its outputs keep their shapes, a stride
+has a gradient, it runs at strides 1.1 times as large, and its frozen copy gives the same outputs there to 1e-3. An
+inserted model must also give the original's outputs to 1e-2. The largest difference was {error}.
+
+|  | architectures | converted | inserted |
+|---|---|---|---|
+{summary}
+
+MACs are those of the converted model at its initial strides over the original's; *after* and *before* are the options
+of `placement`. Resampling is counted apart, over the original's MACs: on thin networks, such as the MobileNets, it
+takes more than the convolutions. *Left alone* are modules that keep their strides, with the first reason. Not all
+strides have a gradient in every model with random weights; those models are marked with *.
+
+{table}
+
+Commit {commit}, torch {torch}, {hardware}; `{command}` wrote `results/architectures.json` and, with `--page`, this
+page.
+"""
+KINDS = {
+    "classifier": "convolutional classifiers",
+    "hybrid": "with attention, or other mixing of tokens",
+    "dense": "segmentation, video, flow",
+}
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return the results as a page."""
+    found = results["architectures"]
+    head = (
+        "architecture",
+        "convert: sites (strides)",
+        "MACs after",
+        "before",
+        "resampling after",
+        "before",
+        "left alone",
+    )
+    rows = [f"| {' | '.join((*head, 'insert: strides'))} |", "|---|---|---|---|---|---|---|---|"]
+    for name, trials in found.items():
+        convert, insert = trials["convert"], trials["insert"]
+        cells = ["no: " + _short(convert["error"]), "", "", "", "", ""]
+        if convert["passed"]:
+            star = "*" if convert["without_gradient"] else ""
+            left = convert["left_alone"]
+            cells = [f"{convert['sites']} ({convert['groups']}){star}"]
+            cells += [f"{convert[key]:.2f}" for key in ("macs", "macs_before", "resampling", "resampling_before")]
+            cells.append(f"{len(left)}: {_short(next(iter(left.values())))}" if left else "")
+        inserted = str(insert["groups"]) if insert["passed"] else "no: " + _short(insert["error"])
+        rows.append("| " + " | ".join([name, *cells, inserted]) + " |")
+    summary = []
+    for kind, label in [*KINDS.items(), ("", "all")]:
+        chosen = [trials for trials in found.values() if kind in ("", trials["kind"])]
+        passed = (sum(trials[way]["passed"] for trials in chosen) for way in ("convert", "insert"))
+        shares = " | ".join(f"{count} ({count / len(chosen):.0%})" for count in passed)
+        summary.append(f"| {label} | {len(chosen)} | {shares} |")
+    errors = [trials["insert"]["error"] for trials in found.values() if trials["insert"]["passed"]]
+    return PAGE.format(
+        count=len(found), error=f"{max(errors):.0e}", summary="\n".join(summary), table="\n".join(rows),
+        commit=results["commit"], torch=results["versions"]["torch"], hardware=results["hardware"],
+        command=results["command"], **results["packages"],
+    )  # fmt: skip
+
+
+def _short(text: str) -> str:
+    text = text.replace("|", "/").removeprefix("UsageError: ")
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
 def _in_process(name: str, path: Path) -> None:
     torch.set_num_threads(1)
     path.write_text(json.dumps(trial(name)))
@@ -202,7 +277,11 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("names", nargs="*", help="architectures to try again; none: those that are missing")
     parser.add_argument("--seconds", type=float, default=600, help="limit for each")
+    parser.add_argument("--page", type=Path, help="write the results as a page and try nothing")
     options = parser.parse_args()
+    if options.page:
+        options.page.write_text(page(json.loads(options.results.read_text())))
+        return
     results = json.loads(options.results.read_text()) if options.results.exists() else {"architectures": {}}
     packages = {p: importlib.metadata.version(p) for p in ("timm", "torchvision", "segmentation_models_pytorch")}
     results = {**provenance(torch.device("cpu")), "command": "python tools/architectures.py results/architectures.json",
