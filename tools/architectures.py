@@ -146,7 +146,7 @@ def _insert(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     plan = ds.insert(model, inputs)
     error = max(_error(y, z) for y, z in zip(_outputs(model, inputs), expected, strict=True))
     assert error < 1e-2, f"outputs differ by {error:.1e}"
-    return _described(plan) | {"error": error} | _checked(model, inputs)
+    return _described(plan) | {"difference": error} | _checked(model, inputs)
 
 
 def _described(plan: ds.Plan) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def page(results: dict[str, Any]) -> str:
         passed = (sum(trials[way]["passed"] for trials in chosen) for way in ("convert", "insert"))
         shares = " | ".join(f"{count} ({count / len(chosen):.0%})" for count in passed)
         summary.append(f"| {label} | {len(chosen)} | {shares} |")
-    errors = [trials["insert"]["error"] for trials in found.values() if trials["insert"]["passed"]]
+    errors = [trials["insert"]["difference"] for trials in found.values() if trials["insert"]["passed"]]
     return PAGE.format(
         count=len(found), error=f"{max(errors):.0e}", summary="\n".join(summary), table="\n".join(rows),
         commit=results["commit"], torch=results["versions"]["torch"], hardware=results["hardware"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diffstride import _validation
-from diffstride.cost import program
+from diffstride.cost import program, sensitivity
 from diffstride.cost.budget import Budget
 from diffstride.cost.program import Gradient, Measure, Neighbour, Program
-from diffstride.cost.stand_ins import Strides, raw_strides_of
+from diffstride.cost.sensitivity import Change, Loss, Sensitivity
+from diffstride.cost.stand_ins import Record, Strides, raw_strides_of
 from diffstride.errors import UsageError
+from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
 from diffstride.tracing import ExampleInputs
 
@@ -107,6 +110,59 @@ class CostModel:
     def maximum(self) -> int:
         """Return the cost at the smallest strides that bounds and maps allow."""
         return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else raw_strides_of(layer))
+
+    def at(self, layer: LearnableStrides, strides: tuple[float, ...]) -> int:
+        """Return the exact cost with other raw strides for one layer, and for those that share its parameter."""
+        return self._count(program.instead(layer.stride_id, strides))
+
+    def calls(self) -> Iterator[tuple[Record, program.Sizes]]:
+        """Yield the calls of the learnable layers with their exact sizes."""
+        return self._current_program().calls(raw_strides_of)
+
+    def sensitivity(self, loss: Loss, fractions: Sequence[float] = (0.85, 0.7, 0.5)) -> Sensitivity:
+        """Measure how the loss changes when each stride changes alone, beside what its gradient predicts.
+
+        Each entry of each stride is moved to where the size of its output is a sample smaller, a sample larger, and
+        these fractions of the present one. The model is not changed.
+
+        Args:
+            loss: a function that takes a copy of the model and returns its loss on a fixed sample of data. It may
+                adapt the copy first: statistics of batch norms should be computed again, and some steps of training
+                show what can be recovered. Where it returns a tensor with a gradient, changes are predicted, too.
+            fractions: sizes to try over the present size.
+        """
+        return sensitivity.sensitivity(self, loss, fractions)
+
+    def find_strides(
+        self,
+        loss: Loss,
+        amount: float,
+        of: Literal["baseline", "initial", "absolute"] = "baseline",
+        share: float = 0.06,
+    ) -> list[Change]:
+        """Set the strides to a budget by measured changes of the loss, in place.
+
+        As long as the cost is above the budget, the entry whose stride raises the loss least for what it saves moves on
+        by a step that saves `share` of the initial cost. A last move settles all strides on the budget
+        (`Budget.settle`).
+
+        Args:
+            loss: as in `sensitivity`. It is called once for each entry and step; each call gets a copy of the model.
+            amount: as in `budget`.
+            of: as in `budget`.
+            share: part of the initial cost that one step saves, in (0, 1].
+
+        Returns:
+            The steps.
+
+        Raises:
+            UsageError: the budget is out of reach.
+        """
+        share = _validation.positive_up_to("share", share, 1)
+        budget = self.budget(amount, of)
+        steps = sensitivity.find_strides(self, loss, budget.target, share)
+        budget.settle()
+        return steps
 
     def budget(self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline") -> Budget:
         """Return a loss term that holds the cost at a budget.

@@ -26,8 +26,10 @@ def run(*arguments):
     return main(["compress", *map(str, arguments)])
 
 
-def test_a_run_becomes_cheaper_by_about_the_budget(trained, tmp_path, capsys):
-    assert run(trained, "--budget", "0.6", "--epochs", "3", "--runs", tmp_path, "--name", "cheap") == 0
+@pytest.mark.parametrize("search", ["measured", "gradient"])
+def test_a_run_becomes_cheaper_by_about_the_budget(search, trained, tmp_path, capsys):
+    options = ["--epochs", "3", "--runs", tmp_path, "--name", "cheap", "--search", search]
+    assert run(trained, "--budget", "0.6", *options) == 0
     report = json.loads((tmp_path / "cheap" / "compress.json").read_text())
     assert report["command"].startswith(f"diffstride compress {trained} --budget 0.6")
     stages = report["stages"]
@@ -43,10 +45,15 @@ def test_a_run_becomes_cheaper_by_about_the_budget(trained, tmp_path, capsys):
     assert "plain at 0.6 of its multiply-accumulates" in printed
     assert f"{1e-6 * after['macs']:.4g}" in printed
 
-    # Strides stay from a third of the 18 steps on.
-    rows = [row for row in read_rows(tmp_path / "cheap" / "strides.csv") if row.layer == "model.conv.diffstride_before"]
-    assert {row.stride for row in rows if row.step > 7} == {rows[-1].stride}
-    assert len({row.stride for row in rows if row.step <= 6}) >= 3
+    written = read_rows(tmp_path / "cheap" / "strides.csv")
+    rows = [row for row in written if row.layer == "model.conv.diffstride_before"]
+    if search == "measured":
+        later = [row for row in written if row.step > 0]
+        assert len({(row.layer, row.stride) for row in later}) == len({row.layer for row in later}) == 2
+        assert "diffstride all: stride" in printed
+    else:  # strides stay from a third of the 18 steps on
+        assert {row.stride for row in rows if row.step > 7} == {rows[-1].stride}
+        assert len({row.stride for row in rows if row.step <= 6}) >= 3
     # The result is a run that others take.
     assert main(["report", str(tmp_path / "cheap"), "--out", str(tmp_path / "page.html")]) == 0
     assert main(["export", str(tmp_path / "cheap"), str(tmp_path / "model.safetensors")]) == 0

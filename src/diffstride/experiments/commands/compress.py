@@ -41,8 +41,8 @@ from diffstride.experiments.training.runs import (
 from diffstride.export import freeze
 
 DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
-computed. They grow under a budget while the network is fine-tuned, stay from a third of the training on, and the rest
-of the fine-tuning has constant sizes.
+computed. They are moved onto the budget, those first that raise the loss least for what they save. Then the network is
+fine-tuned at constant sizes.
 
   diffstride compress runs/NAME --budget 0.6
   diffstride compress runs/NAME --budget 0.4 --epochs 10 --name half
@@ -121,8 +121,10 @@ def compressed(
     }
     steps = round(options.epochs * steps_per_epoch)
     rate = options.lr or max(model["learning_rates"]) / 5
+    measured = options.search == "measured"
     model |= {
-        "init_from": str(checkpoint), "budget": options.budget, "stride_steps": max(1, steps // 3),
+        "init_from": str(checkpoint), "budget": options.budget, "stride_search": options.search,
+        "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
         "exploration": None, "stride_lr": options.stride_lr,
     }  # fmt: skip
@@ -134,7 +136,7 @@ def compressed(
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that a folder has no run of other arguments."""
-    keys = "init_from", "budget", "stride_steps", "learning_rates", "milestones", "stride_lr"
+    keys = "init_from", "budget", "stride_search", "stride_steps", "learning_rates", "milestones", "stride_lr"
 
     def given(whole: Mapping[str, Any]) -> list[Any]:
         options = whole["model"]["network"]["init_args"].get("options")
@@ -192,6 +194,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=at_least(1), default=3, metavar="N", help="epochs of fine-tuning (default: 3)")
     parser.add_argument("--lr", type=float, help="learning rate of the weights (default: a fifth of the run's highest)")
     parser.add_argument("--stride_lr", type=float, default=0.1, help="learning rate of the strides (default: 0.1)")
+    parser.add_argument(
+        "--search", choices=("measured", "gradient"), default="measured",
+        help="find strides by measured changes of the loss before the fine-tuning, or by their gradient in its first "
+        "third (default: measured)",
+    )  # fmt: skip
     parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of the ramps (default: 4)")
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")
     parser.add_argument("--name", help="name of the new run (default: RUN-BUDGET)")

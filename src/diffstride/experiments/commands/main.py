@@ -17,6 +17,7 @@ from diffstride.errors import RunError, UsageError
 COMMANDS = {
     "fit": "train one network; its run folder keeps everything",
     "compress": "make a trained network cheaper: insert strides, learn them under a budget, fine-tune",
+    "sensitivity": "measure how the loss of a trained network changes with each stride",
     "study": "train the networks of a table or a figure, here or on a cluster",
     "report": "make a web page of a run or of a study",
     "demo": "compare three ways to downsample on generated images, in about half a minute",
@@ -28,7 +29,7 @@ COMMANDS = {
 USAGE = f"""usage: diffstride [--help] [--version] COMMAND ...
 
 commands:
-{"".join(f"  {name:9s} {text}{chr(10)}" for name, text in COMMANDS.items())}
+{"".join(f"  {name:11s} {text}{chr(10)}" for name, text in COMMANDS.items())}
 `diffstride COMMAND --help` describes a command. DIFFSTRIDE_TRACEBACK=1 shows the traceback of an error."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,6 +22,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.experiments.training.checkpoints import load_weights
+from diffstride.experiments.training.measured import recalibrated_loss
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
@@ -49,6 +50,9 @@ class Classifier(LightningModule):
             that it lacks stay as they are. null: random weights.
         stride_steps: optimiser steps in which strides are learned. Then they are moved onto the budget, if there is
             one, and stay. null: they learn to the end.
+        stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
+            `stride_steps`. Then they are set to the budget by measured changes of the loss
+            (`CostModel.find_strides`), and stay.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
@@ -73,6 +77,7 @@ class Classifier(LightningModule):
         cost_weight: float = 0.0,
         init_from: str | None = None,
         stride_steps: int | None = None,
+        stride_search: Literal["gradient", "measured"] = "gradient",
         budget: float | None = None,
         exploration: Exploration | None = None,
         channels_last: bool = False,
@@ -105,7 +110,10 @@ class Classifier(LightningModule):
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
-        self.init_from, self.stride_steps = init_from, stride_steps
+        _validation.one_of("stride_search", stride_search, ("gradient", "measured"))
+        if stride_search == "measured" and (budget is None or stride_steps is None):
+            raise ValueError("stride_search measured needs a budget, and the step stride_steps at which it takes place")
+        self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.cost = budget, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
@@ -128,11 +136,26 @@ class Classifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Hold the strides from the step `stride_steps` on."""
         if self.holds_strides and any(layer.learns_strides for _, layer in learnable_layers(self.network)):
-            if self.cost is not None:
+            if self.cost is not None and self.stride_search == "measured":
+                self._find_strides(self.cost)
+            elif self.cost is not None:
                 self.cost.settle()
             for _, layer in learnable_layers(self.network):
                 for parameter in layer.stride_parameters:
                     parameter.requires_grad_(False)
+
+    def _find_strides(self, budget: Budget) -> None:
+        """Set the strides to the budget by measured changes of the loss, alike in all processes."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.print("measuring how the loss changes with each stride")
+        loss = recalibrated_loss(data, self.device)
+        steps = budget.cost.find_strides(loss, budget.target, of="absolute")
+        for step in steps:
+            self.print(f"{step.layer} {step.axis}: stride {step.stride:.2f}, loss {step.loss:+.4f}")
+        layers = [layer for _, layer in learnable_layers(self.network)]
+        found = self.trainer.strategy.broadcast([layer.entries for layer in layers])
+        for layer, strides in zip(layers, found, strict=True):
+            layer.write_strides(strides)
 
     @property
     def holds_strides(self) -> bool:
@@ -205,7 +228,7 @@ class Classifier(LightningModule):
             self.log("train/stride_cost", cost)
             if self.cost_weight:
                 loss = loss + self.cost_weight * cost
-        if self.cost is not None and not self.holds_strides:
+        if self.cost is not None and not self.holds_strides and self.stride_search == "gradient":
             optimizer: Any = self.optimizers()
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
             loss = loss + self.cost(lr=rates["strides"])
@@ -255,7 +278,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return SGD over weights and strides, and the schedule of both."""
         highest = max(self.learning_rates)
-        groups = param_groups(self.network, highest, stride_lr=self.stride_lr, weight_decay=self.weight_decay)
+        stride_lr = self.stride_lr if self.stride_search == "gradient" else 0.0
+        groups = param_groups(self.network, highest, stride_lr=stride_lr, weight_decay=self.weight_decay)
         optimizer = torch.optim.SGD(groups, momentum=self.momentum)
 
         def factor(step: int) -> float:

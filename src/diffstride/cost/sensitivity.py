@@ -1,0 +1,232 @@
+"""Measure how the loss changes with each stride, and find strides under a budget by these changes.
+
+The gradient of a stride sees the frequencies on the ramp of its window. It does not see what a coarser grid does to the
+convolutions that follow, because the crop is not differentiated. A measured change sees both.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffstride.cost.stand_ins import raw_strides_of
+from diffstride.geometry import AXIS_NAMES, output_size
+from diffstride.nn.learnable import LearnableStrides
+from diffstride.nn.strides import learnable_layers
+
+if TYPE_CHECKING:
+    from diffstride.cost.model import CostModel
+
+Loss = Callable[[nn.Module], Tensor | float]
+"""A function from a copy of the model to its loss on a fixed sample of data. It may adapt the copy before."""
+
+
+class Change(NamedTuple):
+    """A stride that is changed alone, and what that does."""
+
+    layer: str
+    axis: str
+    """The axis, or `"all"` for a shared stride."""
+    stride: float
+    size: int
+    """The size of the output, of the first axis that the stride concerns."""
+    loss: float
+    """The measured change of the loss."""
+    predicted: float
+    """The change that the gradient predicts, `dL/dS` times the change of the stride; NaN where there is none."""
+    cost: int
+    """The change of the cost."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the loss and the cost of a model change with each stride. `print` shows a table."""
+
+    loss: float
+    """The loss at the present strides."""
+    cost: int
+    """The cost there."""
+    changes: tuple[Change, ...]
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers."""
+        return list(dict.fromkeys(change.layer for change in self.changes))
+
+    def rank_correlation(self, layer: str | None = None) -> float:
+        """Return Spearman's rank correlation of measured and predicted changes; of one layer, or of all."""
+        chosen = [c for c in self.changes if layer in (None, c.layer)]
+        measured, predicted = (_ranks([getattr(c, kind) for c in chosen]) for kind in ("loss", "predicted"))
+        return torch.corrcoef(torch.stack([measured, predicted]))[0, 1].item() if len(chosen) > 1 else math.nan
+
+    def sign_agreement(self, layer: str | None = None) -> float:
+        """Return the fraction of changes whose sign the gradient predicts; of one layer, or of all."""
+        chosen = [c for c in self.changes if layer in (None, c.layer)]
+        agree = [math.copysign(1, c.loss) == math.copysign(1, c.predicted) for c in chosen]
+        return sum(agree) / len(agree) if agree else math.nan
+
+    def __str__(self) -> str:
+        rows = [("layer", "axis", "stride", "size", "loss", "predicted", "cost saved", "loss per cost")]
+        for c in self.changes:
+            saved = -c.cost / self.cost
+            ratio = f"{c.loss / saved:.3f}" if saved > 0 else ""
+            numbers = f"{c.stride:.3f}", str(c.size), f"{c.loss:+.4f}", f"{c.predicted:+.4f}", f"{saved:.3f}", ratio
+            rows.append((c.layer, c.axis, *numbers))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, f"loss {self.loss:.4f}, cost {self.cost:.4g} at the present strides"])
+
+
+class Entry(NamedTuple):
+    """An entry of a stride that can learn, and the axis of the layer that it concerns first."""
+
+    name: str
+    layer: LearnableStrides
+    position: int
+    axis: int
+    n: int
+    """The samples along the axis, with `size_offset`."""
+    size: int
+    """The present size of the output."""
+
+    @property
+    def label(self) -> str:
+        """The name of the axis."""
+        return "all" if self.layer.shared and self.layer.ndim > 1 else AXIS_NAMES[self.layer.ndim][self.axis]
+
+    def stride_for(self, size: int) -> float | None:
+        """Return the stride at which the output has a size; None if there is none within the bounds."""
+        layer = self.layer
+        margin = 2 * layer.smoothness if layer.window == "outer" else 0.0
+        if size <= margin:
+            return None
+        stride = self.n / (size - margin)
+        lower, upper = layer.options.stride_range(self.axis, self.n)
+        multiple = layer.size_multiple
+        found = output_size(self.n, stride, layer.smoothness, layer.window, multiple)
+        return stride if lower <= stride <= upper and found == size else None
+
+    def moved(self, stride: float) -> tuple[float, ...]:
+        """Return the raw strides of the layer, one per axis, with another one for the entry."""
+        raw = raw_strides_of(self.layer)
+        return tuple(stride if self.layer.shared or axis == self.axis else s for axis, s in enumerate(raw))
+
+
+def entries(cost: CostModel) -> Iterator[Entry]:
+    """Yield the entries of the strides that can learn, in the order in which their layers run."""
+    names = {layer.stride_id: name for name, layer in learnable_layers(cost.model)}
+    seen: set[tuple[int, int]] = set()
+    for record, (_, spatial, new) in cost.calls():
+        layer = record.layer
+        for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
+            index = 0 if layer.shared else axis
+            if (layer.stride_id, index) in seen or layer.options.is_left(axis) or not layer.learns_strides:
+                continue
+            seen.add((layer.stride_id, index))
+            yield Entry(names[layer.stride_id], layer, index, axis, n + layer.size_offset[axis], size)
+
+
+def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sensitivity:
+    """Measure the changes; see `CostModel.sensitivity`."""
+    present = cost.exact()
+    value, slopes = _with_slopes(cost.model, loss)
+    changes = []
+    for entry in list(entries(cost)):
+        before = entry.layer.strides[entry.axis]
+        sizes = {entry.size - 1, entry.size + 1, *(round(fraction * entry.size) for fraction in fractions)}
+        for size in sorted(sizes - {entry.size}, reverse=True):
+            stride = entry.stride_for(size)
+            if stride is None:
+                continue
+            slope = slopes[entry.layer.stride_id][entry.position] if slopes else math.nan
+            changes.append(
+                Change(
+                    layer=entry.name,
+                    axis=entry.label,
+                    stride=stride,
+                    size=size,
+                    loss=_loss_at(cost.model, loss, entry, stride) - value,
+                    predicted=slope * (stride - before),
+                    cost=cost.at(entry.layer, entry.moved(stride)) - present,
+                )
+            )
+    return Sensitivity(value, present, tuple(changes))
+
+
+def find_strides(cost: CostModel, loss: Loss, target: float, share: float) -> list[Change]:
+    """Lower the cost to a target, step by step; see `CostModel.find_strides`."""
+    start = cost.exact()
+    with torch.no_grad():
+        value = float(loss(copy.deepcopy(cost.model)))
+    steps: list[Change] = []
+    while (present := cost.exact()) > target:
+        tried: list[tuple[float, int, Entry, Change]] = []
+        for entry in list(entries(cost)):
+            needed = min(share * start, present - target)
+            candidate = _cheaper(cost, entry, present, needed)
+            if candidate is not None:
+                stride, size, saved = candidate
+                change = _loss_at(cost.model, loss, entry, stride) - value
+                step = Change(entry.name, entry.label, stride, size, change, math.nan, -saved)
+                tried.append((change / saved, len(tried), entry, step))
+        if not tried:
+            break
+        _, _, entry, step = min(tried)
+        own = list(entry.moved(step.stride))
+        entry.layer.write_strides(own[:1] if entry.layer.shared else own)
+        value += step.loss
+        steps.append(step)
+    return steps
+
+
+def _cheaper(cost: CostModel, entry: Entry, present: int, needed: float) -> tuple[float, int, int] | None:
+    """Return the smallest stride that saves what is needed, or else the largest, with its size and what it saves."""
+    found = None
+    for size in range(entry.size - 1, 0, -1):
+        stride = entry.stride_for(size)
+        if stride is None:
+            continue
+        saved = present - cost.at(entry.layer, entry.moved(stride))
+        if saved > 0:
+            found = stride, size, saved
+        if saved >= needed:
+            break
+    return found
+
+
+def _loss_at(model: nn.Module, loss: Loss, entry: Entry, stride: float) -> float:
+    """Return the loss of a copy in which one entry has another stride."""
+    twin = copy.deepcopy(model)
+    layer = twin.get_submodule(entry.name)
+    assert isinstance(layer, LearnableStrides)
+    own = entry.moved(stride)
+    layer.write_strides(own[:1] if layer.shared else own)
+    with torch.no_grad():
+        return float(loss(twin))
+
+
+def _with_slopes(model: nn.Module, loss: Loss) -> tuple[float, dict[int, list[float]]]:
+    """Return the loss and its gradients by `stride_id`; none where the loss is a number."""
+    twin = copy.deepcopy(model)
+    pairs = zip(learnable_layers(model), learnable_layers(twin), strict=True)
+    strides = {layer.stride_id: copied.stride for (_, layer), (_, copied) in pairs}
+    with torch.enable_grad():
+        value = loss(twin)
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return float(value), {}
+    grads = torch.autograd.grad(value, [*strides.values()], allow_unused=True, materialize_grads=True)
+    return value.item(), {key: grad.tolist() for key, grad in zip(strides, grads, strict=True)}
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    """Return ranks, means for equal values."""
+    given = torch.tensor(values, dtype=torch.float64)
+    below = (given[:, None] > given).sum(1)
+    equal = (given[:, None] == given).sum(1)
+    return below + (equal - 1) / 2

@@ -1,0 +1,97 @@
+"""`diffstride sensitivity`: how the loss of a trained network changes with each of its strides."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffstride._files import atomic_write_text
+from diffstride.convert import insert
+from diffstride.cost import CostModel
+from diffstride.cost.sensitivity import Sensitivity
+from diffstride.experiments.console import PlainConsole, make_table, plain
+from diffstride.experiments.figures import style
+from diffstride.experiments.figures.sensitivity import tradeoffs
+from diffstride.experiments.parser import CommandParser, at_least
+from diffstride.experiments.provenance import provenance
+from diffstride.experiments.training.fit import quiet
+from diffstride.experiments.training.measured import recalibrated_loss
+from diffstride.experiments.training.runs import build_data, find_run, load_run
+from diffstride.nn.strides import learnable_layers
+
+DESCRIPTION = """Measure how the loss of a run's network changes when each stride changes alone, on training data, and
+what its gradient predicts. A network without learned strides gets strides of 1 first (diffstride.insert). Statistics
+of batch norms are computed again for each change; with --steps, the weights are adapted, too.
+
+  diffstride sensitivity runs/NAME
+  diffstride sensitivity runs/NAME --steps 50 --samples 5000
+
+sensitivity.json, .png and .svg are written into the folder of the run. A budget should first move the strides whose
+loss rises least for what they save."""
+
+
+def sensitivity(arguments: Sequence[str]) -> None:
+    """Measure, print a table, write the file and the picture."""
+    parser = CommandParser(prog="diffstride sensitivity", description=DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=2048, metavar="N", help="training samples of the loss (default: 2048)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least(0), default=0, metavar="N", help="training steps that adapt the weights (default: 0)"
+    )
+    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")
+    options = parser.parse_args(arguments)
+    console = PlainConsole(width=110)
+    with console.status("measuring"), quiet():
+        found = measure(options)
+    folder = find_run(options.run)[1].parent
+    report = {
+        **provenance(torch.device("cpu")),
+        "command": shlex.join(["diffstride", "sensitivity", *map(str, arguments)]),
+        "loss": found.loss,
+        "macs": found.cost,
+        "changes": [change._asdict() for change in found.changes],
+        "rank_correlation": {layer: _number(found.rank_correlation(layer)) for layer in found.layers},
+        "sign_agreement": {layer: found.sign_agreement(layer) for layer in found.layers},
+    }
+    atomic_write_text(folder / "sensitivity.json", json.dumps(report, indent=1) + "\n")
+    style.save(tradeoffs(found, title=f"Loss and cost of single strides: {folder.name}"), folder / "sensitivity")
+    table = make_table(
+        f"{folder.name}: loss {found.loss:.4f}, {found.cost / 1e6:.4g} million MACs",
+        "layer", "axis", "stride", "size", "loss", "predicted", "saved, %", "loss per 10 % saved",
+    )  # fmt: skip
+    for change in found.changes:
+        saved = -100 * change.cost / found.cost
+        ratio = f"{10 * change.loss / saved:+.4f}" if saved > 0 else ""
+        table.add_row(
+            plain(change.layer), change.axis, f"{change.stride:.3f}", str(change.size), f"{change.loss:+.4f}",
+            f"{change.predicted:+.4f}", f"{saved:.1f}", ratio,
+        )  # fmt: skip
+    console.print(table)
+    console.say(
+        f"The gradient predicts {found.sign_agreement():.0%} of the signs; rank correlation "
+        f"{found.rank_correlation():.2f}. {folder / 'sensitivity.png'} shows the changes."
+    )
+
+
+def measure(options: argparse.Namespace) -> Sensitivity:
+    """Return the sensitivity of a run's network."""
+    run = load_run(options.run)
+    data = build_data(run.config["data"])
+    network = run.network
+    if not any(True for _ in learnable_layers(network)):
+        insert(network, torch.zeros(2, *data.sample_shape), exclude=options.exclude)
+    loss = recalibrated_loss(data, torch.device("cpu"), samples=options.samples, steps=options.steps)
+    return CostModel(network, torch.zeros(1, *data.sample_shape)).sensitivity(loss)
+
+
+def _number(value: float) -> Any:
+    return None if math.isnan(value) else value

@@ -1,0 +1,92 @@
+"""The loss of a network on a fixed sample of training data, for measured changes of strides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffstride.errors import UsageError
+from diffstride.experiments.data import ClassificationData, MultiTask
+from diffstride.experiments.data.base import as_dataset
+
+
+def recalibrated_loss(
+    data: ClassificationData,
+    device: torch.device,
+    *,
+    samples: int = 2048,
+    batches: int = 16,
+    steps: int = 0,
+    lr: float = 0.01,
+) -> Callable[[nn.Module], Tensor]:
+    """Return a function from a network, which it adapts, to its cross-entropy on a sample of the training data.
+
+    Other sizes of maps have other statistics, so that those of batch norms are computed again first.
+
+    Args:
+        data: loaded data.
+        device: the device of the networks.
+        samples: the number of samples of the loss, spread over the training data and not augmented.
+        batches: the number of augmented training batches for the statistics of batch norms.
+        steps: the steps of SGD with momentum 0.9 that adapt the weights before.
+        lr: their learning rate.
+
+    Raises:
+        UsageError: data with several tasks.
+    """
+    if isinstance(data, MultiTask):
+        raise UsageError("measured changes need data with one task, got several")
+    train = as_dataset(data.train_set)
+    size = min(data.batch_size, len(train))
+    spread = list(range(0, len(train), max(1, len(train) // samples)))[:samples]
+    parts = [spread[first : first + 512] for first in range(0, len(spread), 512)]
+    sample = [_on(data.prepare_batch(train.__getitems__(part)), device) for part in parts]
+    drawn = torch.randint(len(train), (batches + steps, size), generator=torch.Generator().manual_seed(0))
+    augmented = [
+        _on(data.prepare_batch(train.__getitems__(indices.tolist()), step=step), device)
+        for step, indices in enumerate(drawn)
+    ]
+
+    def loss(network: nn.Module) -> Tensor:
+        if steps:
+            _train(network, augmented[batches:], lr)
+        _recalibrate(network, augmented[:batches])
+        network.eval()
+        losses = [F.cross_entropy(network(inputs), labels, reduction="sum") for inputs, labels in sample]
+        return torch.stack(losses).sum() / len(spread)
+
+    return loss
+
+
+def _on(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    return batch[0].to(device), batch[1].to(device)
+
+
+def _train(network: nn.Module, batches: list[tuple[Tensor, Tensor]], lr: float) -> None:
+    strides = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("stride")}
+    weights = [parameter for parameter in network.parameters() if id(parameter) not in strides]
+    optimizer = torch.optim.SGD(weights, lr, momentum=0.9)
+    network.train()
+    for inputs, labels in batches:
+        with torch.enable_grad():
+            loss = F.cross_entropy(network(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    network.zero_grad()
+
+
+@torch.no_grad()
+def _recalibrate(network: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None  # the plain mean over batches
+        norm.reset_running_stats()
+    network.train()
+    for inputs, _ in batches:
+        network(inputs)

@@ -1,0 +1,122 @@
+"""Measured changes of a loss, beside the model itself with each stride set by hand."""
+
+import copy
+import math
+
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+import diffstride as ds
+from diffstride.cost.sensitivity import Change, Sensitivity
+from diffstride.errors import UsageError
+
+X = torch.randn(4, 3, 24, 20, dtype=torch.float64)
+TARGET = torch.randn(4, 6, dtype=torch.float64)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    options = {"window": "inner", **options}
+    return nn.Sequential(
+        ds.DiffStride2d(1.5, smoothness=2.0, **options), nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(),
+        ds.DiffStride2d(1.7, smoothness=1.0, **options), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).double()  # fmt: skip
+
+
+def loss(model):
+    return (model(X) - TARGET).square().mean()
+
+
+def by_hand(model, change):
+    """The loss and the size of the output of the layer, with the stride of a change."""
+    twin = copy.deepcopy(model)
+    layer = twin.get_submodule(change.layer)
+    axes = {"all": [0], "height": [0], "width": [1]}[change.axis]
+    with torch.no_grad():
+        for axis in axes:
+            layer.stride[axis] = change.stride
+        sizes = []
+        layer.register_forward_hook(lambda module, args, y: sizes.append(y.shape[2 + axes[0]]))
+        return loss(twin).item(), sizes[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"window": "outer"}, {"bounds": ((1, None), (1, 1))}])
+def test_changes_are_those_of_the_model_and_its_cost(options):
+    options = options | ({"shared": True} if "bounds" in options else {})  # one stride, along the height alone
+    model = network(**options)
+    before = copy.deepcopy(model.state_dict())
+    cost = ds.CostModel(model, X)
+    found = cost.sensitivity(loss)
+    assert found.loss == pytest.approx(loss(model).item())
+    axes = {("all",)} if options.get("shared") else {("height",), ("width",)}
+    assert {(change.axis,) for change in found.changes} == axes
+    slopes = dict(zip(["0", "3"], torch.autograd.grad(loss(model), [model[0].stride, model[3].stride]), strict=True))
+    for change in found.changes:
+        value, size = by_hand(model, change)
+        assert change.loss == pytest.approx(value - found.loss, abs=1e-12)
+        assert change.size == size
+        axis = 1 if change.axis == "width" else 0
+        used = model.get_submodule(change.layer).strides[axis]
+        slope = slopes[change.layer][axis].item()
+        assert change.predicted == pytest.approx(slope * (change.stride - used))
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            twin.get_submodule(change.layer).stride[axis] = change.stride
+        assert change.cost == ds.CostModel(twin, X).exact() - cost.exact()
+    present = {"0": model[0].output_size((24, 20)), "3": model[3].output_size(model[0].output_size((24, 20)))}
+    for name, sizes in present.items():
+        tried = {change.size for change in found.changes if change.layer == name and change.axis in ("all", "height")}
+        assert {sizes[0] - 1, sizes[0] + 1} <= tried
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_agreement_is_that_of_scipy():
+    pairs = [(0.3, 0.1), (-0.2, 0.4), (0.3, 0.4), (1.0, 0.5), (0.1, -0.3)]
+    changes = [Change("ab"[i % 2], "all", 1.0, 8, loss, predicted, -1) for i, (loss, predicted) in enumerate(pairs)]
+    found = Sensitivity(1.0, 100, tuple(changes))
+    assert found.rank_correlation() == pytest.approx(scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+    own = [pairs[i] for i in (0, 2, 4)]
+    assert found.rank_correlation("a") == pytest.approx(scipy.stats.spearmanr(*zip(*own, strict=True)).statistic)
+    assert found.sign_agreement() == 3 / 5
+    assert found.sign_agreement("b") == 1 / 2
+    assert "loss 1.0000" in str(found)
+
+
+def test_a_loss_without_gradient_predicts_nothing():
+    found = ds.CostModel(network(), X).sensitivity(lambda model: loss(model).item())
+    assert all(math.isnan(change.predicted) for change in found.changes)
+
+
+def test_the_stride_that_hurts_least_for_its_cost_grows_first():
+    """The upper half of the band is empty in the input of one branch: its stride is free up to 2."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (ds.DiffStride1d(1.0, window="inner", smoothness=1.0) for _ in "ab")
+            self.after_a, self.after_b = (nn.Conv1d(1, 8, 3, padding=1) for _ in "ab")
+
+        def forward(self, smooth, rough):
+            return self.after_a(self.a(smooth)), self.after_b(self.b(rough))
+
+    torch.manual_seed(0)
+    n = torch.arange(64)
+    smooth, rough = (torch.cos(2 * math.pi * f * n / 64)[None, None] for f in (3, 25))
+    model = Branches()
+
+    def lost_energy(twin):
+        seen = [layer(x).square().mean() for layer, x in ((twin.a, smooth), (twin.b, rough))]
+        return sum((0.5 - energy).abs() for energy in seen)
+
+    cost = ds.CostModel(model, (smooth, rough))
+    steps = cost.find_strides(lost_energy, 0.7)
+    assert {step.layer for step in steps} == {"a"}
+    assert abs(cost.exact() / cost.baseline() - 0.7) < 0.02
+    assert model.a.strides[0] > 2
+    assert model.b.strides == (1.0,)
+    with pytest.raises(UsageError, match="amount must be between the least and the most"):
+        cost.find_strides(lost_energy, 0.001)
