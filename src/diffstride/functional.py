@@ -81,7 +81,7 @@ def diffstride(
             axis; one with `(1, 1)` stays as it is.
         window: `"outer"` (the paper) or `"inner"` (the ramp inside the band; maps of nominal size).
         basis: `"dft"` (the paper) or `"dct"` (DCT-II, no wrap-around at the borders).
-        norm: `"forward"` keeps the mean, `"ortho"` is the paper's Eq. 1, `"backward"` the authors' code.
+        norm: `"forward"` keeps the mean, `"ortho"` is the paper's Eq. 1, `"backward"` the norm of the authors' code.
         size_multiple: rounds `N'` up to a multiple of this, at most `N`.
         backend: `"fft"`, `"matmul"` or `"auto"` (per axis, by its length).
 

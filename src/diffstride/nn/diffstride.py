@@ -53,7 +53,8 @@ class DiffStrideNd(LearnableStrides):
                 each axis: with `((1, None), (1, 1))` the first axis learns and the second stays as it is.
             window: `"outer"` (the paper) or `"inner"`: the ramp inside the band and maps of nominal size, `ceil(N/S)`.
             basis: `"dft"` (the paper) or `"dct"`, which does not wrap around at the borders.
-            norm: `"forward"` keeps the mean, `"ortho"` is Eq. 1 of the paper, `"backward"` the authors' code.
+            norm: `"forward"` keeps the mean, `"ortho"` is Eq. 1 of the paper, `"backward"` the norm of the authors'
+                code.
             size_multiple: round output sizes up to a multiple of this, at most to the input's.
             backend: `"fft"`, `"matmul"` or `"auto"`.
             device: the device of the parameter.

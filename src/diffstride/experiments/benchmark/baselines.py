@@ -100,7 +100,9 @@ class JointFFT(_Windowed):
 
 
 class NaiveFFT(_Windowed):
-    """The authors' program line by line, as in public PyTorch ports.
+    """The steps of the authors' program, as in public PyTorch ports, with our windows and sizes.
+
+    It costs what theirs costs, and gives other results.
 
     One transform of both axes is followed by a complex mask over the whole spectrum for each axis, the vertical one
     shifted into the transform's order. Then the frequencies to keep are gathered by index.
