@@ -185,3 +185,29 @@ def test_sizes_that_must_be_even_make_the_plan_round():
     assert [site.size_multiple for site in converted.sites] == [2]
     ds.convert(windows, torch.randn(2, 3, 64, 64), size_multiple=3)
     assert windows[0].size_multiple == 6
+
+
+class Windows(nn.Module):
+    """Three convolutions of stride 2, and windows of 7 x 7 behind each."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(i, 4, 3, 2, 1) for i in (3, 4, 4))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = conv(x)
+            assert x.shape[-1] % 7 == 0, "windows of 7"
+        return self.head(x).mean((-1, -2))
+
+
+def test_a_place_where_no_other_stride_runs_is_left_alone():
+    """At 1.07, the input of 56 samples becomes 53, then 27, 21, 11, 7 and 4."""
+    model, x = Windows(), torch.randn(1, 3, 56, 56)
+    expected = model(x)
+    plan = ds.insert(model, x)
+    assert plan.groups == [["convs.0"], ["convs.1"], ["convs.2"]]
+    assert {site.size_multiple for site in plan.sites} == {7}
+    assert "raised AssertionError: windows of 7" in plan.left_alone["(input)"]
+    torch.testing.assert_close(model(x), expected)

@@ -70,10 +70,30 @@ def try_out(search: Search, before: Session, groups: list[Group], options: dict[
                 added = {site.key: multiples[site.key] // options["size_multiple"] for site in plan.sites}
                 whole = all(n % added[site.key] == 0 for site in plan.sites for n in site.size_before)
                 if max(multiples.values()) > LARGEST_TRIED or not whole:
+                    if _leave_what_cannot_move(search, plan, error):
+                        return None
                     raise UsageError(f"the converted model cannot run the example: {error}") from error
                 search.multiples |= multiples  # some code asks no question about sizes, and reshapes
                 return None
         fuse = False  # the model's code may read attributes of the convolutions that it had
+
+
+def _leave_what_cannot_move(search: Search, plan: Plan, error: TraceError) -> bool:
+    """Leave alone the groups that break the model when they move alone. Return whether others remain."""
+    broken = []
+    with tracing.preserved(search.model):
+        apply.edit(search.model, plan, device=torch.device("cpu"))
+        for number, names in enumerate(plan.groups):
+            layers = [apply.layer_of(search.model, site) for site in plan.sites if site.key in names]
+            try:
+                _run_with_moved_strides(search, dict.fromkeys(layers, number))
+            except TraceError:
+                broken += names
+    if not 0 < len(broken) < len(plan.sites):
+        return False
+    for name in broken:
+        search.candidates.leave(name, f"the model does not run where it has another stride: {error}")
+    return True
 
 
 def _draft(search: Search, before: Session, groups: list[Group], options: dict[str, Any], fuse: bool) -> Plan:

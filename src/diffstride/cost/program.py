@@ -139,12 +139,15 @@ class Program:
     def runs(self, strides: Strides) -> bool:
         """Return whether no map is empty at these strides."""
         values: list[int] = []
-        for record, evaluate in zip(self.records, self._spatial, strict=True):
-            spatial = evaluate(*values)[1:]
-            if min(record.layer.window_size(spatial)) < 1:
-                return False
-            values += record.layer.sizes_at(strides(record.layer), spatial)
-        return min(self._shapes(*values), default=1) >= 1
+        try:
+            for record, evaluate in zip(self.records, self._spatial, strict=True):
+                spatial = evaluate(*values)[1:]
+                if min(record.layer.window_size(spatial)) < 1:
+                    return False
+                values += record.layer.sizes_at(strides(record.layer), spatial)
+            return min(self._shapes(*values), default=1) >= 1
+        except ZeroDivisionError:  # a size that is divided by the size of an empty map
+            return False
 
     def largest_strides(self) -> Strides:
         """Return the largest strides that bounds allow and that leave no map empty, layer by layer."""
