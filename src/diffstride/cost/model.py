@@ -13,7 +13,7 @@ from diffstride import _validation
 from diffstride.cost import program, sensitivity
 from diffstride.cost.budget import Budget
 from diffstride.cost.program import Gradient, Measure, Neighbour, Program
-from diffstride.cost.sensitivity import Change, Loss, Sensitivity
+from diffstride.cost.sensitivity import Allocation, Loss, Sensitivity
 from diffstride.cost.stand_ins import Record, Strides, raw_strides_of
 from diffstride.errors import UsageError
 from diffstride.nn.learnable import LearnableStrides
@@ -134,35 +134,28 @@ class CostModel:
         return sensitivity.sensitivity(self, loss, fractions)
 
     def find_strides(
-        self,
-        loss: Loss,
-        amount: float,
-        of: Literal["baseline", "initial", "absolute"] = "baseline",
-        share: float = 0.06,
-    ) -> list[Change]:
-        """Set the strides to a budget by measured changes of the loss, in place.
+        self, loss: Loss, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline", rounds: int = 2
+    ) -> list[Allocation]:
+        """Set the strides to a budget by the measured loss, in place.
 
-        As long as the cost is above the budget, the entry whose stride raises the loss least for what it saves moves on
-        by a step that saves `share` of the initial cost. A last move settles all strides on the budget
-        (`Budget.settle`).
+        Combinations of strides are compared on the budget (`Budget.settle`): each stride alone, all alike, and the
+        present ones. Then the best one is mixed with each stride in turn, and the better one stays.
 
         Args:
-            loss: as in `sensitivity`. It is called once for each entry and step; each call gets a copy of the model.
+            loss: as in `sensitivity`. Each call gets a copy of the model. Without some steps of training in it, strides
+                are preferred that keep the grid of the convolutions behind them, whatever could be recovered.
             amount: as in `budget`.
             of: as in `budget`.
-            share: part of the initial cost that one step saves, in (0, 1].
+            rounds: how often the best is mixed with each stride, by half as much each time. With `n` strides there are
+                up to `(1 + rounds) n + 2` calls of `loss`.
 
         Returns:
-            The steps.
+            All combinations that were compared; the one of the lowest loss is set.
 
         Raises:
             UsageError: the budget is out of reach.
         """
-        share = _validation.positive_up_to("share", share, 1)
-        budget = self.budget(amount, of)
-        steps = sensitivity.find_strides(self, loss, budget.target, share)
-        budget.settle()
-        return steps
+        return sensitivity.find_strides(self.budget(amount, of), loss, _validation.integer("rounds", rounds, 0))
 
     def budget(self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline") -> Budget:
         """Return a loss term that holds the cost at a budget.

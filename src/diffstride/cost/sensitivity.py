@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.cost.stand_ins import raw_strides_of
+from diffstride.errors import UsageError
 from diffstride.geometry import AXIS_NAMES, output_size
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
 
 if TYPE_CHECKING:
+    from diffstride.cost.budget import Budget
     from diffstride.cost.model import CostModel
+
+_NEAR = 0.05
+"""The largest `|log(cost / target)|` of strides that are compared. Sizes are whole, so few meet a target exactly."""
 
 Loss = Callable[[nn.Module], Tensor | float]
 """A function from a copy of the model to its loss on a fixed sample of data. It may adapt the copy before."""
@@ -42,6 +47,20 @@ class Change(NamedTuple):
     """The change that the gradient predicts, `dL/dS` times the change of the stride; NaN where there is none."""
     cost: int
     """The change of the cost."""
+
+
+class Allocation(NamedTuple):
+    """Strides on a budget."""
+
+    loss: float
+    cost: int
+    strides: dict[str, tuple[float, ...]]
+    """By layer name, one for each entry of the parameter."""
+
+
+def lowest(tried: Sequence[Allocation]) -> Allocation:
+    """Return the strides of the lowest loss."""
+    return min(tried, key=lambda found: found.loss)
 
 
 @dataclass(frozen=True)
@@ -159,45 +178,54 @@ def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sens
     return Sensitivity(value, present, tuple(changes))
 
 
-def find_strides(cost: CostModel, loss: Loss, target: float, share: float) -> list[Change]:
-    """Lower the cost to a target, step by step; see `CostModel.find_strides`."""
-    start = cost.exact()
-    with torch.no_grad():
-        value = float(loss(copy.deepcopy(cost.model)))
-    steps: list[Change] = []
-    while (present := cost.exact()) > target:
-        tried: list[tuple[float, int, Entry, Change]] = []
-        for entry in list(entries(cost)):
-            needed = min(share * start, present - target)
-            candidate = _cheaper(cost, entry, present, needed)
-            if candidate is not None:
-                stride, size, saved = candidate
-                change = _loss_at(cost.model, loss, entry, stride) - value
-                step = Change(entry.name, entry.label, stride, size, change, math.nan, -saved)
-                tried.append((change / saved, len(tried), entry, step))
-        if not tried:
-            break
-        _, _, entry, step = min(tried)
-        own = list(entry.moved(step.stride))
-        entry.layer.write_strides(own[:1] if entry.layer.shared else own)
-        value += step.loss
-        steps.append(step)
-    return steps
+def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
+    """Find strides on the budget with a low loss; see `CostModel.find_strides`."""
+    model = budget.cost.model
+    layers = [layer for _, layer in learnable_layers(model) if layer.learns_strides]
+    places = [
+        (layer, i)
+        for layer in layers
+        for i, limits in enumerate(layer.options.entry_limits(layer.ndim))
+        if limits != (1, 1)
+    ]
+    tried: list[Allocation] = []
+    unit = math.log(2)
 
+    def attempt(logs: Sequence[float]) -> Allocation | None:
+        """Scale logarithms of strides onto the budget, and measure the loss."""
+        for layer in layers:
+            own = [logs[places.index((layer, i))] if (layer, i) in places else 0.0 for i in range(len(layer.stride))]
+            layer.write_strides([math.exp(max(log, 0.0)) for log in own])
+            layer.clamp_strides_()
+        budget.settle()
+        if abs(math.log(budget.cost.exact() / budget.target)) > _NEAR:  # these strides alone cannot reach it
+            return None
+        with torch.no_grad():
+            value = float(loss(copy.deepcopy(model)))
+        tried.append(Allocation(value, budget.cost.exact(), {n: layer.entries for n, layer in learnable_layers(model)}))
+        return tried[-1]
 
-def _cheaper(cost: CostModel, entry: Entry, present: int, needed: float) -> tuple[float, int, int] | None:
-    """Return the smallest stride that saves what is needed, or else the largest, with its size and what it saves."""
-    found = None
-    for size in range(entry.size - 1, 0, -1):
-        stride = entry.stride_for(size)
-        if stride is None:
-            continue
-        saved = present - cost.at(entry.layer, entry.moved(stride))
-        if saved > 0:
-            found = stride, size, saved
-        if saved >= needed:
-            break
-    return found
+    def logs_of(found: Allocation) -> list[float]:
+        strides = {layer.stride_id: found.strides[name] for name, layer in learnable_layers(model)}
+        return [math.log(strides[layer.stride_id][i]) for layer, i in places]
+
+    alone = [[unit if i == j else 0.0 for j in range(len(places))] for i in range(len(places))]
+    present = [math.log(max(layer.entries[i], 1.0)) for layer, i in places]
+    for start in [*alone, [unit] * len(places), present]:
+        if any(start):
+            attempt(start)
+    if not tried:
+        raise UsageError("amount must be in reach of the strides together, but no combination that was tried meets it")
+    step = 0.5
+    for _ in range(rounds):
+        for i in range(len(places)):
+            logs = logs_of(lowest(tried))
+            attempt([(1 - step) * log + step * max(logs) * (i == j) for j, log in enumerate(logs)])
+        step /= 2
+    best = lowest(tried)
+    for name, layer in learnable_layers(model):
+        layer.write_strides(best.strides[name])
+    return tried
 
 
 def _loss_at(model: nn.Module, loss: Loss, entry: Entry, stride: float) -> float:

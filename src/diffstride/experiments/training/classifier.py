@@ -26,6 +26,9 @@ from diffstride.experiments.training.measured import recalibrated_loss
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
+SEARCH_STEPS = 50
+"""The training steps that adapt a network to the strides that are compared."""
+
 
 class Classifier(LightningModule):
     """A classifier trained with SGD and piecewise constant rates, as in the paper.
@@ -148,10 +151,10 @@ class Classifier(LightningModule):
         """Set the strides to the budget by measured changes of the loss, alike in all processes."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.print("measuring how the loss changes with each stride")
-        loss = recalibrated_loss(data, self.device)
-        steps = budget.cost.find_strides(loss, budget.target, of="absolute")
-        for step in steps:
-            self.print(f"{step.layer} {step.axis}: stride {step.stride:.2f}, loss {step.loss:+.4f}")
+        loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
+        for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
+            shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
+            self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
         layers = [layer for _, layer in learnable_layers(self.network)]
         found = self.trainer.strategy.broadcast([layer.entries for layer in layers])
         for layer, strides in zip(layers, found, strict=True):
