@@ -118,9 +118,9 @@ def test_the_strides_that_hurt_least_are_found():
     assert ds.strides(model) == best.strides
     assert best.loss == pytest.approx(lost_energy(model).item(), abs=1e-6)
     assert len({tuple(found.strides.values()) for found in tried}) >= 4
-    assert all(abs(found.cost / cost.baseline() - 0.7) < 0.04 for found in tried)
+    assert all(0.9 <= found.cost / cost.baseline() / 0.7 <= 1.03 for found in tried)
+    assert all(stride <= 32 for found in tried for own in found.strides.values() for stride in own)
     assert best.loss < 0.3 * max(found.loss for found in tried)
-    assert abs(cost.exact() / cost.baseline() - 0.7) < 0.02
     assert model.a.strides[0] > 2
     assert model.b.strides == (1.0,)
     with pytest.raises(UsageError, match="amount must be between the least and the most"):

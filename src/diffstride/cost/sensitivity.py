@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from diffstride.cost.budget import Budget
     from diffstride.cost.model import CostModel
 
-_NEAR = 0.05
-"""The largest `|log(cost / target)|` of strides that are compared. Sizes are whole, so few meet a target exactly."""
+_BETWEEN = 0.9, 1.03
+"""The costs over the target of strides that are compared. Sizes are whole, so that few combinations meet a target."""
 
 Loss = Callable[[nn.Module], Tensor | float]
 """A function from a copy of the model to its loss on a fixed sample of data. It may adapt the copy before."""
@@ -198,7 +198,12 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
             layer.write_strides([math.exp(max(log, 0.0)) for log in own])
             layer.clamp_strides_()
         budget.settle()
-        if abs(math.log(budget.cost.exact() / budget.target)) > _NEAR:  # these strides alone cannot reach it
+        for entry in list(entries(budget.cost)):  # which may be out of all bounds where the map cannot shrink further
+            largest = entry.layer.options.stride_range(entry.axis, entry.n)[1]
+            own = list(entry.layer.entries)
+            own[entry.position] = min(own[entry.position], largest)
+            entry.layer.write_strides(own)
+        if not _BETWEEN[0] <= budget.cost.exact() / budget.target <= _BETWEEN[1]:  # these strides cannot reach it
             return None
         with torch.no_grad():
             value = float(loss(copy.deepcopy(model)))

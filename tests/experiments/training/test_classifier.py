@@ -88,3 +88,9 @@ def test_the_parameters_behind_a_parametrized_stride_are_clipped():
     raw.grad = torch.tensor([30.0, 40.0])
     Classifier(network, stride_clip=0.5).on_before_optimizer_step(None)
     torch.testing.assert_close(raw.grad, torch.tensor([0.3, 0.4]))
+
+
+@pytest.mark.parametrize("options", [{"budget": 0.5}, {"stride_steps": 0}])
+def test_a_measured_search_needs_a_budget_and_a_step(options):
+    with pytest.raises(ValueError, match="stride_search measured needs a budget, and the step stride_steps"):
+        Classifier(nn.Identity(), stride_search="measured", **options)
