@@ -298,7 +298,7 @@ def main() -> None:
         process.join()
         lost = {"passed": False, "error": "the process ended, or ran out of time"}
         found = json.loads(part.read_text()) if part.exists() else {"convert": lost, "insert": lost}
-        results["architectures"][name] = {"kind": kind, **found}
+        results["architectures"][name] = {"kind": kind, "commit": results["commit"], **found}
         options.results.write_text(json.dumps(results, indent=1) + "\n")
         words = [f"{way} {'passed' if found[way]['passed'] else found[way]['error']}" for way in ("convert", "insert")]
         print(name, *words, sep="\n  ", flush=True)

@@ -123,5 +123,9 @@ def test_the_strides_that_hurt_least_are_found():
     assert best.loss < 0.3 * max(found.loss for found in tried)
     assert model.a.strides[0] > 2
     assert model.b.strides == (1.0,)
+    model.a.stride.data.fill_(1.2)
+    with pytest.raises(RuntimeError, match="no loss"):
+        cost.find_strides(lambda twin: (_ for _ in ()).throw(RuntimeError("no loss")), 0.7)
+    assert ds.strides(model) == {"a": (pytest.approx(1.2),), "b": (1.0,)}
     with pytest.raises(UsageError, match="amount must be between the least and the most"):
         cost.find_strides(lost_energy, 0.001)

@@ -180,8 +180,20 @@ def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sens
 
 def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     """Find strides on the budget with a low loss; see `CostModel.find_strides`."""
+    layers = [layer for _, layer in learnable_layers(budget.cost.model) if layer.learns_strides]
+    before = [layer.raw_strides[: len(layer.stride)] for layer in layers]
+    try:
+        tried = _compared(budget, loss, layers, rounds)
+    except BaseException:
+        for layer, strides in zip(layers, before, strict=True):
+            layer.write_strides(strides)
+        raise
+    _set(budget.cost.model, lowest(tried))
+    return tried
+
+
+def _compared(budget: Budget, loss: Loss, layers: list[LearnableStrides], rounds: int) -> list[Allocation]:
     model = budget.cost.model
-    layers = [layer for _, layer in learnable_layers(model) if layer.learns_strides]
     places = [
         (layer, i)
         for layer in layers
@@ -189,34 +201,31 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
         if limits != (1, 1)
     ]
     tried: list[Allocation] = []
-    unit = math.log(2)
 
-    def attempt(logs: Sequence[float]) -> Allocation | None:
+    def attempt(logs: Sequence[float]) -> None:
         """Scale logarithms of strides onto the budget, and measure the loss."""
+        own = {layer: [1.0] * len(layer.stride) for layer in layers}
+        for (layer, i), log in zip(places, logs, strict=True):
+            own[layer][i] = math.exp(max(log, 0.0))
         for layer in layers:
-            own = [logs[places.index((layer, i))] if (layer, i) in places else 0.0 for i in range(len(layer.stride))]
-            layer.write_strides([math.exp(max(log, 0.0)) for log in own])
+            layer.write_strides(own[layer])
             layer.clamp_strides_()
         budget.settle()
         for entry in list(entries(budget.cost)):  # which may be out of all bounds where the map cannot shrink further
-            largest = entry.layer.options.stride_range(entry.axis, entry.n)[1]
-            own = list(entry.layer.entries)
-            own[entry.position] = min(own[entry.position], largest)
-            entry.layer.write_strides(own)
-        if not _BETWEEN[0] <= budget.cost.exact() / budget.target <= _BETWEEN[1]:  # these strides cannot reach it
-            return None
-        with torch.no_grad():
-            value = float(loss(copy.deepcopy(model)))
-        tried.append(Allocation(value, budget.cost.exact(), {n: layer.entries for n, layer in learnable_layers(model)}))
-        return tried[-1]
+            strides = list(entry.layer.entries)
+            strides[entry.position] = min(
+                strides[entry.position], entry.layer.options.stride_range(entry.axis, entry.n)[1]
+            )
+            entry.layer.write_strides(strides)
+        found = budget.cost.exact(), {name: layer.entries for name, layer in learnable_layers(model)}
+        reached = _BETWEEN[0] <= found[0] / budget.target <= _BETWEEN[1]
+        if reached and all(other.strides != found[1] for other in tried):
+            with torch.no_grad():
+                tried.append(Allocation(float(loss(copy.deepcopy(model))), *found))
 
-    def logs_of(found: Allocation) -> list[float]:
-        strides = {layer.stride_id: found.strides[name] for name, layer in learnable_layers(model)}
-        return [math.log(strides[layer.stride_id][i]) for layer, i in places]
-
-    alone = [[unit if i == j else 0.0 for j in range(len(places))] for i in range(len(places))]
     present = [math.log(max(layer.entries[i], 1.0)) for layer, i in places]
-    for start in [*alone, [unit] * len(places), present]:
+    alone = [[float(i == j) for j in range(len(places))] for i in range(len(places))]
+    for start in [*alone, [1.0] * len(places), present]:
         if any(start):
             attempt(start)
     if not tried:
@@ -224,13 +233,16 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     step = 0.5
     for _ in range(rounds):
         for i in range(len(places)):
-            logs = logs_of(lowest(tried))
+            _set(model, lowest(tried))
+            logs = [math.log(layer.entries[k]) for layer, k in places]
             attempt([(1 - step) * log + step * max(logs) * (i == j) for j, log in enumerate(logs)])
         step /= 2
-    best = lowest(tried)
-    for name, layer in learnable_layers(model):
-        layer.write_strides(best.strides[name])
     return tried
+
+
+def _set(model: nn.Module, found: Allocation) -> None:
+    for name, layer in learnable_layers(model):
+        layer.write_strides(found.strides[name])
 
 
 def _loss_at(model: nn.Module, loss: Loss, entry: Entry, stride: float) -> float:

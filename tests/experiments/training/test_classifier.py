@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from diffstride.experiments.models import TinyCNN
 from diffstride.experiments.training import ClampStrides, Classifier, fit
