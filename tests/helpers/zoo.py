@@ -264,9 +264,12 @@ class UNet(nn.Module):
             skips.append(layer(x))
             x = pool(skips[-1])
         x = self.bottom(x)
-        for grow, layer, skip in reversed(list(zip(self.grow, self.up, skips, strict=True))):
-            x = layer(torch.cat([grow(x), skip], dim=1))
+        for i, skip in reversed(list(enumerate(skips))):
+            x = self.up[i](torch.cat([self.grown(i, x, skip), skip], dim=1))
         return self.head(x)
+
+    def grown(self, i, x, skip):
+        return self.grow[i](x)
 
 
 class TransposedUNet(nn.Module):
@@ -356,16 +359,8 @@ class Pyramid(nn.Module):
 class UNetBySize(UNet):
     """The decoder interpolates to the size of the skip connection in its code."""
 
-    def forward(self, x):
-        skips = []
-        for layer, pool in zip(self.down, self.pool, strict=True):
-            skips.append(layer(x))
-            x = pool(skips[-1])
-        x = self.bottom(x)
-        for layer, skip in reversed(list(zip(self.up, skips, strict=True))):
-            y = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            x = layer(torch.cat([y, skip], dim=1))
-        return self.head(x)
+    def grown(self, i, x, skip):
+        return F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class SelectiveKernel(nn.Module):
