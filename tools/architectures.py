@@ -112,6 +112,9 @@ def trial(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model, example = build(name)
     model.eval()
+    for weight in model.parameters():  # some heads start at 0, and pass no gradient
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.02)
     inputs = example if isinstance(example, tuple) else (example,)
     found: dict[str, Any] = {"input": [list(x.shape) for x in inputs]}
     found["convert"] = _attempt(lambda: _convert(model, inputs))
