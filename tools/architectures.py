@@ -239,8 +239,9 @@ def page(results: dict[str, Any]) -> str:
     rows = [f"| {' | '.join((*head, 'insert: strides'))} |", "|---|---|---|---|---|---|---|---|"]
     for name, trials in found.items():
         convert, insert = trials["convert"], trials["insert"]
-        cells = ["no: " + _short(convert["error"]), "", "", "", "", ""]
-        if convert["passed"]:
+        if not convert["passed"]:
+            cells = ["no: " + _short(convert["error"]), "", "", "", "", ""]
+        else:
             star = "*" if convert["without_gradient"] else ""
             left = convert["left_alone"]
             cells = [f"{convert['sites']} ({convert['groups']}){star}"]
