@@ -214,8 +214,8 @@ strides have a gradient in every model with random weights; those models are mar
 
 {table}
 
-Commit {commit}, torch {torch}, {hardware}; `{command}` wrote `results/architectures.json` and, with `--page`, this
-page.
+Made at {commits}, with torch {torch}, {hardware}.
+`{command}` wrote `results/architectures.json` and, with `--page`, this page.
 """
 KINDS = {
     "classifier": "convolutional classifiers",
@@ -255,10 +255,11 @@ def page(results: dict[str, Any]) -> str:
         passed = (sum(trials[way]["passed"] for trials in chosen) for way in ("convert", "insert"))
         shares = " | ".join(f"{count} ({count / len(chosen):.0%})" for count in passed)
         summary.append(f"| {label} | {len(chosen)} | {shares} |")
+    commits = {trials["commit"] for trials in found.values()}
     errors = [trials["insert"]["difference"] for trials in found.values() if trials["insert"]["passed"]]
     return PAGE.format(
         count=len(found), error=f"{max(errors):.0e}", summary="\n".join(summary), table="\n".join(rows),
-        commit=results["commit"], torch=results["versions"]["torch"], hardware=results["hardware"],
+        commits=", ".join(sorted(commits)), torch=results["versions"]["torch"], hardware=results["hardware"],
         command=results["command"], **results["packages"],
     )  # fmt: skip
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import architectures
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 all_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -54,6 +56,13 @@ def test_the_table_of_converted_networks_is_that_of_the_measurement():
     ratios = [row["macs_after"] / row["macs_before"] for row in rows]
     for row, ratio in zip(rows, ratios, strict=True):
         assert re.search(rf"\| {re.escape(row['model'])} \| {row['sites']}\b.* {ratio:.3f} \|", page), row["model"]
+    tried = json.loads((ROOT / "results" / "architectures.json").read_text())["architectures"].values()
+    ratios += [trials["convert"]["macs"] for trials in tried if trials["convert"]["passed"]]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f} of"
     assert spread in page
     assert spread in (ROOT / "README.md").read_text()
+
+
+def test_the_page_of_architectures_is_that_of_the_results():
+    results = json.loads((ROOT / "results" / "architectures.json").read_text())
+    assert (ROOT / "docs" / "results" / "architectures.md").read_text() == architectures.page(results)
