@@ -370,3 +370,18 @@ def test_attention_is_counted_by_the_size_squared():
     cost().backward()
     slope = -3 * 2 * (tokens * 16 + 2 * 2 * tokens**2 * 4) / 2.0  # tokens go with 1 / stride
     assert model.down.stride.grad.tolist() == pytest.approx([slope, slope])
+
+
+def test_a_size_divided_by_that_of_an_empty_map_is_no_map():
+    """Code that divides by the size of its map fails below 4 samples: the largest strides leave that many."""
+
+    class Divides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.conv = DiffStride2d(2.0, window="inner", shared=True), nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            y = self.down(x)
+            return self.conv(y[..., : 64 // (y.shape[-1] // 4)])
+
+    assert ds.CostModel(Divides(), torch.randn(1, 1, 32, 32)).minimum() == 2 * 4 * 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.cost import program, sensitivity
 from diffstride.cost.budget import Budget
-from diffstride.cost.program import Gradient, Measure, Neighbour, Program
+from diffstride.cost.program import Entry, Gradient, Measure, Neighbour, Program
 from diffstride.cost.sensitivity import Allocation, Loss, Sensitivity
-from diffstride.cost.stand_ins import Record, Strides, raw_strides_of
+from diffstride.cost.stand_ins import Strides, raw_strides_of
 from diffstride.errors import UsageError
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
@@ -115,9 +115,9 @@ class CostModel:
         """Return the exact cost with other raw strides for one layer, and for those that share its parameter."""
         return self._count(program.instead(layer.stride_id, strides))
 
-    def calls(self) -> Iterator[tuple[Record, program.Sizes]]:
-        """Yield the calls of the learnable layers with their exact sizes."""
-        return self._current_program().calls(raw_strides_of)
+    def entries(self) -> list[Entry]:
+        """Return the entries of the strides that can learn, in the order in which their layers run."""
+        return list(self._current_program().entries())
 
     def sensitivity(self, loss: Loss, fractions: Sequence[float] = (0.85, 0.7, 0.5)) -> Sensitivity:
         """Measure how the loss changes when each stride changes alone, beside what its gradient predicts.

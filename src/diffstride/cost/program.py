@@ -43,7 +43,29 @@ class Neighbour(NamedTuple):
     cost: int
 
 
-class Sizes(NamedTuple):
+class Entry(NamedTuple):
+    """An entry of a stride that can learn, and the axis of the layer that it concerns first."""
+
+    layer: LearnableStrides
+    position: int
+    axis: int
+    n: int
+    """The samples along the axis, with `size_offset`."""
+    size: int
+    """The present size of the output."""
+
+    @property
+    def margin(self) -> float:
+        """The samples of the output beyond `N/S`."""
+        return 2 * self.layer.smoothness if self.layer.window == "outer" else 0.0
+
+    def moved(self, stride: float) -> tuple[float, ...]:
+        """Return the raw strides of the layer, one per axis, with another one for the entry."""
+        raw = raw_strides_of(self.layer)
+        return tuple(stride if self.layer.shared or axis == self.axis else s for axis, s in enumerate(raw))
+
+
+class _Sizes(NamedTuple):
     """The sizes in a call of a layer, exact or relaxed."""
 
     batch: Any
@@ -83,44 +105,45 @@ class Program:
 
     def count(self, strides: Strides) -> int:
         """Return the exact cost at these strides."""
-        calls = list(self.calls(strides))
+        calls = list(self._exact(strides))
         own = sum(self._own(record, sizes, sizes, strides) for record, sizes in calls)
         total: float = self._others(*_outputs(calls))[0] + own
         return round(total)
 
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries of the strides that can learn, once each, in the order in which their layers run."""
+        seen = set()
+        for record, (_, spatial, new) in self._exact(raw_strides_of):
+            layer = record.layer
+            for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
+                position = 0 if layer.shared else axis
+                fixed = layer.options.is_left(axis) or not layer.learns_strides
+                if not fixed and (layer.stride_id, position) not in seen:
+                    seen.add((layer.stride_id, position))
+                    yield Entry(layer, position, axis, n + layer.size_offset[axis], size)
+
     def neighbours(self) -> Iterator[Neighbour]:
         """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger."""
-        seen = set()
-        for record, (_, spatial, new) in self.calls(raw_strides_of):
-            layer, margin = record.layer, 2 * record.layer.smoothness if record.layer.window == "outer" else 0.0
-            for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
-                entry = 0 if layer.shared else axis
-                fixed = layer.options.is_left(axis) or not layer.learns_strides
-                if fixed or (layer.stride_id, entry) in seen:
-                    continue
-                seen.add((layer.stride_id, entry))
-                for step in (-1, 1):
-                    # Half-way between the strides at which the size changes. Outer sizes are rounded down, inner up.
-                    relaxed = size + step - margin + (0.5 if margin else -0.5)
-                    if relaxed > 0:
-                        stride = (n + layer.size_offset[axis]) / relaxed
-                        moved = [
-                            stride if i == axis or layer.shared else s for i, s in enumerate(raw_strides_of(layer))
-                        ]
-                        cost = self.count(instead(layer.stride_id, tuple(moved)))
-                        yield Neighbour(layer.stride_id, entry, stride, cost)
+        for entry in self.entries():
+            for step in (-1, 1):
+                # Half-way between the strides at which the size changes. Outer sizes are rounded down, inner up.
+                relaxed = entry.size + step - entry.margin + (0.5 if entry.margin else -0.5)
+                if relaxed > 0:
+                    stride = entry.n / relaxed
+                    cost = self.count(instead(entry.layer.stride_id, entry.moved(stride)))
+                    yield Neighbour(entry.layer.stride_id, entry.position, stride, cost)
 
     def by_module(self) -> dict[str, int]:
         """Return the multiply-accumulates by module, at the sizes of the trace."""
         macs = dict(self._by_module)
-        for record, sizes in self.calls(raw_strides_of):
+        for record, sizes in self._exact(raw_strides_of):
             name = self._names[record.layer]
             macs[name] = macs.get(name, 0) + self._own(record, sizes, sizes)
         return macs
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling itself, where it is dense."""
-        calls = list(self.calls(raw_strides_of))
+        calls = list(self._exact(raw_strides_of))
         total: int = sum(
             batch * record.layer.schedule(spatial, new).resampling_macs(record.channels, spatial, new)
             for record, (batch, spatial, new) in calls
@@ -134,7 +157,7 @@ class Program:
 
     def holds(self, strides: Strides) -> bool:
         """Return whether every question about sizes in the trace has the same answer at these strides."""
-        return self._asked(*_outputs(self.calls(strides))) == self._answers
+        return self._asked(*_outputs(self._exact(strides))) == self._answers
 
     def runs(self, strides: Strides) -> bool:
         """Return whether no map is empty at these strides."""
@@ -171,13 +194,13 @@ class Program:
                 values[i] = math.exp(low)
         return strides
 
-    def calls(self, strides: Strides) -> Iterator[tuple[Record, Sizes]]:
+    def _exact(self, strides: Strides) -> Iterator[tuple[Record, _Sizes]]:
         """Yield the calls with their exact sizes at these strides."""
         values: list[int] = []
         for record, evaluate in zip(self.records, self._spatial, strict=True):
             batch, *spatial = evaluate(*values)
             new = record.layer.sizes_at(strides(record.layer), spatial)
-            yield record, Sizes(batch, spatial, new)
+            yield record, _Sizes(batch, spatial, new)
             values += new
 
     def gradient(self, strides: Mapping[int, Tensor]) -> Gradient:
@@ -201,7 +224,7 @@ class Program:
         """Return the relaxed cost at strides by `stride_id`, and note in `room` which of them can move."""
         values: list[Any] = []
         own: Any = 0
-        for (record, whole), evaluate in zip(self.calls(raw_strides_of), self._spatial, strict=True):
+        for (record, whole), evaluate in zip(self._exact(raw_strides_of), self._spatial, strict=True):
             layer = record.layer
             batch, *spatial = evaluate(*values)
             stride = strides[layer.stride_id].expand(layer.ndim)
@@ -214,11 +237,11 @@ class Program:
                 size, moves = _relaxed_size(layer, axis, seen[axis] + more, whole_seen[axis] + more, stride[axis])
                 new.append(size)
                 room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
-            own = own + self._own(record, Sizes(batch, spatial, new), whole)
+            own = own + self._own(record, _Sizes(batch, spatial, new), whole)
             values += new
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
 
-    def _own(self, record: Record, sizes: Sizes, whole: Sizes, strides: Strides = raw_strides_of) -> Any:
+    def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
         schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
@@ -236,7 +259,7 @@ class Program:
         return sizes.batch * record.itemsize * elements
 
 
-def _outputs(calls: Iterable[tuple[Record, Sizes]]) -> list[Any]:
+def _outputs(calls: Iterable[tuple[Record, _Sizes]]) -> list[Any]:
     """Return the output sizes of all calls."""
     return [n for _, sizes in calls for n in sizes.new]
 

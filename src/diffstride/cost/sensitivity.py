@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffstride.cost.stand_ins import raw_strides_of
+from diffstride.cost.program import Entry
 from diffstride.errors import UsageError
 from diffstride.geometry import AXIS_NAMES, output_size
 from diffstride.nn.learnable import LearnableStrides
@@ -102,75 +102,44 @@ class Sensitivity:
         return "\n".join([*lines, f"loss {self.loss:.4f}, cost {self.cost:.4g} at the present strides"])
 
 
-class Entry(NamedTuple):
-    """An entry of a stride that can learn, and the axis of the layer that it concerns first."""
-
-    name: str
-    layer: LearnableStrides
-    position: int
-    axis: int
-    n: int
-    """The samples along the axis, with `size_offset`."""
-    size: int
-    """The present size of the output."""
-
-    @property
-    def label(self) -> str:
-        """The name of the axis."""
-        return "all" if self.layer.shared and self.layer.ndim > 1 else AXIS_NAMES[self.layer.ndim][self.axis]
-
-    def stride_for(self, size: int) -> float | None:
-        """Return the stride at which the output has a size; None if there is none within the bounds."""
-        layer = self.layer
-        margin = 2 * layer.smoothness if layer.window == "outer" else 0.0
-        if size <= margin:
-            return None
-        stride = self.n / (size - margin)
-        lower, upper = layer.options.stride_range(self.axis, self.n)
-        multiple = layer.size_multiple
-        found = output_size(self.n, stride, layer.smoothness, layer.window, multiple)
-        return stride if lower <= stride <= upper and found == size else None
-
-    def moved(self, stride: float) -> tuple[float, ...]:
-        """Return the raw strides of the layer, one per axis, with another one for the entry."""
-        raw = raw_strides_of(self.layer)
-        return tuple(stride if self.layer.shared or axis == self.axis else s for axis, s in enumerate(raw))
+def _label(entry: Entry) -> str:
+    """Return the name of the axis of an entry."""
+    return "all" if entry.layer.shared and entry.layer.ndim > 1 else AXIS_NAMES[entry.layer.ndim][entry.axis]
 
 
-def entries(cost: CostModel) -> Iterator[Entry]:
-    """Yield the entries of the strides that can learn, in the order in which their layers run."""
-    names = {layer.stride_id: name for name, layer in learnable_layers(cost.model)}
-    seen: set[tuple[int, int]] = set()
-    for record, (_, spatial, new) in cost.calls():
-        layer = record.layer
-        for axis, (n, size) in enumerate(zip(layer.window_size(spatial), new, strict=True)):
-            index = 0 if layer.shared else axis
-            if (layer.stride_id, index) in seen or layer.options.is_left(axis) or not layer.learns_strides:
-                continue
-            seen.add((layer.stride_id, index))
-            yield Entry(names[layer.stride_id], layer, index, axis, n + layer.size_offset[axis], size)
+def _stride_for(entry: Entry, size: int) -> float | None:
+    """Return the stride at which the output has a size; None if there is none within the bounds."""
+    layer = entry.layer
+    if size <= entry.margin:
+        return None
+    stride = entry.n / (size - entry.margin)
+    lower, upper = layer.options.stride_range(entry.axis, entry.n)
+    found = output_size(entry.n, stride, layer.smoothness, layer.window, layer.size_multiple)
+    return stride if lower <= stride <= upper and found == size else None
 
 
 def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sensitivity:
     """Measure the changes; see `CostModel.sensitivity`."""
     present = cost.exact()
     value, slopes = _with_slopes(cost.model, loss)
+    names = {layer.stride_id: name for name, layer in learnable_layers(cost.model)}
     changes = []
-    for entry in list(entries(cost)):
+    for entry in cost.entries():
+        name = names[entry.layer.stride_id]
         before = entry.layer.strides[entry.axis]
         sizes = {entry.size - 1, entry.size + 1, *(round(fraction * entry.size) for fraction in fractions)}
         for size in sorted(sizes - {entry.size}, reverse=True):
-            stride = entry.stride_for(size)
+            stride = _stride_for(entry, size)
             if stride is None:
                 continue
             slope = slopes[entry.layer.stride_id][entry.position] if slopes else math.nan
             changes.append(
                 Change(
-                    layer=entry.name,
-                    axis=entry.label,
+                    layer=name,
+                    axis=_label(entry),
                     stride=stride,
                     size=size,
-                    loss=_loss_at(cost.model, loss, entry, stride) - value,
+                    loss=_loss_at(cost.model, loss, name, entry.moved(stride)) - value,
                     predicted=slope * (stride - before),
                     cost=cost.at(entry.layer, entry.moved(stride)) - present,
                 )
@@ -211,7 +180,7 @@ def _compared(budget: Budget, loss: Loss, layers: list[LearnableStrides], rounds
             layer.write_strides(own[layer])
             layer.clamp_strides_()
         budget.settle()
-        for entry in list(entries(budget.cost)):  # which may be out of all bounds where the map cannot shrink further
+        for entry in budget.cost.entries():  # which may be out of all bounds where the map cannot shrink further
             strides = list(entry.layer.entries)
             strides[entry.position] = min(
                 strides[entry.position], entry.layer.options.stride_range(entry.axis, entry.n)[1]
@@ -242,16 +211,16 @@ def _compared(budget: Budget, loss: Loss, layers: list[LearnableStrides], rounds
 
 def _set(model: nn.Module, found: Allocation) -> None:
     for name, layer in learnable_layers(model):
-        layer.write_strides(found.strides[name])
+        if layer.learns_strides:
+            layer.write_strides(found.strides[name])
 
 
-def _loss_at(model: nn.Module, loss: Loss, entry: Entry, stride: float) -> float:
-    """Return the loss of a copy in which one entry has another stride."""
+def _loss_at(model: nn.Module, loss: Loss, name: str, strides: tuple[float, ...]) -> float:
+    """Return the loss of a copy in which one layer has other raw strides, one per axis."""
     twin = copy.deepcopy(model)
-    layer = twin.get_submodule(entry.name)
+    layer = twin.get_submodule(name)
     assert isinstance(layer, LearnableStrides)
-    own = entry.moved(stride)
-    layer.write_strides(own[:1] if layer.shared else own)
+    layer.write_strides(strides[: len(layer.stride)])
     with torch.no_grad():
         return float(loss(twin))
 

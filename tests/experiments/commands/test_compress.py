@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from diffstride.cost import count_macs
+from diffstride.cost import CostModel, count_macs
 from diffstride.errors import InterruptedRunError
 from diffstride.experiments.commands import compress
 from diffstride.experiments.commands.main import main
@@ -37,7 +37,11 @@ def test_a_run_becomes_cheaper_by_about_the_budget(search, trained, tmp_path, ca
     assert before["accuracy"] == json.loads((trained / "result.json").read_text())["accuracy"]
     assert inserted["accuracy"] == pytest.approx(before["accuracy"], abs=1e-6)
     assert inserted["macs"] == before["macs"]
-    assert 0.9 * 0.6 <= after["macs"] / before["macs"] <= 1.06 * 0.6  # maps have whole sizes
+    share = after["macs"] / before["macs"]
+    if search == "measured":  # a stride alone moves in large steps: somewhat below the budget is allowed
+        assert 0.9 * 0.6 <= share <= 1.03 * 0.6
+    else:
+        assert share == pytest.approx(0.6, rel=0.06)  # maps have whole sizes
     network = load_run(tmp_path / "cheap").network
     assert after["macs"] == count_macs(network, torch.zeros(1, 1, 32, 32)).model
     assert after["accuracy"] == json.loads((tmp_path / "cheap" / "result.json").read_text())["accuracy"]
@@ -61,6 +65,8 @@ def test_a_run_becomes_cheaper_by_about_the_budget(search, trained, tmp_path, ca
 
 
 def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch, capsys):
+    searches, find = [], CostModel.find_strides
+    monkeypatch.setattr(CostModel, "find_strides", lambda *a, **k: searches.append(1) or find(*a, **k))
     arguments = [trained, "--budget", "0.6", "--epochs", "2"]
     assert run(*arguments, "--runs", tmp_path / "whole") == 0
     original = compress.train
@@ -78,6 +84,7 @@ def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
     assert run(*arguments, "--runs", tmp_path / "parts") == 1
     monkeypatch.setattr(compress, "train", original)
     assert run(*arguments, "--runs", tmp_path / "parts") == 0
+    assert len(searches) == 2  # one for each run, none for the resumed part
     states = [load_run(tmp_path / part / "plain-0.6").network.state_dict() for part in ("whole", "parts")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -41,8 +41,8 @@ from diffstride.experiments.training.runs import (
 from diffstride.export import freeze
 
 DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
-computed. They are moved onto the budget, those first that raise the loss least for what they save. Then the network is
-fine-tuned at constant sizes.
+computed. Combinations of strides on the budget are compared by the loss, each after some steps of training. The network
+is fine-tuned with the best, at constant sizes.
 
   diffstride compress runs/NAME --budget 0.6
   diffstride compress runs/NAME --budget 0.4 --epochs 10 --name half
@@ -196,8 +196,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--stride_lr", type=float, default=0.1, help="learning rate of the strides (default: 0.1)")
     parser.add_argument(
         "--search", choices=("measured", "gradient"), default="measured",
-        help="find strides by measured changes of the loss before the fine-tuning, or by their gradient in its first "
-        "third (default: measured)",
+        help="find strides by the loss that is measured with them, before the fine-tuning, or by their gradient in its "
+        "first third (default: measured)",
     )  # fmt: skip
     parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of the ramps (default: 4)")
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")

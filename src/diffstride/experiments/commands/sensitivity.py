@@ -47,7 +47,9 @@ def sensitivity(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--steps", type=at_least(0), default=0, metavar="N", help="training steps that adapt the weights (default: 0)"
     )
-    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")
+    parser.add_argument(
+        "--exclude", nargs="+", metavar="PATTERN", help="places where no stride is inserted, such as 'stages.*'"
+    )
     options = parser.parse_args(arguments)
     console = PlainConsole(width=110)
     with console.status("measuring"), quiet():

@@ -54,7 +54,7 @@ class Classifier(LightningModule):
         stride_steps: optimiser steps in which strides are learned. Then they are moved onto the budget, if there is
             one, and stay. null: they learn to the end.
         stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
-            `stride_steps`. Then they are set to the budget by measured changes of the loss
+            `stride_steps`. Then they are set to the budget by the measured loss
             (`CostModel.find_strides`), and stay.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
@@ -139,18 +139,19 @@ class Classifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Hold the strides from the step `stride_steps` on."""
         if self.holds_strides and any(layer.learns_strides for _, layer in learnable_layers(self.network)):
-            if self.cost is not None and self.stride_search == "measured":
-                self._find_strides(self.cost)
-            elif self.cost is not None:
-                self.cost.settle()
+            if self.cost is not None and self.global_step == self.stride_steps:  # a resumed training has set them
+                if self.stride_search == "measured":
+                    self._find_strides(self.cost)
+                else:
+                    self.cost.settle()
             for _, layer in learnable_layers(self.network):
                 for parameter in layer.stride_parameters:
                     parameter.requires_grad_(False)
 
     def _find_strides(self, budget: Budget) -> None:
-        """Set the strides to the budget by measured changes of the loss, alike in all processes."""
+        """Set the strides to the budget by the measured loss, alike in all processes."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.print("measuring how the loss changes with each stride")
+        self.print("comparing strides on the budget by the loss")
         loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
         for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
             shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
