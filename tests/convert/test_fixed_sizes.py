@@ -135,3 +135,26 @@ def test_a_site_keeps_its_stride_for_an_upsampling_in_code():
     assert [(site.name, site.size_multiple) for site in plan.sites] == [("c1", 2)]
     assert "Pyramid" in plan.left_alone["c2"]
     assert "at add" in plan.left_alone["c2"]
+
+
+class MeetInTime(nn.Module):
+    """Two maps meet along time alone: one has its frequencies counted, the other averages them."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted, self.averaged = nn.Conv2d(1, 6, 3, 2, 1), nn.Conv2d(1, 8, 3, 2, 1)
+        self.linear = nn.Linear(6 * 20, 8)
+
+    def forward(self, x):
+        return self.linear(self.counted(x).transpose(1, 2).flatten(2)) + self.averaged(x).mean(-1).mT
+
+
+def test_sites_that_share_a_stride_keep_the_same_axes():
+    model, x = MeetInTime(), torch.randn(2, 1, 80, 40)
+    plan = ds.convert(model, x)
+    assert plan.groups == [["counted", "averaged"]]
+    assert [(site.stride, site.fixed_axes) for site in plan.sites] == [((2, 1), (1,))] * 2
+    assert plan.left_alone["averaged (width)"] == "its map must keep its size like that of counted"
+    with torch.no_grad():
+        model.counted.diffstride.stride[0] = 3.1
+    assert model(x).shape == (2, 26, 8)

@@ -385,3 +385,13 @@ def test_a_size_divided_by_that_of_an_empty_map_is_no_map():
             return self.conv(y[..., : 64 // (y.shape[-1] // 4)])
 
     assert ds.CostModel(Divides(), torch.randn(1, 1, 32, 32)).minimum() == 2 * 4 * 4
+
+
+def test_a_shared_stride_costs_nothing_along_an_axis_that_stays():
+    def gradient(stride, **options):
+        layer = DiffStride2d(stride, window="inner", bounds=((1.0, None), (1.0, 1.0)), **options)
+        ds.CostModel(nn.Sequential(layer, nn.Conv2d(1, 4, 3, padding=1)), torch.randn(1, 1, 20, 30))().backward()
+        return layer.stride.grad[0].item()
+
+    # The cost is 4 * 9 * 20 / S * 30.
+    assert gradient(1.7, shared=True) == pytest.approx(gradient((1.7, 1.0))) == pytest.approx(-21600 / 1.7**2)
