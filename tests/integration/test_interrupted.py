@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,11 +132,28 @@ def test_a_machine_that_gives_notice_takes_nothing_away(pictures, tmp_path, monk
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_worker_that_ends_is_named_with_the_cure(pictures, tmp_path, monkeypatch, capsys):
+def kill_a_worker():
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+def lose_a_connection(unread):
+    """Read from a process that has ended, as the loader does if it notices the missing batch before the end."""
+    mine, other = multiprocessing.Pipe()
+    if unread:
+        mine.send(0)
+    other.close()
+    mine.recv()
+
+
+@pytest.mark.parametrize(
+    "end", [kill_a_worker, partial(lose_a_connection, False), partial(lose_a_connection, True)],
+    ids=["killed", "end of file", "reset"],
+)  # fmt: skip
+def test_a_worker_that_ends_is_named_with_the_cure(pictures, tmp_path, monkeypatch, capsys, end):
     class Kills(Classifier):
         def on_train_batch_start(self, batch, batch_idx):
             if self.trainer.global_step == 5:
-                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+                end()
 
     arguments = [*pictures, "--data.num_workers", "2", "--trainer.max_epochs", "1000", "--runs", str(tmp_path)]
     with monkeypatch.context() as patch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -195,12 +196,16 @@ class FitCLI(LightningCLI):
         if isinstance(error, UsageError | RunError | torch.OutOfMemoryError):
             return None
         for cause in _causes(error):
-            if str(cause).startswith("DataLoader worker (pid"):
-                if "Terminated" in str(cause):  # a signal to a group of processes ends the workers, too
+            # A batch that a worker was about to hand over may be missed before its end is.
+            lost = isinstance(cause, ConnectionError | EOFError) and _is_raised_in(multiprocessing, cause)
+            if lost or str(cause).startswith("DataLoader worker (pid"):
+                # A signal to a group of processes ends the workers, too.
+                if "Terminated" in str(cause) or self.trainer.received_sigterm:
                     return InterruptedRunError(f"interrupted: {self._how_to_resume()}")
+                reason = one_line(cause).rstrip(".") or type(cause).__name__
                 return RunError(
-                    f"DataLoader worker ended ({one_line(cause).rstrip('.')}): lower data.num_workers or "
-                    f"data.batch_size if memory was short, then {self._how_to_resume()}"
+                    f"DataLoader worker ended ({reason}): lower data.num_workers or data.batch_size if memory was "
+                    f"short, then {self._how_to_resume()}"
                 )
             if isinstance(cause, OSError) and cause.errno in DISK_ERRORS | PATH_ERRORS:
                 problem = describe_os_error(cause, cause.filename or f"in {self.run_folder}")  # a write names no file
