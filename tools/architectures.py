@@ -156,7 +156,7 @@ def _described(plan: ds.Plan) -> dict[str, Any]:
     return {
         "sites": len(plan.sites),
         "groups": len(plan.groups),
-        "macs": plan.macs_after / plan.macs_before,
+        "macs": (plan.macs_after - plan.resampling_macs) / plan.macs_before,
         "resampling": plan.resampling_macs / plan.macs_before,
         "left_alone": dict(plan.left_alone),
         "multiples": sorted({site.size_multiple for site in plan.sites}),

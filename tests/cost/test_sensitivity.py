@@ -98,7 +98,7 @@ def test_the_strides_that_hurt_least_are_found():
         def __init__(self):
             super().__init__()
             self.a, self.b = (ds.DiffStride1d(1.0, window="inner", smoothness=1.0) for _ in "ab")
-            self.after_a, self.after_b = (nn.Conv1d(1, 8, 3, padding=1) for _ in "ab")
+            self.after_a, self.after_b = (nn.Conv1d(1, 200, 3, padding=1) for _ in "ab")
 
         def forward(self, smooth, rough):
             return self.after_a(self.a(smooth)), self.after_b(self.b(rough))

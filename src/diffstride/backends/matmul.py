@@ -35,6 +35,7 @@ class DenseOperator:
         """
         self.axis, self.first, self.slopes = axis, first, slopes
         self.transposed, self.matrix = transposed, transposed.t()
+        self.is_identity = False
         self.stacked: Tensor | None = None
         """The rows of `P^T` and `(dP/dS)^T` in turn, where the derivative is a matrix."""
 
@@ -89,12 +90,15 @@ class DenseOperator:
             offset = axis.rows if derivative_first else 0
             operator = cls(axis, rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1), offset))
             operator.stacked = rows
+        operator.is_identity = axis.is_identity(stride)
         if stride is not None:
             operator.first, operator.slopes = first, slopes
         return operator
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
-        """Return `P x` along `dim`."""
+        """Return `P x` along `dim`; `x` itself for the identity."""
+        if self.is_identity:
+            return x
         return _right(x, self.transposed) if dim == -1 else _left(self.matrix, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:

@@ -191,7 +191,7 @@ class _Resample(torch.autograd.Function):
         else:
             y, ramps = _apply(x, steps, built), []
         _save(ctx, x, strides, steps, operators, learning, ramps)
-        return _not_a_view(y)
+        return _new(y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -232,7 +232,7 @@ class _TransformableResample(_Resample):
     def forward(  # type: ignore[override]
         x: Tensor, strides: Tensor | None, steps: tuple[Step, ...], operators: Operators, learning: bool
     ) -> Tensor:
-        return _not_a_view(_apply(x, steps, operators.built))
+        return _new(_apply(x, steps, operators.built), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -264,8 +264,11 @@ def _save(
     ctx.save_for_forward(x, strides)
 
 
-def _not_a_view(y: Tensor) -> Tensor:
-    # Autograd forbids writing in place to a view made in here, as an activation after the layer may.
+def _new(y: Tensor, x: Tensor) -> Tensor:
+    """Return `y` as a tensor into which an activation after the layer may write."""
+    if y is x:  # all operators are the identity
+        return x.clone()
+    # Autograd forbids writing in place to a view made in here.
     return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
 
 

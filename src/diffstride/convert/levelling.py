@@ -100,7 +100,7 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
     """Return the plan without offsets that level maps, and without figures of the converted model."""
     candidates = search.candidates
     calls = {call.module: call for call in before.calls}
-    macs = stand_ins.macs_by_module(before)
+    macs = program.macs_at_present(search.model, before)
     numbered = {name: (number, group) for number, group in enumerate(groups) for name in group.names}
     sites = []
     for key, site in candidates.sites.items():
@@ -191,7 +191,7 @@ def _levelled(search: Search, plan: Plan) -> Plan | None:
 def _leave_what_saves_nothing(search: Search, layers: dict[str, LearnableStrides], costs: program.Program) -> bool:
     """Leave out inserted layers that no multiply-accumulates follow. Return whether there were some."""
     strides = {layer.stride_id: layer.stride for _, layer in learnable_layers(search.model)}
-    grads = dict(zip(strides, costs.gradient(strides).grads, strict=True))
+    grads = dict(zip(strides, costs.gradient(strides, resampling=False).grads, strict=True))
     useless = [
         key
         for key, layer in layers.items()

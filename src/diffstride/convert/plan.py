@@ -25,7 +25,9 @@ class Plan(Edits):
     """Reasons why other modules stay as they are, by name."""
     macs_before: int
     macs_after: int
+    """With the resampling."""
     resampling_macs: int
+    """The resampling alone."""
     macs_least: int
     """The multiply-accumulates at the largest strides: no budget can be below them."""
 
@@ -111,7 +113,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     factor = f", {plan.macs_after / plan.macs_before:.3f} of the original" if plan.macs_before else ""
     yield (
         f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on "
-        f"the example inputs; resampling takes {plan.resampling_macs / 1e6:.2f} M more"
+        f"the example inputs; {plan.resampling_macs / 1e6:.2f} M of them resample"
     )
     if plan.macs_before:
         yield f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"

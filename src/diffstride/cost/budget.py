@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffstride import _validation
 from diffstride.cost.program import Neighbour, OnHost
+from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
 
 if TYPE_CHECKING:
@@ -137,27 +138,48 @@ class Budget(nn.Module):
     def _distance(self, cost: float) -> float:
         return abs(math.log(cost / self.target))
 
+    @property
+    def places(self) -> list[tuple[LearnableStrides, int]]:
+        """The layers that learn and the entries of their strides, without those that must stay 1."""
+        return [
+            (layer, i)
+            for layer in self._layers
+            for i, limits in enumerate(layer.options.entry_limits(layer.ndim))
+            if limits != (1, 1)
+        ]
+
+    @property
+    def _layers(self) -> list[LearnableStrides]:
+        return [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
+
     @torch.no_grad()
-    def settle(self) -> None:
-        """Move the strides so that the exact cost comes nearest to the target, from where they are.
+    def settle(self, logs: Sequence[float] | None = None) -> None:
+        """Move the strides so that the exact cost comes nearest to the target.
 
         All strides move along one line: `log S` is multiplied by a common factor. Strides that are all 1 grow together.
         Since sizes are whole, single ones are then moved by a sample as long as the cost comes nearer to the target.
         Call it once, where strides are to be fixed from then on.
+
+        Args:
+            logs: the direction of the line, `log S` for each of `places`; by default that of the present strides.
         """
-        layers = [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
-        logs = [[math.log(max(s, 1.0)) for s in layer.raw_strides[: len(layer.stride)]] for layer in layers]
-        largest = max(itertools.chain(*logs))
+        layers, places = self._layers, self.places
+        if logs is None:
+            if self.log_error() == 0:
+                return
+            logs = [math.log(max(layer.raw_strides[i], 1.0)) for layer, i in places]
+        largest = max(logs)
 
         def error(size: float) -> float:
             """Return the error where the largest `log S` is `size`."""
-            for layer, own in zip(layers, logs, strict=True):
-                layer.write_strides([math.exp(size * (log / largest if largest else 1.0)) for log in own])
+            strides = {layer: [1.0] * len(layer.stride) for layer in layers}
+            for (layer, i), log in zip(places, logs, strict=True):
+                strides[layer][i] = math.exp(size * (max(log, 0.0) / largest if largest > 0 else 1.0))
+            for layer, own in strides.items():
+                layer.write_strides(own)
                 layer.clamp_strides_()
             return math.log(self.cost.exact() / self.target)
 
-        if self.log_error() == 0:
-            return
         low, high = 0.0, 1 / 16
         while error(high) > 0 and high < 8:
             low, high = high, 2 * high
@@ -168,10 +190,10 @@ class Budget(nn.Module):
         by_id = {layer.stride_id: layer for layer in layers}
         while step := self._nearer_step(distance):
             distance = self._distance(step.cost)
-            layer = by_id[step.stride_id]
-            own = list(layer.raw_strides[: len(layer.stride)])
-            own[step.entry] = step.stride
-            layer.write_strides(own)
+            _write_entry(by_id[step.stride_id], step.entry, step.stride)
+        for entry in self.cost.entries():  # which may be far above what the map can take
+            _, most = entry.layer.options.stride_range(entry.axis, entry.n)
+            _write_entry(entry.layer, entry.position, min(entry.layer.entries[entry.position], most))
 
     def log_error(self) -> float:
         """Return `log(C/T)`, or 0 within the tolerance."""
@@ -197,3 +219,9 @@ class Budget(nn.Module):
     def extra_repr(self) -> str:
         """Return the target."""
         return f"target={self.target:.4g}, measure={self.cost.measure!r}"
+
+
+def _write_entry(layer: LearnableStrides, entry: int, stride: float) -> None:
+    strides = list(layer.raw_strides[: len(layer.stride)])
+    strides[entry] = stride
+    layer.write_strides(strides)

@@ -24,8 +24,9 @@ from diffstride.tracing import ExampleInputs
 class CostModel:
     """The cost of a model as a differentiable function of its strides.
 
-    - `"macs"`: multiply-accumulates of convolutions, linear layers and attention for the inputs given, in evaluation
-      mode, by the formulas of torch's `FlopCounterMode`. Those of the resampling are in `count_macs` alone.
+    - `"macs"`: multiply-accumulates of convolutions, linear layers, attention and the resampling for the inputs given,
+      in evaluation mode, by the formulas of torch's `FlopCounterMode` (`count_macs` has the parts). FFTs, which long
+      axes take, are not counted. An axis at stride 1 under an inner window is left as it is and costs nothing.
     - `"memory"`: bytes of the storages saved for backward in training mode, each once, parameters excluded.
 
     The model runs once with symbols for the sizes that strides decide (`diffstride.tracing`). Every other size is an
@@ -108,8 +109,9 @@ class CostModel:
         return self._count(self._current_program().largest_strides())
 
     def maximum(self) -> int:
-        """Return the cost at the smallest strides that bounds and maps allow."""
-        return self._count(lambda layer: (1.0,) * layer.ndim if layer.learns_strides else raw_strides_of(layer))
+        """Return the cost at the smallest strides that bounds and maps allow, where every layer still resamples."""
+        least = 1 + 1e-9
+        return self._count(lambda layer: (least,) * layer.ndim if layer.learns_strides else raw_strides_of(layer))
 
     def at(self, layer: LearnableStrides, strides: tuple[float, ...]) -> int:
         """Return the exact cost with other raw strides for one layer, and for those that share its parameter."""

@@ -93,11 +93,9 @@ class Program:
         shapes = {n for call in session.calls for n in call.output or () if not n.is_Integer}
         self._shapes = tracing.evaluator(list(shapes), symbols, derived)
         self._by_module = macs_by_module(session)
-        modules = {name: module for module, name in self._names.items()}
         self._resizes = [
-            (modules[call.module], tracing.evaluator([*call.input, *call.output], symbols, derived))
-            for call in session.calls
-            if isinstance(modules[call.module], (ResizeTo, SpectralPoolNd)) and call.input and call.output
+            (layer, tracing.evaluator([*shape, *output], symbols, derived))
+            for layer, shape, output in _resizes(model, session)
         ]
         asked = {relation.expression: relation.truth for relation in session.relations}
         self._answers = [bool(truth) if truth in (True, False) else int(truth) for truth in asked.values()]
@@ -107,7 +105,8 @@ class Program:
         """Return the exact cost at these strides."""
         calls = list(self._exact(strides))
         own = sum(self._own(record, sizes, sizes, strides) for record, sizes in calls)
-        total: float = self._others(*_outputs(calls))[0] + own
+        outputs = _outputs(calls)
+        total: float = self._others(*outputs)[0] + own + self._resized(outputs, outputs)
         return round(total)
 
     def entries(self) -> Iterator[Entry]:
@@ -136,24 +135,29 @@ class Program:
     def by_module(self) -> dict[str, int]:
         """Return the multiply-accumulates by module, at the sizes of the trace."""
         macs = dict(self._by_module)
-        for record, sizes in self._exact(raw_strides_of):
-            name = self._names[record.layer]
-            macs[name] = macs.get(name, 0) + self._own(record, sizes, sizes)
+        calls = list(self._exact(raw_strides_of))
+        outputs = _outputs(calls)
+        parts: list[tuple[nn.Module, Any]] = [
+            (record.layer, self._own(record, sizes, sizes)) for record, sizes in calls
+        ]
+        for resize, evaluate in self._resizes:
+            parts.append((resize, _fixed_resampling(resize, evaluate(*outputs), evaluate(*outputs))))
+        for layer, own in parts:
+            macs[self._names[layer]] = macs.get(self._names[layer], 0) + int(own)
         return macs
 
     def resampling_macs(self) -> int:
-        """Return the multiply-accumulates of the resampling itself, where it is dense."""
+        """Return the multiply-accumulates of the resampling, where it is dense."""
         calls = list(self._exact(raw_strides_of))
-        total: int = sum(
-            batch * record.layer.schedule(spatial, new).resampling_macs(record.channels, spatial, new)
-            for record, (batch, spatial, new) in calls
-        )
-        for layer, evaluate in self._resizes:
-            shapes = evaluate(*_outputs(calls))
-            shape, output = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
-            axes = functional.resize_axes(shape[-layer.ndim :], output[-layer.ndim :], layer.basis, layer.norm)
-            total += dense_macs(axes, "auto", shape)
-        return total
+        outputs = _outputs(calls)
+        own = sum(self._resampling(record, sizes, sizes, raw_strides_of) for record, sizes in calls)
+        return int(own + self._resized(outputs, outputs))
+
+    def _resized(self, outputs: Sequence[Any], whole: Sequence[int]) -> Any:
+        """Return the multiply-accumulates of fixed resamplings, given the output sizes of all calls of layers."""
+        if self.measure != "macs":
+            return 0
+        return sum(_fixed_resampling(layer, evaluate(*outputs), evaluate(*whole)) for layer, evaluate in self._resizes)
 
     def holds(self, strides: Strides) -> bool:
         """Return whether every question about sizes in the trace has the same answer at these strides."""
@@ -203,28 +207,30 @@ class Program:
             yield record, _Sizes(batch, spatial, new)
             values += new
 
-    def gradient(self, strides: Mapping[int, Tensor]) -> Gradient:
+    def gradient(self, strides: Mapping[int, Tensor], resampling: bool = True) -> Gradient:
         """Return the relaxed cost and its gradient with respect to the strides, in float64 on the host.
 
         Args:
             strides: the layers' strides by `stride_id`.
+            resampling: count the multiply-accumulates of the resampling, too.
         """
         room = {i: torch.zeros(2, stride.numel(), dtype=torch.bool) for i, stride in strides.items()}
         learned = {record.layer.stride_id for record in self.records if record.layer.learns_strides}
         with torch.enable_grad():
             leaves = {i: stride.detach().to("cpu", torch.float64).requires_grad_() for i, stride in strides.items()}
-            cost = self._relaxed(leaves, room)
+            cost = self._relaxed(leaves, room, resampling)
             if cost.requires_grad:
                 grads = torch.autograd.grad(cost, [*leaves.values()], allow_unused=True, materialize_grads=True)
             else:  # layers that never run
                 grads = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
         return Gradient(cost.item(), list(grads), [can_move & (i in learned) for i, can_move in room.items()])
 
-    def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor]) -> Tensor:
+    def _relaxed(self, strides: Mapping[int, Tensor], room: Mapping[int, Tensor], resampling: bool) -> Tensor:
         """Return the relaxed cost at strides by `stride_id`, and note in `room` which of them can move."""
         values: list[Any] = []
         own: Any = 0
-        for (record, whole), evaluate in zip(self._exact(raw_strides_of), self._spatial, strict=True):
+        calls = list(self._exact(raw_strides_of))
+        for (record, whole), evaluate in zip(calls, self._spatial, strict=True):
             layer = record.layer
             batch, *spatial = evaluate(*values)
             stride = strides[layer.stride_id].expand(layer.ndim)
@@ -237,15 +243,26 @@ class Program:
                 size, moves = _relaxed_size(layer, axis, seen[axis] + more, whole_seen[axis] + more, stride[axis])
                 new.append(size)
                 room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
-            own = own + self._own(record, _Sizes(batch, spatial, new), whole)
+            sizes = _Sizes(batch, spatial, new)
+            own = own + (self._own if resampling else self._convolution)(record, sizes, whole)
             values += new
+        if resampling:
+            own = own + self._resized(values, _outputs(calls))
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
+
+    def _convolution(self, record: Record, sizes: _Sizes, whole: _Sizes) -> Any:
+        return sizes.batch * record.layer.schedule(whole.spatial, whole.new).macs(sizes.spatial, sizes.new)
+
+    def _resampling(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides) -> Any:
+        schedule = record.layer.schedule(whole.spatial, whole.new)
+        used = strides(record.layer)
+        return sizes.batch * schedule.resampling_macs(record.channels, sizes.spatial, sizes.new, used)
 
     def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
-        schedule = record.layer.schedule(whole.spatial, whole.new)
         if self.measure == "macs":
-            return sizes.batch * schedule.macs(sizes.spatial, sizes.new)
+            return self._convolution(record, sizes, whole) + self._resampling(record, sizes, whole, strides)
+        schedule = record.layer.schedule(whole.spatial, whole.new)
         device = record.layer.stride.device
         elements = schedule.saved_elements(
             record.channels,
@@ -257,6 +274,43 @@ class Program:
             small=schedule.are_small(whole.batch, record.channels, whole.spatial, whole.new, device),
         )
         return sizes.batch * record.itemsize * elements
+
+
+def _resizes(model: nn.Module, session: Session) -> Iterator[tuple[ResizeTo | SpectralPoolNd, Any, Any]]:
+    """Yield the calls of layers that resample and learn nothing, with the shapes of their inputs and outputs."""
+    modules = dict(model.named_modules())
+    for call in session.calls:
+        layer = modules[call.module]
+        if isinstance(layer, (ResizeTo, SpectralPoolNd)) and call.input and call.output:
+            yield layer, call.input, call.output
+
+
+def _fixed_resampling(layer: ResizeTo | SpectralPoolNd, shapes: Sequence[Any], whole: Sequence[int]) -> Any:
+    """Return the multiply-accumulates of a call, given the shapes of its input and output in one row."""
+    both, ndim = len(shapes) // 2, layer.ndim
+    axes = functional.resize_axes(whole[both - ndim : both], whole[-ndim:], layer.basis, layer.norm)
+    samples, new = shapes[both - ndim : both], shapes[-ndim:]
+    return math.prod(shapes[: both - ndim]) * dense_macs(axes, "auto", samples, new, [None] * ndim)
+
+
+def macs_at_present(model: nn.Module, session: Session) -> dict[str, int]:
+    """Return the multiply-accumulates by module of a trace in which the layers have their present sizes."""
+    macs = macs_by_module(session)
+    modules = dict(model.named_modules())
+    for call in session.calls:
+        layer = modules[call.module]
+        if not call.input or not call.output:
+            continue
+        shape, output = [*map(session.value, call.input)], [*map(session.value, call.output)]
+        if isinstance(layer, LearnableStrides):
+            *leading, channels = shape[: -layer.ndim]
+            spatial, new = shape[-layer.ndim :], output[-layer.ndim :]
+            schedule = layer.schedule(spatial, new)
+            own = schedule.macs(spatial, new) + schedule.resampling_macs(channels, spatial, new, raw_strides_of(layer))
+            macs[call.module] = macs.get(call.module, 0) + math.prod(leading) * own
+        elif isinstance(layer, (ResizeTo, SpectralPoolNd)):
+            macs[call.module] = macs.get(call.module, 0) + _fixed_resampling(layer, shape + output, shape + output)
+    return macs
 
 
 def _outputs(calls: Iterable[tuple[Record, _Sizes]]) -> list[Any]:
@@ -344,8 +398,14 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
         return stand_in_for_fixed(module)
 
     session = tracing.run(model, example, forwards, training=measure == "memory")
-    terms = session.storages if measure == "memory" else [work.macs for work in session.work]
-    return int(sum(terms))
+    if measure == "memory":
+        return int(sum(session.storages))
+    resampling = 0
+    for layer, shape, output in _resizes(model, session):
+        if isinstance(layer, SpectralPoolNd):  # the others came with the conversion
+            sizes = [*map(session.value, [*shape, *output])]
+            resampling += _fixed_resampling(layer, sizes, sizes)
+    return int(sum(work.macs for work in session.work)) + resampling
 
 
 def _nominal(layer: LearnableStrides, seen: Sequence[int]) -> list[int]:

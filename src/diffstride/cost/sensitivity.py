@@ -152,7 +152,7 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     layers = [layer for _, layer in learnable_layers(budget.cost.model) if layer.learns_strides]
     before = [layer.raw_strides[: len(layer.stride)] for layer in layers]
     try:
-        tried = _compared(budget, loss, layers, rounds)
+        tried = _compared(budget, loss, rounds)
     except BaseException:
         for layer, strides in zip(layers, before, strict=True):
             layer.write_strides(strides)
@@ -161,31 +161,13 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     return tried
 
 
-def _compared(budget: Budget, loss: Loss, layers: list[LearnableStrides], rounds: int) -> list[Allocation]:
-    model = budget.cost.model
-    places = [
-        (layer, i)
-        for layer in layers
-        for i, limits in enumerate(layer.options.entry_limits(layer.ndim))
-        if limits != (1, 1)
-    ]
+def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
+    model, places = budget.cost.model, budget.places
     tried: list[Allocation] = []
 
     def attempt(logs: Sequence[float]) -> None:
         """Scale logarithms of strides onto the budget, and measure the loss."""
-        own = {layer: [1.0] * len(layer.stride) for layer in layers}
-        for (layer, i), log in zip(places, logs, strict=True):
-            own[layer][i] = math.exp(max(log, 0.0))
-        for layer in layers:
-            layer.write_strides(own[layer])
-            layer.clamp_strides_()
-        budget.settle()
-        for entry in budget.cost.entries():  # which may be out of all bounds where the map cannot shrink further
-            strides = list(entry.layer.entries)
-            strides[entry.position] = min(
-                strides[entry.position], entry.layer.options.stride_range(entry.axis, entry.n)[1]
-            )
-            entry.layer.write_strides(strides)
+        budget.settle(logs)
         found = budget.cost.exact(), {name: layer.entries for name, layer in learnable_layers(model)}
         reached = _BETWEEN[0] <= found[0] / budget.target <= _BETWEEN[1]
         if reached and all(other.strides != found[1] for other in tried):

@@ -146,12 +146,19 @@ class Schedule:
         """Return the convolution's multiply-accumulates on one input, for sizes in any kind of number."""
         return 0 if self.convolution is None else self.convolution.macs(self.convolved_sizes(spatial, new_sizes))
 
-    def resampling_macs(self, channels: int, spatial: Sequence[int], new_sizes: Sequence[int]) -> int:
-        """Return the multiply-accumulates of the dense operators on one input with so many channels."""
-        out_channels = channels if self.convolution is None else self.convolution.out_channels
-        return dense_macs(self.before, self.backend, [channels, *spatial]) + dense_macs(
-            self.after, self.backend, [out_channels, *self.convolved_sizes(spatial, new_sizes)]
-        )
+    def resampling_macs(
+        self, channels: int, spatial: Sequence[Any], new_sizes: Sequence[Any], strides: Sequence[float]
+    ) -> Any:
+        """Return the multiply-accumulates of the dense operators on one input with so many channels.
+
+        Sizes are any kind of number, and strides raw ones. FFTs are not counted.
+        """
+        after = dense_macs(self.after, self.backend, self.convolved_sizes(spatial, new_sizes), new_sizes, strides)
+        if self.convolution is None:
+            return channels * after
+        interleaved = [taps * n for taps, n in zip(self.convolution.kernel, new_sizes, strict=True)]
+        before = dense_macs(self.before, self.backend, spatial, interleaved, strides)
+        return channels * before + self.convolution.out_channels * after
 
     def are_small(
         self, batch: int, channels: int, spatial: Sequence[int], new_sizes: Sequence[int], device: torch.device
@@ -264,14 +271,23 @@ class ConvDownsample:
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
-def dense_macs(axes: Sequence[Axis | None], backend: Backend, shape: Sequence[int]) -> int:
-    """Return the multiply-accumulates of the dense operators of the last axes of a float32 tensor of this shape."""
-    total, shape = 0, list(shape)
-    for i, axis in enumerate(axes, start=len(shape) - len(axes)):
+def dense_macs(
+    axes: Sequence[Axis | None],
+    backend: Backend,
+    sizes: Sequence[Any],
+    new_sizes: Sequence[Any],
+    strides: Sequence[float | None],
+) -> Any:
+    """Return the multiply-accumulates of float32 operators of the axes, for sizes in any kind of number.
+
+    The axes are resampled in their order, as contiguous maps are. FFTs and the identity cost nothing.
+    """
+    total, present = 0, list(sizes)
+    for i, (axis, n, new, stride) in enumerate(zip(axes, sizes, new_sizes, strides, strict=True)):
         if axis is not None:
-            shape[i] = axis.rows
-            if is_dense(axis, backend, torch.float32):
-                total += math.prod(shape) * axis.columns
+            present[i] = new
+            if is_dense(axis, backend, torch.float32) and not axis.is_identity(stride):
+                total += math.prod(present) * n
     return total
 
 

@@ -91,7 +91,7 @@ def compress(arguments: Sequence[str]) -> None:
     table = make_table(f"{config_file.parent.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
     for key, text, scale in (
         ("accuracy", "accuracy, %", 100), ("macs", "million MACs per sample", 1e-6),
-        ("resampling_macs", "million more for resampling", 1e-6), ("latency_ms", "ms for one sample, strides fixed", 1),
+        ("resampling_macs", "of them resampling", 1e-6), ("latency_ms", "ms for one sample, strides fixed", 1),
         ("latency_batch_ms", "ms for 64 samples", 1),
     ):  # fmt: skip
         table.add_row(text, *(f"{scale * stage[key]:.4g}" for stage in stages.values()))
@@ -171,7 +171,7 @@ def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accura
     for name, network in networks.items():
         macs = count_macs(network, example)
         stages[name] = {
-            "accuracy": accuracies[name], "macs": macs.model, "resampling_macs": macs.resampling,
+            "accuracy": accuracies[name], "macs": sum(macs), "resampling_macs": macs.resampling,
             "latency_ms": latencies[0][name], "latency_batch_ms": latencies[1][name],
         }  # fmt: skip
     return stages

@@ -31,6 +31,7 @@ from diffstride.experiments.parser import CommandParser
 from diffstride.experiments.studies.probes import input_windows
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import has_several_processes, parse, train
+from diffstride.experiments.training.schema import total_macs
 
 CONFIG = str(Path(__file__).with_name("demo.yaml"))
 COMPARED = ("conv", "spectral", "diffstride")
@@ -108,7 +109,7 @@ def _print(runs: Sequence[Run], data: PlantedBands, limits: Limits, console: Pla
             f"({run.start[0]}, {run.start[1]})",
             "({:.2f}, {:.2f})".format(*end) if run.method == "diffstride" else "fixed",
             f"{run.result['accuracy']:.3f}",
-            f"{run.result['macs'] / 1e6:.2f} M",
+            f"{total_macs(run.result) / 1e6:.2f} M",
             f"{run.result['train_seconds']:.0f} s",
         )
     console.print(table)

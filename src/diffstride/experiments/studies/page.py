@@ -22,9 +22,10 @@ from diffstride.experiments.figures.style import inline_svg
 from diffstride.experiments.history import read_dicts, read_rows
 from diffstride.experiments.models.downsample import METHODS
 from diffstride.experiments.studies import pictures, results
-from diffstride.experiments.studies.results import DASH, Row, Table, total_macs
+from diffstride.experiments.studies.results import DASH, Row, Table
 from diffstride.experiments.studies.study import shown
 from diffstride.experiments.training.documents import load_yaml, read_json
+from diffstride.experiments.training.schema import total_macs
 from diffstride.nn import learnable_layers
 
 

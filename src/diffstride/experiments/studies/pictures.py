@@ -30,6 +30,7 @@ from diffstride.experiments.studies.probes import executed, input_windows, sampl
 from diffstride.experiments.studies.results import Row, by_task, groups, seeds_of, statistic
 from diffstride.experiments.studies.study import shown
 from diffstride.experiments.training.runs import build_data, load_run, read_result
+from diffstride.experiments.training.schema import total_macs
 from diffstride.nn import DiffStride2d
 
 NO_RUNS = "no run with learned strides is done"
@@ -95,7 +96,7 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> Figure | str:
             accuracy = statistic(group, lambda result: result["accuracy"])
             if accuracy is None:
                 continue
-            macs = [results.total_macs(row.result) / 1e6 for row in group]
+            macs = [total_macs(row.result) / 1e6 for row in group]
             mean = min(max(fmean(macs), min(macs)), max(macs))  # of equal floats, it may differ by a rounding
             name = _name(group[0].axes, varying)
             point = study_figures.Point(name, mean, min(macs), max(macs), accuracy.mean, accuracy.sd or 0)

@@ -24,7 +24,7 @@ from diffstride.experiments.studies.study import OptionalKeys, label_of, shown
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.folders import check_name
 from diffstride.experiments.training.runs import read_result
-from diffstride.experiments.training.schema import check_kind
+from diffstride.experiments.training.schema import check_kind, total_macs
 
 PAPER = Path(__file__).parent / "paper"  # the published tables
 DASH = "–"  # for a value that is missing or not finite
@@ -84,11 +84,6 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def striding_factor(strides: Mapping[str, Sequence[float]]) -> float | None:
     """Return the product of strides over layers and axes; None without strides."""
     return math.prod(itertools.chain.from_iterable(strides.values()), start=1.0) if strides else None
-
-
-def total_macs(result: Mapping[str, Any]) -> float:
-    """Return the multiply-accumulates of one input, resampling included."""
-    return float(result["macs"] + result["resampling_macs"])
 
 
 class Statistic(NamedTuple):

@@ -36,6 +36,7 @@ from diffstride.experiments.studies.worker import read_request, write_request
 from diffstride.experiments.training.documents import read_yaml
 from diffstride.experiments.training.fit import parse, quiet
 from diffstride.experiments.training.runs import build_classifier
+from diffstride.experiments.training.schema import total_macs
 from diffstride.export import freeze
 from diffstride.nn import learnable_layers
 
@@ -195,7 +196,7 @@ def _progress(plan: Study, folder: Path, console: PlainConsole) -> Iterator[None
 def _outcome(row: Row) -> str:
     if row.result is None:
         return f"failed: {row.error}"
-    accuracy, macs = row.result["accuracy"], row.result["macs"] / 1e6
+    accuracy, macs = row.result["accuracy"], total_macs(row.result) / 1e6
     return f"accuracy {'–' if accuracy is None else f'{accuracy:.4f}'}, {macs:.2f} million MACs per image"
 
 

@@ -100,7 +100,7 @@ class LiveCost(Callback):
         if trainer.sanity_checking and trainer.global_step:  # a resumed run has already logged them
             return
         assert isinstance(pl_module, Classifier)
-        macs = _macs(trainer, pl_module).model
+        macs = sum(_macs(trainer, pl_module))
         for logger in trainer.loggers:
             if isinstance(logger, LiveView):
                 logger.log_metrics({"train/macs": macs}, trainer.global_step)

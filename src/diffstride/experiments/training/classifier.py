@@ -28,6 +28,8 @@ from diffstride.nn import Exploration, learnable_layers, param_groups
 
 SEARCH_STEPS = 50
 """The training steps that adapt a network to the strides that are compared."""
+DRAWS, WITHIN = 50, 0.02
+"""Random strides are drawn at most so often, until their cost is so near to the budget, in parts of it."""
 
 
 class Classifier(LightningModule):
@@ -55,7 +57,7 @@ class Classifier(LightningModule):
             one, and stay. null: they learn to the end.
         stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
             `stride_steps`. Then they are set to the budget by the measured loss
-            (`CostModel.find_strides`), and stay.
+            (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, to compare with.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
@@ -80,7 +82,7 @@ class Classifier(LightningModule):
         cost_weight: float = 0.0,
         init_from: str | None = None,
         stride_steps: int | None = None,
-        stride_search: Literal["gradient", "measured"] = "gradient",
+        stride_search: Literal["gradient", "measured", "random"] = "gradient",
         budget: float | None = None,
         exploration: Exploration | None = None,
         channels_last: bool = False,
@@ -113,9 +115,11 @@ class Classifier(LightningModule):
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
-        _validation.one_of("stride_search", stride_search, ("gradient", "measured"))
-        if stride_search == "measured" and (budget is None or stride_steps is None):
-            raise ValueError("stride_search measured needs a budget, and the step stride_steps at which it takes place")
+        _validation.one_of("stride_search", stride_search, ("gradient", "measured", "random"))
+        if stride_search != "gradient" and (budget is None or stride_steps is None):
+            raise ValueError(
+                f"stride_search {stride_search} needs a budget, and the step stride_steps at which it takes place"
+            )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.cost = budget, cast(Budget | None, None)
@@ -140,22 +144,27 @@ class Classifier(LightningModule):
         """Hold the strides from the step `stride_steps` on."""
         if self.holds_strides and any(layer.learns_strides for _, layer in learnable_layers(self.network)):
             if self.cost is not None and self.global_step == self.stride_steps:  # a resumed training has set them
-                if self.stride_search == "measured":
-                    self._find_strides(self.cost)
-                else:
-                    self.cost.settle()
+                self._set_strides(self.cost)
             for _, layer in learnable_layers(self.network):
                 for parameter in layer.stride_parameters:
                     parameter.requires_grad_(False)
 
-    def _find_strides(self, budget: Budget) -> None:
-        """Set the strides to the budget by the measured loss, alike in all processes."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.print("comparing strides on the budget by the loss")
-        loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
-        for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
-            shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
-            self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
+    def _set_strides(self, budget: Budget) -> None:
+        """Set the strides to the budget, alike in all processes."""
+        if self.stride_search == "measured":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.print("comparing strides on the budget by the loss")
+            loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
+            for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
+                shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
+                self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
+        elif self.stride_search == "random":
+            for _ in range(DRAWS):
+                budget.settle(torch.distributions.Dirichlet(torch.ones(len(budget.places))).sample().tolist())
+                if abs(budget.cost.exact() / budget.target - 1) <= WITHIN:
+                    break
+        else:
+            budget.settle()
         layers = [layer for _, layer in learnable_layers(self.network)]
         found = self.trainer.strategy.broadcast([layer.entries for layer in layers])
         for layer, strides in zip(layers, found, strict=True):

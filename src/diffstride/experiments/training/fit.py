@@ -53,6 +53,7 @@ from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.folders import RUN, check_name, check_new, clear, locked
+from diffstride.experiments.training.schema import total_macs
 from diffstride.experiments.training.signals import end_with_parent
 from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.lightning import ClampStrides
@@ -389,5 +390,5 @@ def fit(arguments: Sequence[str]) -> None:
     if result["strides"]:
         layers = ("x".join(f"{stride:.2f}" for stride in layer) for layer in result["strides"].values())
         parts.append(f"strides {', '.join(layers)}")
-    parts.append(f"{result['macs'] / 1e6:.2f} million MACs per sample")
+    parts.append(f"{total_macs(result) / 1e6:.2f} million MACs per sample")
     print(printable(f"{cli.run_folder}: {', '.join(parts)}"))

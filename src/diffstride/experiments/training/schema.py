@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -92,6 +93,11 @@ class Result(_Measured, total=False):
     commit: str | None
     versions: dict[str, str] | None
     hardware: str | None
+
+
+def total_macs(result: Mapping[str, Any]) -> float:
+    """Return the multiply-accumulates of one input, resampling included."""
+    return float(result["macs"] + result["resampling_macs"])
 
 
 def check_result(content: Any) -> Result:
