@@ -41,7 +41,7 @@ def build(config, model_class):
 def table(report) -> str:
     """Return the table of docs/guides/your-own-model.md."""
     lines = [
-        "| model | sites (groups that share) | left alone | million MACs before | after | ratio | resampling, more |",
+        "| model | sites (groups that share) | left alone | million MACs before | after | ratio | of them resampling |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:

@@ -207,10 +207,10 @@ inserted model must also give the original's outputs to 1e-2. The largest differ
 |---|---|---|---|
 {summary}
 
-MACs are those of the converted model at its initial strides over the original's; *after* and *before* are the options
-of `placement`. Resampling is counted apart, over the original's MACs: on thin networks, such as the MobileNets, it
-takes more than the convolutions. *Left alone* are modules that keep their strides, with the first reason. Not all
-strides have a gradient in every model with random weights; those models are marked with *.
+MACs are those of the converted model at its initial strides over the original's, resampling included; *after* and
+*before* are the options of `placement`. The part of the resampling is shown beside: on thin networks, such as the
+MobileNets, it takes more than the convolutions. *Left alone* are modules that keep their strides, with the first reason.
+Not all strides have a gradient in every model with random weights; those models are marked with *.
 
 {table}
 
@@ -232,7 +232,7 @@ def page(results: dict[str, Any]) -> str:
         "convert: sites (strides)",
         "MACs after",
         "before",
-        "resampling after",
+        "of them resampling, after",
         "before",
         "left alone",
     )
@@ -245,7 +245,9 @@ def page(results: dict[str, Any]) -> str:
             star = "*" if convert["without_gradient"] else ""
             left = convert["left_alone"]
             cells = [f"{convert['sites']} ({convert['groups']}){star}"]
-            cells += [f"{convert[key]:.2f}" for key in ("macs", "macs_before", "resampling", "resampling_before")]
+            own, resampling = ([convert[key + way] for way in ("", "_before")] for key in ("macs", "resampling"))
+            cells += [f"{a + b:.2f}" for a, b in zip(own, resampling, strict=True)]
+            cells += [f"{b:.2f}" for b in resampling]
             cells.append(f"{len(left)}: {_short(next(iter(left.values())))}" if left else "")
         inserted = str(insert["groups"]) if insert["passed"] else "no: " + _short(insert["error"])
         rows.append("| " + " | ".join([name, *cells, inserted]) + " |")
