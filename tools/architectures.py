@@ -209,8 +209,8 @@ inserted model must also give the original's outputs to 1e-2. The largest differ
 
 MACs are those of the converted model at its initial strides over the original's, resampling included; *after* and
 *before* are the options of `placement`. The part of the resampling is shown beside: on thin networks, such as the
-MobileNets, it takes more than the convolutions. *Left alone* are modules that keep their strides, with the first reason.
-Not all strides have a gradient in every model with random weights; those models are marked with *.
+MobileNets, it takes more than the convolutions. *Left alone* are modules that keep their strides, with the first
+reason. Not all strides have a gradient in every model with random weights; those models are marked with *.
 
 {table}
 

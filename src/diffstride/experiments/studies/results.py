@@ -134,7 +134,7 @@ def tables(definition: Mapping[str, Any], rows: Sequence[Row], timed: Any = None
     """Return the tables in a study's definition, then one with a line for every group of runs."""
     wanted = definition.get("tables") or []
     made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
-    return [*made, overview(rows, timed["latency"] if timed else {})]
+    return [*made, overview(rows, timed["latency"] if timed else {}, definition.get("compare"))]
 
 
 def by_task(rows: Iterable[Row]) -> list[Row]:
@@ -243,11 +243,19 @@ def _selected(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if all(row.axes.get(axis) == value for axis, value in where.items())]
 
 
-def overview(rows: Sequence[Row], latency: Mapping[str, Any]) -> Table:
-    """Return a table with a line for every group of runs: accuracy, cost, striding factor."""
+def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | None = None) -> Table:
+    """Return a table with a line for every group of runs: accuracy, cost, striding factor.
+
+    Args:
+        rows: Rows of the study.
+        latency: Median latencies by label.
+        compare: A label. Others have the mean difference to it over equal seeds, with its standard error.
+    """
     header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
     if latency:
         header.insert(5, "ms a batch, frozen")
+    if compare is not None:
+        header.insert(3, f"points over {compare}")
     lines = []
     for label, group in groups(rows).items():
         cells = [
@@ -261,8 +269,24 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any]) -> Table:
         ]
         if latency:
             cells.insert(5, f"{latency[label]['ms']:.3g}" if label in latency else DASH)
+        if compare is not None:
+            cells.insert(3, _paired(group, groups(rows)[compare]))
         lines.append(tuple(cells))
     return Table("All runs", tuple(header), tuple(lines))
+
+
+def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
+    """Return the mean difference of the accuracies at equal seeds in points, and its standard error."""
+    accuracies: list[dict[Any, float]] = [
+        {row.axes.get("seed"): row.result["accuracy"] for row in given if row.result and row.result["accuracy"]}
+        for given in (rows, others)
+    ]
+    own, its = accuracies
+    found = Statistic.of([100 * (own[seed] - its[seed]) for seed in own if seed in its])
+    if found is None or rows == others:
+        return DASH
+    count = sum(seed in its for seed in own)
+    return f"{found.mean:+.1f}" + ("" if found.sd is None else f" ± {found.sd / math.sqrt(count):.1f}")
 
 
 def _cell(found: Statistic | None, form: str, scale: float) -> str:

@@ -64,6 +64,7 @@ class OptionalKeys(TypedDict, total=False):
     settings: dict[str, Any]
     tables: list[TableDefinition]
     figures: list[str]
+    compare: str
     latency: int
     cpus: int
     gpus: float
@@ -128,6 +129,7 @@ def load_study(file: Path, settings: Mapping[str, Any] | None = None, figures: S
       list of them, or a mapping from labels to settings, where a value takes several arguments;
     - `tables`: see `results.pivot` and `results.cutoffs`;
     - `figures`: names of figures to draw, of those in the argument `figures`;
+    - `compare`: the name of the runs (all values of the axes but the seed) with which the others are compared by seed;
     - `latency`: samples in the batch on which frozen networks are timed; none are by default;
     - `cpus`: threads of a run, 1 by default;
     - `gpus`: GPUs of a run, a fraction if several share one, 0 by default. Only Ray uses it.
@@ -171,6 +173,8 @@ def _load(file: Path, overrides: Mapping[str, Any], figures: Sequence[str]) -> S
         _one_of("figures", figure, figures)
     for table in definition["tables"]:
         _check_table(table, runs)
+    if "compare" in definition:
+        _one_of("compare", definition["compare"], [*dict.fromkeys(label_of(run.axes) for run in runs)])
     checked: set[str] = set()
     for run in runs:
         values = {f"{axis} {value}" for axis, value in run.axes.items()}
