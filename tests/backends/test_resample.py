@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import diffstride as ds
 from diffstride.experiments.benchmark.measure import peak_bytes
@@ -76,3 +77,34 @@ def test_an_expanded_gradient_of_planes_with_a_single_column():
     whole = torch.autograd.grad(y, [x, layer.stride, layer.weight], upstream.contiguous())
     for a, b in zip(expanded, whole, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("basis", ["dft", "dct"])
+def test_the_identity_is_not_computed(basis):
+    """At stride 1 an inner window keeps all: exact outputs in memory of their own, without a product."""
+    layer = ds.DiffStride2d((1.0, 2.0), window="inner", basis=basis)
+    x = torch.randn(2, 4, 16, 20)
+    with torch.no_grad():
+        layer(x)  # builds the operators
+        with FlopCounterMode(display=False) as counter:
+            one = layer(x)
+    assert counter.get_total_flops() == 2 * 2 * 4 * 16 * 20 * 10  # along the width alone
+    reference = ds.DiffStride1d(2.0, window="inner", basis=basis)
+    torch.testing.assert_close(one, reference(x.flatten(1, 2)).view(one.shape))
+    layer.stride.data.fill_(1.0)
+    for given in (x.clone(), x.clone().to(memory_format=torch.channels_last)):
+        given.requires_grad_()
+        y = layer(given)
+        assert torch.equal(y, given)
+        assert y.data_ptr() != given.data_ptr()
+        y.relu_()  # as an activation after the layer
+        upstream = torch.randn_like(y)
+        y.backward(upstream)
+        torch.testing.assert_close(given.grad, upstream * (given > 0), rtol=1e-5, atol=1e-6)
+    # The stride has the gradient that it has a little further on, where products are computed.
+    grads = []
+    for stride in (1.0, 1 + 1e-5):
+        moved = ds.DiffStride2d(stride, window="inner", basis=basis).double()
+        (moved(x.double()) ** 2).sum().backward()
+        grads.append(moved.stride.grad)
+    torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-2)

@@ -130,3 +130,18 @@ def test_settling_from_strides_of_1_grows_all():
     budget.settle()
     assert cost.exact() / cost.baseline() == pytest.approx(0.6, rel=0.02)
     assert all(stride > 1.1 for strides in ds.strides(model).values() for stride in strides)
+
+
+def test_settling_along_a_line_of_ones_own():
+    """The ratio of the logarithms of both strides is that of the line; no stride ends above what its map can take."""
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    budget = cost.budget(0.4)
+    first, second = learned(model)
+    for share in (0.3, 1.0):
+        budget.settle([1.0, 1.0, share, share])
+        assert cost.exact() / budget.target == pytest.approx(1, abs=0.03)
+        ratio = math.log(second.strides[0]) / math.log(first.strides[0])
+        assert ratio == pytest.approx(share, abs=0.15)
+    budget.settle([0.0, 0.0, 1.0, 1.0])  # which cannot meet the budget alone
+    assert max(second.raw_strides) <= max(first.output_size((64, 64))) / 2

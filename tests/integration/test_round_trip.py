@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ResNetConfig, ResNetForImageClassification
 
 import diffstride as ds
 
@@ -93,3 +95,31 @@ def test_convert_train_save_load_freeze_export(tmp_path):
     for logits in torch.load(tmp_path / "logits.pt", weights_only=True):
         torch.testing.assert_close(logits, here, atol=1e-4 * here.abs().max().item(), rtol=0)
         assert torch.equal(logits.argmax(-1), here.argmax(-1))
+
+
+def test_a_budget_is_what_torch_counts_in_the_frozen_model():
+    """With the example of README.md, resampling included."""
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(ResNetConfig(depths=[1, 1, 1, 1])).eval()
+    images = torch.randn(2, 3, 64, 64)
+    original = macs(model, images[:1])
+    ds.convert(model, images)
+    cost = ds.CostModel(model, images[:1])
+    budget = cost.budget(0.7)
+    optimizer = torch.optim.SGD(ds.param_groups(model, lr=0.05), momentum=0.9)
+    for _ in range(120):
+        optimizer.zero_grad()
+        budget().backward()
+        optimizer.step()
+        ds.clamp_strides_(model)
+    frozen = ds.freeze(model, images)
+    assert macs(frozen, images[:1]) == pytest.approx(0.7 * original, rel=0.02)
+    assert cost.exact() == macs(model, images[:1])
+
+
+def macs(model, images):
+    with torch.no_grad():
+        model(images)  # builds the operators
+        with FlopCounterMode(display=False) as counter:
+            model(images)
+    return counter.get_total_flops() // 2

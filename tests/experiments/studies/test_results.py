@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 
 from diffstride.errors import UsageError
@@ -206,3 +207,23 @@ def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
         assert line[6].split(" ± ")[0] == f"{statistics.fmean(bins):.2f}"
         mel = [1 / (2 * stride(task, seed, 1)) for seed in (0, 1, 2)]
         assert line[8].split(" ± ")[0] == f"{statistics.fmean(mel):.4f}"
+
+
+def test_runs_are_compared_at_equal_seeds():
+    made = tables({"compare": "conv 2-2-2"}, rows())[-1]
+    assert made.columns[3] == "points over conv 2-2-2"
+
+    def accuracies(method, strides):
+        return [
+            100 * row.result["accuracy"]
+            for row in rows()
+            if row.axes["method"] == method and row.axes["strides"] == strides
+        ]
+
+    own = np.array(accuracies("conv", STRIDES[0]))
+    for line, method, strides in zip(made.rows, ("conv", "conv", "diffstride", "diffstride"), STRIDES * 2, strict=True):
+        differences = np.array(accuracies(method, strides)) - own
+        expected = f"{differences.mean():+.1f} ± {scipy.stats.sem(differences):.1f}"
+        assert line[3] == (expected if differences.any() else "–")
+    one = tables({"compare": "conv 2-2-2"}, [row for row in rows() if row.axes["seed"] == 0])[-1]
+    assert one.rows[1][3] == f"{accuracies('conv', STRIDES[1])[0] - own[0]:+.1f}"

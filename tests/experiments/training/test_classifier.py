@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 
-from diffstride.experiments.models import TinyCNN
+import diffstride as ds
+from diffstride.cost import count_macs
+from diffstride.experiments.models import ResNet, TinyCNN
 from diffstride.experiments.training import ClampStrides, Classifier, fit
 
 
@@ -93,5 +95,44 @@ def test_the_parameters_behind_a_parametrized_stride_are_clipped():
 
 @pytest.mark.parametrize("options", [{"budget": 0.5}, {"stride_steps": 0}])
 def test_a_measured_search_needs_a_budget_and_a_step(options):
-    with pytest.raises(ValueError, match="stride_search measured needs a budget, and the step stride_steps"):
-        Classifier(nn.Identity(), stride_search="measured", **options)
+    for search in ("measured", "random"):
+        with pytest.raises(ValueError, match=f"stride_search {search} needs a budget, and the step stride_steps"):
+            Classifier(nn.Identity(), stride_search=search, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's
+def test_random_strides_meet_the_budget_and_differ_by_seed():
+    """Drawn before the first step, then held; the cost is that of the real network."""
+
+    def strides(seed):
+        torch.manual_seed(seed)
+        network = ResNet(
+            width=1 / 8, downsample="diffstride", placement="before", downsample_options={"window": "inner"}
+        )
+        model = Classifier(network, budget=0.5, stride_search="random", stride_steps=0)
+        strided = sum(count_macs(ResNet(width=1 / 8, downsample="conv"), torch.zeros(1, 3, 32, 32)))
+        inputs, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+        trainer = Trainer(
+            max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=Sample(inputs, labels))
+        assert sum(count_macs(network, inputs[:1])) == pytest.approx(0.5 * strided, rel=0.02)
+        return ds.strides(network)
+
+    assert strides(1) == strides(1)
+    assert strides(1) != strides(2)
+
+
+class Sample(LightningDataModule):
+    """A set of one batch with the attributes that a budget needs."""
+
+    def __init__(self, inputs, labels):
+        super().__init__()
+        self.dataset = torch.utils.data.TensorDataset(inputs, labels)
+        self.sample_shape = tuple(inputs.shape[1:])
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.dataset, batch_size=len(self.dataset))
+
+    val_dataloader = train_dataloader
