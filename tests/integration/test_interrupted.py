@@ -46,7 +46,7 @@ def pictures(tmp_path, monkeypatch):
         "--data.augment.flip", "true", "--data.augment.mixup", "0.2",
         "--model.network", "tests.helpers.processes.Dropped", "--model.network.num_classes", "3",
         "--model.network.in_channels", "3",
-        "--model.learning_rates", "[0.05]", "--model.budget", "1.5", "--trainer.max_epochs", "3",
+        "--model.learning_rates", "[0.05]", "--model.budget", "2.2", "--trainer.max_epochs", "3",
         "--trainer.accumulate_grad_batches", "2", "--trainer.accelerator", "cpu",
     ]  # fmt: skip
 

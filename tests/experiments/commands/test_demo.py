@@ -23,7 +23,7 @@ def test_table_and_pictures_come_from_the_runs(tmp_path, capsys):
     assert set(results) == {f"{s}-{m}" for s in ("good", "poor") for m in ("conv", "spectral", "diffstride")}
     for result in results.values():
         assert f"{result['accuracy']:.3f}" in printed
-        assert f"{result['macs'] / 1e6:.2f} M" in printed
+        assert f"{(result['macs'] + result['resampling_macs']) / 1e6:.2f} M" in printed
     assert "which strides up to (4, 2) keep" in " ".join(printed.split())
     rows = json.loads((folder / "results.json").read_text())
     assert [(row["method"], row["start"]) for row in rows[3:5]] == [("conv", [3, 3]), ("spectral", [3, 3])]

@@ -105,7 +105,7 @@ def test_both_formats_have_metadata(run, tmp_path):
 
 
 def test_a_run_with_a_budget(tmp_path, capsys):
-    cli, _ = small(tmp_path, "tiny", "--model.budget", "1.5", steps=3)  # its state is in the checkpoint, too
+    cli, _ = small(tmp_path, "tiny", "--model.budget", "3", steps=3)  # its state is in the checkpoint, too
     assert export(cli.run_folder, tmp_path / "model.onnx", "--repeats", 2) == 0
     assert capsys.readouterr().out.count("│ strided convolutions, ") == 2
 
