@@ -14,7 +14,7 @@ pytest.importorskip("datasets")
 soundfile = pytest.importorskip("soundfile")
 
 from diffstride.experiments.commands.main import main  # noqa: E402
-from diffstride.experiments.commands.predict import Predictor  # noqa: E402
+from diffstride.experiments.training import load  # noqa: E402
 from diffstride.experiments.training.fit import train  # noqa: E402
 from diffstride.experiments.training.runs import build_data, load_run  # noqa: E402
 from tests.helpers.runs import small  # noqa: E402
@@ -170,9 +170,12 @@ def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
     inputs, _ = data.prepare_batch(data.test_set)
     with torch.no_grad():
         expected = network(inputs).softmax(-1)
-    predictor = Predictor(run, top=2)
+    loaded = load(run)
+    assert loaded.classes == {"": sorted(path.name for path in (tmp_path / "images" / "test").iterdir())}
+    assert torch.equal(loaded.network(inputs), network(inputs))
     for place, file in enumerate(sorted((tmp_path / "images" / "test").rglob("*.png"))):
-        own = {p.label: p.probability for p in predictor(file)}
+        own = {p.label: p.probability for p in loaded.predict(str(file), top=2)}
+        assert loaded.predict(file, top=1)[0].probability == max(own.values())
         assert [own[label] for label in data.classes] == pytest.approx(expected[place].tolist(), abs=1e-5)
     PIL.Image.new("RGB", (20, 16)).save(tmp_path / "wide.png")
     assert main(["predict", str(run), str(tmp_path / "wide.png")]) == 1

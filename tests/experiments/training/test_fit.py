@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,3 +237,16 @@ def test_a_budget_is_met(run):
     assert abs((result["macs"] + result["resampling_macs"]) / original - 1) < 0.02
     metrics = [float(m["train/macs"]) for m in history.read_dicts(cli.run_folder / "metrics.csv") if m["train/macs"]]
     assert metrics[0] / original > 1.1  # it came from above
+
+
+def test_a_network_of_the_working_directory_is_found(tmp_path):
+    """In a process of its own, as a user starts it; a file there that is named like a package hides none."""
+    (tmp_path / "mynet.py").write_text(
+        "from diffstride.experiments.models import TinyCNN\n\n\nclass Mine(TinyCNN):\n    pass\n"
+    )
+    (tmp_path / "lightning.py").write_text("raise ImportError('not this one')\n")
+    arguments = [*SMALL, "--model.network", "mynet.Mine", "--trainer.max_steps", "1", "--name", "own"]
+    command = [str(Path(sys.executable).parent / "diffstride"), "fit", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "mynet.Mine" in (tmp_path / "runs" / "own" / "config.yaml").read_text()

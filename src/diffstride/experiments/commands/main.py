@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("", "-h", "--help"):
         print(USAGE, file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
+    if (here := os.getcwd()) not in sys.path:  # of a network of one's own; last, so that it hides no package
+        sys.path.append(here)
     try:
         _command(name)(arguments[1:])
     except UsageError as error:

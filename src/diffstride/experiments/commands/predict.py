@@ -6,23 +6,21 @@ import argparse
 import csv
 import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from diffstride._files import atomic_path
 from diffstride._text import csv_cell, printable
 from diffstride.errors import RunError, UsageError
 from diffstride.experiments.console import PlainConsole
-from diffstride.experiments.data import ClassificationData, DataError, MultiTask
-from diffstride.experiments.data.base import mean_of_views
-from diffstride.experiments.parser import CommandParser, at_least, by, check_new_file
+from diffstride.experiments.data import DataError
+from diffstride.experiments.parser import CommandParser, at_least, check_new_file
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.runs import load_data, load_run
+from diffstride.experiments.training.trained import load
 
 DESCRIPTION = """Classify image or audio files with a trained network. Print the most likely classes with probabilities.
 
@@ -33,66 +31,12 @@ A folder stands for all files in it. Files are prepared like those of the test s
 listed and left out, and the exit status is then 1."""
 
 
-class Prediction(NamedTuple):
-    """One of the most likely classes of a file, of rank 1 for the most likely. A single task is called ""."""
-
-    file: Path
-    task: str
-    rank: int
-    label: str
-    probability: float
-
-
-class Predictor:
-    """A trained network and the preparation of its data.
-
-    Args:
-        run: folder of a run, or a checkpoint in it.
-        top: number of classes for each file and task.
-        device: to run on.
-
-    Raises:
-        UsageError: a run that cannot be read, or whose data are not files.
-    """
-
-    def __init__(self, run: Path, top: int = 3, device: torch.device | str = "cpu") -> None:
-        self.network: nn.Module = load_run(run).network.to(device)
-        data = load_data(run)
-        self.tasks: Mapping[str, ClassificationData] = data.tasks if isinstance(data, MultiTask) else {"": data}
-        for each in self.tasks.values():
-            if type(each).read is ClassificationData.read:
-                raise UsageError(f"{run} was trained on {type(each).__name__}, which is generated and reads no files")
-        self.top, self.device = top, device
-
-    @torch.inference_mode()
-    def __call__(self, file: Path) -> list[Prediction]:
-        """Return the most likely classes of a file, by task.
-
-        Raises:
-            DataError: a file that cannot be read, or has another size than the network's inputs.
-        """
-        found = []
-        for task, data in self.tasks.items():
-            inputs, _ = data.prepare_batch((data.read(file)[None].to(self.device), torch.zeros(1, dtype=torch.int64)))
-            if inputs.shape[1:] != data.sample_shape:
-                raise DataError(
-                    f"{file}: it is {by(inputs.shape[1:])} but the network was trained on {by(data.sample_shape)}: "
-                    "resize it, or train with data.image_size"
-                )
-            logits: Any = self.network(inputs)
-            probabilities = mean_of_views((logits[task] if task else logits).float(), 1)[0].softmax(-1)
-            best = probabilities.topk(min(self.top, len(probabilities)))
-            for rank, (value, place) in enumerate(zip(*map(Tensor.tolist, best), strict=True), 1):
-                found.append(Prediction(file, task, rank, data.classes[place], value))
-        return found
-
-
 def predict(arguments: Sequence[str]) -> None:
     """Load the run, classify the files, and print or write the results."""
     options = _options(arguments)
     files = list(dict.fromkeys(_files(options.files)))
     with quiet():
-        predictor = Predictor(options.run, options.top, "cuda" if torch.cuda.is_available() else "cpu")
+        trained = load(options.run, "cuda" if torch.cuda.is_available() else "cpu")
     console = PlainConsole(stderr=True)
     unread = 0
     with ExitStack() as stack:
@@ -104,7 +48,7 @@ def predict(arguments: Sequence[str]) -> None:
         )
         for file in stack.enter_context(bar).track(files, description="predicting"):
             try:
-                found = predictor(file)
+                found = trained.predict(file, options.top)
             except DataError as error:
                 unread += 1
                 console.say(str(error))
