@@ -80,7 +80,6 @@ class Program:
         self, model: nn.Module, example: ExampleInputs, measure: Measure, strides: Strides = raw_strides_of
     ) -> None:
         self.measure = measure
-        self._names = {module: name for name, module in model.named_modules()}
         self.records, session = records_of(model, example, strides=strides, training=measure == "memory")
         symbols, derived = [s for s in session.hints if s not in session.derived], session.derived
         self._spatial = []
@@ -92,7 +91,8 @@ class Program:
         self._others = tracing.evaluator([sum(terms, tracing.expression(0))], symbols, derived)
         shapes = {n for call in session.calls for n in call.output or () if not n.is_Integer}
         self._shapes = tracing.evaluator(list(shapes), symbols, derived)
-        self._by_module = macs_by_module(session)
+        self.by_module = macs_at_present(model, session)
+        """The multiply-accumulates by module at the sizes of the trace."""
         self._resizes = [
             (layer, tracing.evaluator([*shape, *output], symbols, derived))
             for layer, shape, output in _resizes(model, session)
@@ -131,20 +131,6 @@ class Program:
                     stride = entry.n / relaxed
                     cost = self.count(instead(entry.layer.stride_id, entry.moved(stride)))
                     yield Neighbour(entry.layer.stride_id, entry.position, stride, cost)
-
-    def by_module(self) -> dict[str, int]:
-        """Return the multiply-accumulates by module, at the sizes of the trace."""
-        macs = dict(self._by_module)
-        calls = list(self._exact(raw_strides_of))
-        outputs = _outputs(calls)
-        parts: list[tuple[nn.Module, Any]] = [
-            (record.layer, self._own(record, sizes, sizes)) for record, sizes in calls
-        ]
-        for resize, evaluate in self._resizes:
-            parts.append((resize, _fixed_resampling(resize, evaluate(*outputs), evaluate(*outputs))))
-        for layer, own in parts:
-            macs[self._names[layer]] = macs.get(self._names[layer], 0) + int(own)
-        return macs
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling, where it is dense."""
