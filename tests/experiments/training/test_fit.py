@@ -250,3 +250,18 @@ def test_a_network_of_the_working_directory_is_found(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "mynet.Mine" in (tmp_path / "runs" / "own" / "config.yaml").read_text()
+
+
+def test_a_run_without_a_terminal_prints_a_line_for_each_epoch(tmp_path, capsys):
+    arguments = [a for a in SMALL if a not in ("--trainer.enable_progress_bar", "false")]
+    more = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--runs", str(tmp_path), "--name", "lines"]
+    assert main(["fit", *arguments, *more]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    rows = [m for m in history.read_dicts(tmp_path / "lines" / "metrics.csv") if m["val/accuracy"]]
+    strides = json.loads((tmp_path / "lines" / "result.json").read_text())["strides"]["down"]
+    assert len(lines) == len(rows) == 2
+    for line, row, epoch in zip(lines, rows, (1, 2), strict=True):
+        assert line.startswith(f"epoch {epoch}, step ")
+        assert f"accuracy {float(row['val/accuracy']):.4f}" in line
+        assert f"validation loss {float(row['val/loss']):.4f}" in line
+    assert lines[-1].endswith("strides " + "x".join(f"{s:.2f}" for s in strides))

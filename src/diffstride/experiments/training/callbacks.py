@@ -119,10 +119,31 @@ class StrideProgressBar(RichProgressBar):
         """Return the metrics of the line."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        learned = strides(network_of(pl_module)).values()
-        if learned:
-            metrics["strides"] = " ".join("x".join(f"{s:.2f}" for s in layer) for layer in learned)
+        if learned := _strides_in_short(pl_module):
+            metrics["strides"] = learned
         return dict(metrics)
+
+
+class EpochLines(Callback):
+    """A callback that prints a line at each validation, in place of a progress bar where there is no terminal."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print epoch, step, loss, accuracy and strides."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        parts = [f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"]
+        parts += [
+            f"{name} {trainer.callback_metrics[key]:.4f}"
+            for key, name in {"train/loss": "loss", "val/loss": "validation loss", "val/accuracy": "accuracy"}.items()
+            if key in trainer.callback_metrics
+        ]
+        learned = _strides_in_short(pl_module)
+        print(", ".join([*parts, *([f"strides {learned}"] if learned else [])]), flush=True)
+
+
+def _strides_in_short(pl_module: LightningModule) -> str:
+    learned = strides(network_of(pl_module)).values()
+    return " ".join("x".join(f"{s:.2f}" for s in layer) for layer in learned)
 
 
 class WriteResult(Callback):

@@ -36,6 +36,7 @@ from diffstride.errors import InterruptedRunError, RunError, UsageError
 from diffstride.experiments import history
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.training.callbacks import (
+    EpochLines,
     LiveCost,
     SeedSteps,
     StrideHistory,
@@ -158,10 +159,10 @@ class FitCLI(LightningCLI):
         for callback in further:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = callback.dirpath or str(folder / "more_checkpoints")
-        if given.get("enable_progress_bar") is not False and sys.stderr.isatty():
-            callbacks.append(StrideProgressBar())
-        else:
+        if given.get("enable_progress_bar") is False or not sys.stderr.isatty():
             kwargs["enable_progress_bar"] = False
+        if given.get("enable_progress_bar") is not False:
+            callbacks.append(StrideProgressBar() if sys.stderr.isatty() else EpochLines())
         trainer = super().instantiate_trainer(
             logger=[self._csv, LiveView(folder, self.checkpoint_step)],
             callbacks=[*further, *callbacks],
