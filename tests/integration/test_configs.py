@@ -16,7 +16,7 @@ SHORT = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="CIFAR-10 is not at hand")
-@pytest.mark.parametrize("name", ["cifar10", "cifar10-small"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-small", "release"])
 @pytest.mark.parametrize("method", ["diffstride", "conv"])
 def test_two_steps_on_real_images(name, method, tmp_path):
     # Not narrower: see `steps` in diffstride.experiments.benchmark.suites.
@@ -28,8 +28,9 @@ def test_two_steps_on_real_images(name, method, tmp_path):
     ])  # fmt: skip
     result = json.loads((cli.run_folder / "result.json").read_text())
     assert 0 <= result["accuracy"] <= 1
-    assert result["loss"] < 4  # log(10) = 2.3 for a network that knows nothing
-    strides = {"diffstride": 5 if name == "cifar10" else 3, "conv": 0}[method]
+    # log(10) = 2.3 for a network that knows nothing. In the release's norm, maps are larger than batch norms know yet.
+    assert result["loss"] < (10 if name == "release" else 4)
+    strides = {"diffstride": {"cifar10": 5, "cifar10-small": 3, "release": 4}[name], "conv": 0}[method]
     assert len(result["strides"]) == strides
 
 

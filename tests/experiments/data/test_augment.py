@@ -60,6 +60,24 @@ def test_mixup_mixes_images_and_targets_by_one_share_per_sample():
     assert targets.diagonal().unique().numel() > 8  # a share per sample, and each keeps a part of its own label
 
 
+def test_mixup_of_pairs_makes_one_image_of_two():
+    """The first half of the batch is mixed with the second; an odd last image has no partner."""
+    labels = torch.arange(17)
+    images = F.one_hot(labels, 17).float().view(17, 1, 1, 17)
+    mixed, targets = Augment(mixup=1.0, mixup_pairs=True)(images, labels, 17)
+    assert mixed.shape == (8, 1, 1, 17)
+    torch.testing.assert_close(mixed.flatten(1), targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    for i, target in enumerate(targets):
+        assert target.nonzero().flatten().tolist() == [i, i + 8]
+    assert targets.diagonal().unique().numel() == 8
+    # Shares are those of Beta(0.2, 0.2): its mean is 1/2, its variance 1 / (4 (2 * 0.2 + 1)).
+    _, targets = Augment(mixup=0.2, mixup_pairs=True)(torch.zeros(4000, 1, 1, 1), torch.arange(4000), 4000)
+    shares = targets[:, :2000].diagonal()
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert shares.var().item() == pytest.approx(1 / 5.6, rel=0.05)
+
+
 @pytest.mark.parametrize("alpha", [0.2, 4.0])
 def test_mixup_shares_follow_the_beta_distribution(alpha):
     count = 4096

@@ -49,6 +49,10 @@ def test_evaluation_normalises_by_the_statistics_of_the_train_split(tmp_path):
     torch.testing.assert_close(inputs.double(), (data.test_set[0].double() / 255 - mean) / std, atol=1e-5, rtol=1e-5)
     assert inputs.dtype == torch.float32
     assert labels is data.test_set[1]
+    given = ready(folder.path, std=(0.2, 0.5, 1.0))
+    inputs, _ = given.prepare_batch(given.test_set)
+    std = torch.tensor([0.2, 0.5, 1.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(inputs.double(), (given.test_set[0].double() / 255 - mean) / std, atol=1e-5, rtol=1e-5)
 
 
 def saved(image, kind, **options):

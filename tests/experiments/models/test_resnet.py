@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -278,3 +279,41 @@ def test_configuration_from_yaml():
     assert layers[0].output_size((32, 32)) == (16, 16)  # the inner window's N/S
     with pytest.raises(jsonargparse.ArgumentError, match="depth"):
         parser.parse_string("model: {depth: 34}")
+
+
+@pytest.mark.parametrize("method", ["conv", "avg", "spectral", "diffstride"])
+def test_a_raw_shortcut_sees_the_input_of_the_block(method):
+    torch.manual_seed(0)
+    options = {"stride": 2, "preactivation": True, "raw_shortcut": True, "downsample": method}
+    block = randomise(ResidualBlock(4, (6, 6), (3, 3), options={"smoothness": 1.0}, **options))
+    x = torch.randn(2, 4, 12, 10, dtype=torch.float64)
+    if method == "conv":
+        shortcut = F.conv2d(x, block.project.weight, stride=2)
+    else:  # a linear layer of each channel commutes with the 1x1 convolution
+        shortcut = block.down(F.conv2d(x, block.project.weight))
+    main = copy.deepcopy(block)
+    nn.init.zeros_(main.project.weight)  # what is left is the main path, as other tests have it
+    torch.testing.assert_close(block(x), main(x) + shortcut)
+    activated = ResidualBlock(4, (6, 6), (3, 3), options={"smoothness": 1.0}, **(options | {"raw_shortcut": False}))
+    activated.double().eval().load_state_dict(block.state_dict())
+    nn.init.zeros_(activated.project.weight)
+    torch.testing.assert_close(activated(x), main(x))
+
+
+def test_a_stage_without_an_entry_has_no_layer_and_no_projection():
+    model = network("diffstride", strides=[1, None, 2, 3, 2])
+    assert set(ds.strides(model)) == {f"stages.{i}.0.down" for i in (1, 2, 3)} | {"stem.conv"}
+    assert model.stages[0][0].project is None
+    assert map_sizes(network("conv", strides=[1, None, 2, 3, 2]), (48, 36)) == [
+        (48, 36), (48, 36), (24, 18), (8, 6), (4, 3),
+    ]  # fmt: skip
+
+
+def test_convolutions_are_drawn_as_keras_draws_them():
+    """A normal distribution cut off at two deviations, whose own deviation is sqrt(2 / fan_in) (scipy)."""
+    model = network(width=0.5, initialization="fan_in_truncated")
+    for conv in [model.stem.conv, *(conv for stage in model.stages for block in stage for conv in block.convs)]:
+        expected = math.sqrt(2 / (conv.in_channels * 9))
+        assert conv.weight.std().item() == pytest.approx(expected, rel=0.1)
+        widest = 2 * expected / scipy.stats.truncnorm(-2, 2).std()
+        assert 0.9 * widest < conv.weight.abs().max().item() <= widest * (1 + 1e-6)

@@ -136,3 +136,21 @@ class Sample(LightningDataModule):
         return torch.utils.data.DataLoader(self.dataset, batch_size=len(self.dataset))
 
     val_dataloader = train_dataloader
+
+
+def test_decay_of_kernels_alone():
+    """One step without a gradient: kernels shrink by rate times decay, all else stays."""
+    torch.manual_seed(0)
+    network = TinyCNN(width=4)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    module = Classifier(network, learning_rates=(0.5,), weight_decay=0.1, decay="kernels")
+    optimizer = module.configure_optimizers()["optimizer"]
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(grouped) == len({id(parameter) for parameter in grouped}) == len(before)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kernels = {name for name, value in before.items() if value.ndim > 1}
+    assert 0 < len(kernels) < len(before) - 1
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name in kernels else 1.0))

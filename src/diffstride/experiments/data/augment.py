@@ -25,6 +25,8 @@ class Augment:
         flip: mirror every second image, left to right.
         mixup: alpha of Beta(alpha, alpha), from which each sample draws its share of another sample of the batch
             (Zhang et al. 2018). Targets become class probabilities. 0 for none.
+        mixup_pairs: mix the first half of a batch with the second, so that two images make one, as the authors'
+            program does. The network sees half of `batch_size`.
     """
 
     pad_crop: int = 0
@@ -32,6 +34,7 @@ class Augment:
     resized_crop: int | None = None
     flip: bool = False
     mixup: float = 0.0
+    mixup_pairs: bool = False
 
     def __post_init__(self) -> None:
         _validation.integer("augment.pad_crop", self.pad_crop, 0)
@@ -48,13 +51,21 @@ class Augment:
             num_classes: number of classes, K.
 
         Returns:
-            The images, and the labels as they were or, with mixup, class probabilities `[B, K]`.
+            The images, and the labels as they were or, with mixup, class probabilities `[B, K]`. With `mixup_pairs`, B
+            is halved.
         """
         spatial = _spatial(self, images.shape[-2], images.shape[-1])
         if spatial is not None:
             images = spatial(images)
         if not self.mixup:
             return images, labels
+        if self.mixup_pairs:
+            half = len(images) // 2
+            share = Beta(self.mixup, self.mixup).sample((half, 1)).to(images)
+            targets = F.one_hot(labels, num_classes).to(images.dtype)
+            pairs = [(given[:half], given[half : 2 * half]) for given in (images.flatten(1), targets)]
+            mixed_images, mixed = ((1 - share) * own + share * other for own, other in pairs)
+            return mixed_images.view(half, *images.shape[1:]), mixed
         images, mixed = _mixup(self.mixup)(images, labels)
         share = mixed[:, 2:].to(images.dtype)
         own, other = (F.one_hot(mixed[:, i].long(), num_classes).to(images.dtype) for i in (0, 1))

@@ -45,6 +45,8 @@ class ImageData(HubData):
         image_column: the column of images. The default is the only one of its type.
         image_size: resize the shorter side to this and keep the middle square. Needed where sizes differ.
         augment: random changes to training images; none by default.
+        std: the deviations of red, green and blue by which images are divided, of values from 0 to 1. The default is
+            that of the train split.
         options: further arguments of `HubData`.
     """
 
@@ -54,6 +56,7 @@ class ImageData(HubData):
         image_column: str | None = None,
         image_size: int | None = None,
         augment: Augment | None = None,
+        std: tuple[float, float, float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(path, image_column, **options)
@@ -61,6 +64,7 @@ class ImageData(HubData):
             _validation.integer("image_size", image_size, 1)
         self.decoder = ImageDecoder(image_size)
         self.settings = augment or Augment()
+        self.given_std = None if std is None else _validation.positive("std", std)
 
     def augment(self, inputs: Tensor, labels: Tensor) -> Batch:
         return self.settings(inputs, labels, self.num_classes)
@@ -73,9 +77,11 @@ class ImageData(HubData):
 
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
         if decoded is None:
-            return torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
-        pixels = decoded.double().div_(255)
-        return pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp_min(1 / 255).float()
+            mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+        else:
+            pixels = decoded.double().div_(255)
+            mean, std = pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp_min(1 / 255).float()
+        return mean, std if self.given_std is None else torch.tensor(self.given_std)
 
 
 @dataclass(frozen=True)

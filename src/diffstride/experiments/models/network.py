@@ -1,7 +1,8 @@
 """The base class of the networks that the command line knows by name, and what they have in common."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -67,11 +68,21 @@ def check_strides(strides: Any, least: int, most: int, places: str = "") -> None
         raise ValueError(f"strides must have {entries}{places}, got {short_repr(list(strides))}")
 
 
-def draw_convolutions(network: nn.Module) -> None:
-    """Draw the weights of convolutions from a normal distribution of variance `2 / fan_out` (He et al. 2015, Eq. 14).
+Initialization = Literal["fan_out", "fan_in_truncated"]
+_TRUNCATED = 0.87962566103423978  # the deviation of a standard normal distribution cut off at 2
 
-    Downsampling layers, named `down`, keep their initial values and draw no random numbers here.
+
+def draw_convolutions(network: nn.Module, initialization: Initialization = "fan_out") -> None:
+    """Draw the weights of convolutions from a normal distribution.
+
+    Its variance is `2 / fan_out` (He et al. 2015, Eq. 14); with "fan_in_truncated" it is `2 / fan_in`, and weights
+    beyond twice the deviation of the whole distribution are drawn again, as Keras' `he_normal` does. Downsampling
+    layers, named `down`, keep their initial values and draw no random numbers here.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | DiffStrideConv2d) and "down" not in name.split("."):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if initialization == "fan_out":
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                std = math.sqrt(2 / module.weight[0].numel()) / _TRUNCATED
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffstride.experiments.models.downsample import DownsampleFactory, Stride, make_downsample
 from diffstride.experiments.models.network import (
+    Initialization,
     Network,
     check_strides,
     comes_first,
@@ -51,6 +52,7 @@ class ResidualBlock(nn.Module):
     projection the shortcut is the identity.
 
     With `placement="before"`, `W_1 D` replaces `D W_1`. Where `W_1` is the first convolution, both paths use one `D x`.
+    With `raw_shortcut`, the shortcut of the second form is `W_s D x`.
 
     Args:
         in_channels: Channels of the input.
@@ -58,6 +60,7 @@ class ResidualBlock(nn.Module):
         kernels: Kernel sizes of the convolutions. The first 3x3 one downsamples.
         stride: Stride of the block; None for a block that has no downsampling.
         preactivation: Use the second form.
+        raw_shortcut: Feed the shortcut's projection with the block's input, not with the activated one.
         downsample: See `make_downsample`.
         placement: "after" or "before" the convolution that downsamples; see `ResNet`.
         options: See `make_downsample`.
@@ -71,12 +74,13 @@ class ResidualBlock(nn.Module):
         *,
         stride: Stride | None = None,
         preactivation: bool = False,
+        raw_shortcut: bool = False,
         downsample: str | DownsampleFactory = "conv",
         placement: Placement = "after",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.preactivation = preactivation
+        self.preactivation, self.raw_shortcut = preactivation, raw_shortcut
         self.downsample_at = kernels.index(3)
         conv_stride, self.down = make_downsample(downsample, stride, **(options or {}))
         widths = [in_channels, *channels]
@@ -98,7 +102,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norms[0](x).relu() if self.preactivation else x
         small = self.down(y)
-        shortcut = x if self.project is None else self.project(small)
+        shortcut = x if self.project is None else self.project(self.down(x) if self.raw_shortcut else small)
         last = len(self.convs) - 1
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if self.preactivation and i > 0:
@@ -129,6 +133,8 @@ class ResNet(Network):
         stem: "cifar" is a 3x3 convolution of stride 1, "imagenet" a 7x7 convolution of stride 2 and a 3x3 max pooling
             of stride 2.
         preactivation: Normalise and activate before each convolution instead of after it.
+        raw_shortcut: With pre-activation, the projections on shortcuts see the block's input instead of the activated
+            one, as in the authors' program.
         width: Factor on the number of channels of every layer.
         downsample: "conv" (strided convolutions), "avg" or "max" (convolution, then pooling), "blur" (convolution,
             then anti-aliased pooling), "spectral" (convolution, then fixed spectral pooling, fractional strides
@@ -136,14 +142,16 @@ class ResNet(Network):
         strides: Initial strides, numbers or pairs (height, width). They belong to the last of: stem, stage 1, stage 2,
             ... So for ResNet-18 three entries are stages 2 to 4, as in the paper, and five are the stem and all
             stages, as in the authors' release. Every entry gets a layer of its own, also an entry of 1. A stage with
-            an entry starts with a projection on the shortcut. A stage without an entry does not downsample. A stem
-            without an entry is the standard one. An entry for the "imagenet" stem replaces the stride of its
-            convolution. Default: 2 for every stage but the first.
+            an entry starts with a projection on the shortcut. A stage without an entry, or with null, does not
+            downsample. A stem without an entry is the standard one. An entry for the "imagenet" stem replaces the
+            stride of its convolution. Default: 2 for every stage but the first.
         placement: "after" (the paper) or "before" the convolution. Before it, the layer resamples the convolution's
             input, and the convolution works on the small map, which costs what a strided convolution costs. "conv" has
             no layer to place.
         downsample_options: Options of DiffStride2d (smoothness, window, basis, norm, shared, bounds, ...) for every
             downsampling layer. Methods that have no such option ignore it.
+        initialization: Of the convolutions: "fan_out" (He et al. 2015, Eq. 14) or "fan_in_truncated" (Keras'
+            `he_normal`, as in the authors' program).
 
     Raises:
         ValueError: There are no strides or too many, or `make_downsample` refuses a stride or the method.
@@ -160,11 +168,13 @@ class ResNet(Network):
         in_channels: int = 3,
         stem: Literal["cifar", "imagenet"] = "cifar",
         preactivation: bool = False,
+        raw_shortcut: bool = False,
         width: float = 1.0,
         downsample: str | DownsampleFactory = "conv",
-        strides: Sequence[Stride] | None = None,
+        strides: Sequence[Stride | None] | None = None,
         placement: Placement = "after",
         downsample_options: dict[str, Any] | None = None,
+        initialization: Initialization = "fan_out",
     ) -> None:
         super().__init__()
         arch = _ARCHITECTURES[depth]
@@ -192,7 +202,7 @@ class ResNet(Network):
             for i in range(blocks):
                 block = ResidualBlock(
                     channels, widths, arch.kernels, stride=stage_stride if i == 0 else None,
-                    preactivation=preactivation, downsample=downsample, placement=placement,
+                    preactivation=preactivation, raw_shortcut=raw_shortcut, downsample=downsample, placement=placement,
                     options=downsample_options,
                 )  # fmt: skip
                 stage.append(block)
@@ -201,7 +211,7 @@ class ResNet(Network):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if preactivation else nn.Identity()
         self.classifier = make_classifier(channels, num_classes)
-        draw_convolutions(self)
+        draw_convolutions(self, initialization)
 
     def forward(self, x: Tensor) -> Any:
         y = self.norm(self.stages(self.stem(x)))

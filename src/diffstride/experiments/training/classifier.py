@@ -45,6 +45,7 @@ class Classifier(LightningModule):
         milestones: optimiser steps at which the next rate begins.
         momentum: momentum of SGD, for weights and strides.
         weight_decay: decay of the weights; strides never decay.
+        decay: "all" weights, or "kernels", those of convolutions and linear layers: no biases, no batch norms.
         stride_lr: rate of the strides while `learning_rates` is highest; otherwise in proportion.
         stride_clip: largest norm of one layer's stride gradient in a step; null does not clip. The gradient of a stride
             is a sum over batch and channels, and occasionally very large.
@@ -75,6 +76,7 @@ class Classifier(LightningModule):
         milestones: Sequence[int] = (),
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        decay: Literal["all", "kernels"] = "all",
         stride_lr: float = 0.1,
         stride_clip: float | None = 1.0,
         label_smoothing: float = 0.0,
@@ -112,6 +114,7 @@ class Classifier(LightningModule):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.learning_rates, self.milestones = tuple(learning_rates), tuple(milestones)
         self.momentum, self.weight_decay = momentum, weight_decay
+        self.decay = _validation.one_of("decay", decay, ("all", "kernels"))
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
         self.label_smoothing, self.cost_weight = label_smoothing, cost_weight
         self.task_weights = dict(task_weights or {})
@@ -293,6 +296,11 @@ class Classifier(LightningModule):
         highest = max(self.learning_rates)
         stride_lr = self.stride_lr if self.stride_search == "gradient" else 0.0
         groups = param_groups(self.network, highest, stride_lr=stride_lr, weight_decay=self.weight_decay)
+        if self.decay == "kernels":
+            weights = groups[0]["params"]
+            groups[0]["params"] = [parameter for parameter in weights if parameter.ndim > 1]
+            others = [parameter for parameter in weights if parameter.ndim <= 1]
+            groups.append({"params": others, "lr": highest, "weight_decay": 0.0, "name": "without_decay"})
         optimizer = torch.optim.SGD(groups, momentum=self.momentum)
 
         def factor(step: int) -> float:
