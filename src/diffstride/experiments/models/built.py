@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import diffstride
 from diffstride import _validation
+from diffstride.experiments.models.downsample import imported
 from diffstride.experiments.models.network import Network
 
 STRIDES = ("insert", "convert", "none")
@@ -69,10 +69,6 @@ def _build(given: Any) -> Any:
     """Return what a mapping with `function` and `arguments` describes; anything else as it is."""
     if not isinstance(given, Mapping) or "function" not in given:
         return given
-    path = given["function"]
-    module, _, name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"function must be a path such as timm.create_model, got {path!r}: {error}") from error
-    return function(**{key: _build(value) for key, value in given.get("arguments", {}).items()})
+    return imported("function", given["function"])(
+        **{key: _build(value) for key, value in given.get("arguments", {}).items()}
+    )

@@ -1,8 +1,9 @@
 """Downsampling of a convolution's output: the one thing in which the baselines of a study differ."""
 
+import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -31,6 +32,15 @@ _LAYERS: dict[int, dict[str, Any]] = {
 }
 
 
+def imported(argument: str, path: str) -> Any:
+    """Return what a path such as `timm.create_model` names; `argument` is named in errors."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{argument} must be a path such as timm.create_model, got {path!r}: {error}") from error
+
+
 def make_downsample(
     method: str | DownsampleFactory, stride: Stride | None, ndim: int = 2, **options: Any
 ) -> tuple[int | tuple[int, int], nn.Module]:
@@ -45,7 +55,8 @@ def make_downsample(
     - `DiffStride2d.output_size` samples for `"diffstride"` (Riad et al. 2022), where `S` is learned, also from `S = 1`.
 
     Args:
-        method: One of the names above, or a function from the stride to a layer.
+        method: One of the names above, or a function from the stride to a layer, itself or by its path
+            (`package.function`).
         stride: The stride, a number or, for images, `(height, width)`, at least 1. None: no downsampling.
         ndim: Spatial axes: 2 for images and spectrograms, 1 for waveforms.
         options: Options of `DiffStride2d`. So that one configuration serves every method, the other methods accept the
@@ -67,6 +78,8 @@ def make_downsample(
         raise TypeError(
             f"options must be among those of DiffStride2d ({', '.join(sorted(_OPTIONS))}), got {unknown}{near}"
         )
+    if isinstance(method, str) and "." in method:
+        method = cast(DownsampleFactory, imported("downsample", method))
     if callable(method):
         return 1, method(stride if isinstance(stride, int | float) else (strides[0], strides[1]))
     _validation.one_of("downsample", method, [name for name in METHODS if ndim == 2 or name != "blur"])
