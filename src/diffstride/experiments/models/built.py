@@ -69,6 +69,5 @@ def _build(given: Any) -> Any:
     """Return what a mapping with `function` and `arguments` describes; anything else as it is."""
     if not isinstance(given, Mapping) or "function" not in given:
         return given
-    return imported("function", given["function"])(
-        **{key: _build(value) for key, value in given.get("arguments", {}).items()}
-    )
+    arguments = {key: _build(value) for key, value in given.get("arguments", {}).items()}
+    return imported("function", given["function"])(**arguments)
