@@ -147,7 +147,7 @@ def _resample_backward(
     with torch.no_grad():
         found = resampling.backward(grad, x, strides, operators, needs_x)
     of_x, of_strides = [grad.new_empty(0) if gradient is None else gradient for gradient in found]
-    return of_x, of_strides
+    return of_x.clone() if of_x is grad else of_x, of_strides
 
 
 @_resample_backward.register_fake

@@ -145,11 +145,10 @@ class Axis(NamedTuple):
         return min(max(stride, self.lower), self.upper)
 
     def is_identity(self, stride: float | None) -> bool:
-        """Return whether the operator leaves its axis as it is: at equal sizes, with no window or an inner one at 1."""
-        plain = self.n == self.size and self.gain == 1 and self.taps is None
-        return plain and (
-            self.smoothness is None or stride is None or (self.window == "inner" and self.clamp(stride) == 1)
-        )
+        """Return whether all coefficients keep their weight: at equal sizes, with no window or an inner one at 1."""
+        if self.n != self.size or self.taps is not None:
+            return False
+        return self.smoothness is None or stride is None or (self.window == "inner" and self.clamp(stride) == 1)
 
     def frequencies(self, like: Tensor, first: int = 0, count: int | None = None) -> Tensor:
         """Return the frequencies of `count` coefficients from `first` on, in cycles per axis."""

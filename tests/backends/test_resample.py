@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,6 +102,10 @@ def test_the_identity_is_not_computed(basis):
         upstream = torch.randn_like(y)
         y.backward(upstream)
         torch.testing.assert_close(given.grad, upstream * (given > 0), rtol=1e-5, atol=1e-6)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(layer(x.to(dtype)), x.to(dtype))
+    transformed = ds.DiffStride2d(1.0, window="inner", basis=basis, backend="fft")
+    assert torch.equal(transformed(x), x)
     # The stride has the gradient that it has a little further on, where products are computed.
     grads = []
     for stride in (1.0, 1 + 1e-5):
@@ -108,3 +113,22 @@ def test_the_identity_is_not_computed(basis):
         (moved(x.double()) ** 2).sum().backward()
         grads.append(moved.stride.grad)
     torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-2)
+
+
+def test_a_convolution_at_stride_1_resamples_nothing():
+    """Whatever order would be the cheapest at other strides."""
+    conv = nn.Conv2d(3, 64, 3, padding=1)
+    layer = ds.DiffStrideConv2d.fuse(conv, ds.DiffStride2d(1.0, window="inner"))
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(layer(x), conv(x))
+    assert ds.cost.count_macs(layer, x) == (32 * 32 * 3 * 64 * 9, 0)
+    assert ds.CostModel(layer, x).exact() == 32 * 32 * 3 * 64 * 9
+
+
+@pytest.mark.parametrize("strides", [(3.0, 1.2), (1.2, 3.0)])
+def test_the_order_in_channels_last_is_no_dearer(strides):
+    layer = ds.DiffStride2d(strides, window="inner")
+    x = torch.randn(1, 16, 32, 32)
+    macs = [ds.cost.count_macs(layer, given).resampling for given in (x, x.to(memory_format=torch.channels_last))]
+    assert macs[1] <= macs[0]
+    torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), layer(x))

@@ -145,3 +145,42 @@ def test_settling_along_a_line_of_ones_own():
         assert ratio == pytest.approx(share, abs=0.15)
     budget.settle([0.0, 0.0, 1.0, 1.0])  # which cannot meet the budget alone
     assert max(second.raw_strides) <= max(first.output_size((64, 64))) / 2
+
+
+def test_settling_keeps_the_budget_where_one_stride_has_several_maps():
+    """A small map takes no stride as large as the large one that shares it."""
+    shared = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), DiffStride2d(1.5, window="inner", shared=True), nn.Conv2d(8, 64, 3, padding=1)
+    )
+    cost = ds.CostModel(shared, torch.randn(1, 1, 8, 250))
+    budget = cost.budget(0.1)
+    budget.settle()
+    assert cost.exact() / budget.target == pytest.approx(1, abs=0.05)
+    assert shared[1].strides[0] > 4
+
+
+def test_settling_ends_where_the_model_still_runs():
+    layers = [DiffStride2d(1.5, window="inner") for _ in "ab"]
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), layers[0], nn.Conv2d(8, 8, 5), layers[1], nn.Conv2d(8, 8, 1))
+    budget = ds.CostModel(model, torch.randn(1, 1, 32, 32)).budget(0.3)
+    before = ds.strides(model)
+    budget.settle([1.0, 0.0, 0.0, 0.0])  # 5 rows are the least that the second convolution takes
+    assert ds.strides(model) != before
+    assert layers[0].output_size((32, 32))[0] == 5
+    model(torch.randn(1, 1, 32, 32))
+
+
+def test_the_bounds_of_the_cost_enclose_the_present_one():
+    """Also where resampling takes more than a thin convolution can save, and where FFTs, which cost nothing, begin."""
+    thin = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DiffStride2d(1.0, window="inner"), nn.Conv2d(4, 1, 1))
+    cost = ds.CostModel(thin, torch.randn(1, 1, 20, 30))
+    assert cost.minimum() == cost.exact() == cost.baseline()
+    cost.budget(1.0)
+    long = nn.Sequential(
+        nn.Conv1d(1, 8, 3, padding=1), ds.DiffStride1d(2.0, window="inner"), nn.Conv1d(8, 8, 3, padding=1),
+        ds.DiffStride1d(2.0, window="inner"),
+    )  # fmt: skip
+    cost = ds.CostModel(long, torch.randn(1, 1, 400))
+    for stride in (1.0, 1.7, 2.0, 40.0):
+        learned(long)[0].stride.data.fill_(stride)
+        assert cost.minimum() <= cost.exact() <= cost.maximum()

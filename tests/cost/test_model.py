@@ -62,8 +62,9 @@ def test_count_is_what_torch_counts_in_the_real_model(name):
         if i:
             random_strides(model)
         total, resampling = zoo.products(model, inputs)
-        # In channels_last the second axis comes first, which is cheaper or dearer where the strides differ.
+        # In channels_last the second axis comes first where that is cheaper.
         assert cost.exact() == pytest.approx(total[""], rel=0.02 if name == "convnext" else 0, abs=0)
+        assert cost.exact() >= total[""]
         if i == 1:
             macs = count_macs(Bound(model), inputs)
             assert macs.resampling == sum(resampling.values())

@@ -98,11 +98,13 @@ class DenseOperator:
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`; `x` itself for the identity."""
         if self.is_identity:
-            return x
+            return x if self.axis.gain == 1 else x * self.axis.gain
         return _right(x, self.transposed) if dim == -1 else _left(self.matrix, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """Return `P^T y` along `dim`."""
+        if self.is_identity:
+            return y if self.axis.gain == 1 else y * self.axis.gain
         return _right(y, self.matrix) if dim == -1 else _left(self.transposed, y, dim)
 
     @property

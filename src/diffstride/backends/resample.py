@@ -135,7 +135,9 @@ def _build(
         return DenseOperator.from_stride(axis, stride, dtype, device, derivative_first=first, small=small, keep=keep)
     like = empty_like_operators(device)
     ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
-    return SpectralOperator(axis, axis.weights(stride, like), *ramp)
+    operator = SpectralOperator(axis, axis.weights(stride, like), *ramp)
+    operator.gain = axis.gain if axis.is_identity(stride) else None
+    return operator
 
 
 _cached_operator = lru_cache(maxsize=128)(_build)

@@ -169,7 +169,7 @@ def _levelled(search: Search, plan: Plan) -> Plan | None:
     _run_with_moved_strides(search, {layers[site.key]: site.group for site in plan.sites})
     if _leave_what_saves_nothing(search, layers, costs):
         return None
-    macs, sizes = costs.by_module, {id(record.layer): record.sizes for record in costs.records}
+    macs, sizes = costs.by_module(), {id(record.layer): record.sizes for record in costs.records}
     sites = tuple(
         replace(
             site,

@@ -29,7 +29,7 @@ class Plan(Edits):
     resampling_macs: int
     """The resampling alone."""
     macs_least: int
-    """The multiply-accumulates at the largest strides: no budget can be below them."""
+    """The multiply-accumulates at the largest strides."""
 
     def apply(self, model: nn.Module) -> None:
         """Convert a model of the same structure, in place. A failure changes nothing.

@@ -163,11 +163,11 @@ class Budget(nn.Module):
         Args:
             logs: the direction of the line, `log S` for each of `places`; by default that of the present strides.
         """
-        layers, places = self._layers, self.places
         if logs is None:
             if self.log_error() == 0:
                 return
-            logs = [math.log(max(layer.raw_strides[i], 1.0)) for layer, i in places]
+            logs = [math.log(max(layer.raw_strides[i], 1.0)) for layer, i in self.places]
+        layers, places = self._layers, self.places
         largest = max(logs)
 
         def error(size: float) -> float:
@@ -178,7 +178,7 @@ class Budget(nn.Module):
             for layer, own in strides.items():
                 layer.write_strides(own)
                 layer.clamp_strides_()
-            return math.log(self.cost.exact() / self.target)
+            return math.log(self.cost.exact() / self.target) if self.cost.runs() else -math.inf
 
         low, high = 0.0, 1 / 16
         while error(high) > 0 and high < 8:
@@ -191,9 +191,14 @@ class Budget(nn.Module):
         while step := self._nearer_step(distance):
             distance = self._distance(step.cost)
             _write_entry(by_id[step.stride_id], step.entry, step.stride)
-        for entry in self.cost.entries():  # which may be far above what the map can take
+        cost = self.cost.exact()
+        for entry in self.cost.entries():
+            present = entry.layer.entries[entry.position]
             _, most = entry.layer.options.stride_range(entry.axis, entry.n)
-            _write_entry(entry.layer, entry.position, min(entry.layer.entries[entry.position], most))
+            if present > most:  # than the map can take; another map with the same stride may take more
+                _write_entry(entry.layer, entry.position, most)
+                if self.cost.exact() != cost:
+                    _write_entry(entry.layer, entry.position, present)
 
     def log_error(self) -> float:
         """Return `log(C/T)`, or 0 within the tolerance."""

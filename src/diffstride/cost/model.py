@@ -25,8 +25,9 @@ class CostModel:
     """The cost of a model as a differentiable function of its strides.
 
     - `"macs"`: multiply-accumulates of convolutions, linear layers, attention and the resampling for the inputs given,
-      in evaluation mode, by the formulas of torch's `FlopCounterMode` (`count_macs` has the parts). FFTs, which long
-      axes take, are not counted. An axis at stride 1 under an inner window is left as it is and costs nothing.
+      in evaluation mode, by the formulas of torch's `FlopCounterMode` (`count_macs` has the parts). FFTs, which axes
+      of more than 256 samples take, are not counted, so that the cost rises where such a map shrinks below that. An
+      axis at stride 1 under an inner window is left as it is and costs nothing.
     - `"memory"`: bytes of the storages saved for backward in training mode, each once, parameters excluded.
 
     The model runs once with symbols for the sizes that strides decide (`diffstride.tracing`). Every other size is an
@@ -83,6 +84,16 @@ class CostModel:
         """Return the exact cost at the sizes now in use."""
         return self._current_program().count(raw_strides_of)
 
+    def runs(self) -> bool:
+        """Return whether the model runs at the present strides, so that no map is too small for what follows."""
+        program = self._program or self._current_program()
+        if not program.runs(raw_strides_of):
+            return False
+        with suppress(UsageError):
+            self._current_program()
+            return True
+        return False
+
     def initial(self) -> int:
         """Return the exact cost at the initial strides."""
         return self._count(lambda layer: layer.initial_strides)
@@ -105,13 +116,13 @@ class CostModel:
         return program.of_strided_model(self.model, self.example, self.measure)
 
     def minimum(self) -> int:
-        """Return the cost at the largest strides that bounds allow and that leave no map empty."""
-        return self._count(self._current_program().largest_strides())
+        """Return the least of three costs: at the largest strides that leave no map empty, at stride 1, and now."""
+        largest = self._current_program().largest_strides()
+        return min(self._count(largest), self._count(_all(1.0)), self.exact())
 
     def maximum(self) -> int:
-        """Return the cost at the smallest strides that bounds and maps allow, where every layer still resamples."""
-        least = 1 + 1e-9
-        return self._count(lambda layer: (least,) * layer.ndim if layer.learns_strides else raw_strides_of(layer))
+        """Return the greater of two costs: just above stride 1, where every layer resamples whole maps, and now."""
+        return max(self._count(_all(1 + 1e-9)), self.exact())
 
     def at(self, layer: LearnableStrides, strides: tuple[float, ...]) -> int:
         """Return the exact cost with other raw strides for one layer, and for those that share its parameter."""
@@ -191,3 +202,8 @@ class CostModel:
         if self._program is None or not self._program.holds(raw_strides_of):
             self._program = Program(self.model, self.example, self.measure)
         return self._program
+
+
+def _all(stride: float) -> Strides:
+    """Return a function that gives this stride to all layers that learn."""
+    return lambda layer: (stride,) * layer.ndim if layer.learns_strides else raw_strides_of(layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -91,8 +92,7 @@ class Program:
         self._others = tracing.evaluator([sum(terms, tracing.expression(0))], symbols, derived)
         shapes = {n for call in session.calls for n in call.output or () if not n.is_Integer}
         self._shapes = tracing.evaluator(list(shapes), symbols, derived)
-        self.by_module = macs_at_present(model, session)
-        """The multiply-accumulates by module at the sizes of the trace."""
+        self.by_module = partial(macs_at_present, model, session)
         self._resizes = [
             (layer, tracing.evaluator([*shape, *output], symbols, derived))
             for layer, shape, output in _resizes(model, session)
@@ -122,15 +122,19 @@ class Program:
                     yield Entry(layer, position, axis, n + layer.size_offset[axis], size)
 
     def neighbours(self) -> Iterator[Neighbour]:
-        """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger."""
+        """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger.
+
+        Sizes at which the model does not run are left out.
+        """
         for entry in self.entries():
             for step in (-1, 1):
                 # Half-way between the strides at which the size changes. Outer sizes are rounded down, inner up.
                 relaxed = entry.size + step - entry.margin + (0.5 if entry.margin else -0.5)
                 if relaxed > 0:
                     stride = entry.n / relaxed
-                    cost = self.count(instead(entry.layer.stride_id, entry.moved(stride)))
-                    yield Neighbour(entry.layer.stride_id, entry.position, stride, cost)
+                    strides = instead(entry.layer.stride_id, entry.moved(stride))
+                    if self.runs(strides):
+                        yield Neighbour(entry.layer.stride_id, entry.position, stride, self.count(strides))
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling, where it is dense."""
@@ -276,7 +280,9 @@ def _fixed_resampling(layer: ResizeTo | SpectralPoolNd, shapes: Sequence[Any], w
     both, ndim = len(shapes) // 2, layer.ndim
     axes = functional.resize_axes(whole[both - ndim : both], whole[-ndim:], layer.basis, layer.norm)
     samples, new = shapes[both - ndim : both], shapes[-ndim:]
-    return math.prod(shapes[: both - ndim]) * dense_macs(axes, "auto", samples, new, [None] * ndim)
+    return math.prod(shapes[: both - ndim]) * dense_macs(
+        axes, getattr(layer, "backend", "auto"), samples, new, [None] * ndim
+    )
 
 
 def macs_at_present(model: nn.Module, session: Session) -> dict[str, int]:

@@ -95,10 +95,11 @@ def test_before_the_convolutions_the_cost_is_that_of_plain_convolutions(name, wi
     model, x = placed(name, window=window), torch.randn(2, *PLACED[name][1])
     products, resampling = zoo.products(model, x)
     cost = ds.CostModel(model, x)
-    assert cost.exact() == products[""] - sum(resampling.values())
+    assert cost.exact() == products[""]
     assert any(resampling.values())
     if window == "inner" and name != "audio":
-        assert cost.exact() == cost.baseline() == zoo.products(placed(name, "conv"), x)[0][""]
+        convolutions = cost.exact() - sum(resampling.values())
+        assert convolutions == cost.baseline() == zoo.products(placed(name, "conv"), x)[0][""]
     with torch.no_grad():  # the relaxed cost has no jumps: halves of a small step are alike
         values = []
         for step in range(3):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 
 import numpy as np
@@ -225,5 +226,8 @@ def test_runs_are_compared_at_equal_seeds():
         differences = np.array(accuracies(method, strides)) - own
         expected = f"{differences.mean():+.1f} ± {scipy.stats.sem(differences):.1f}"
         assert line[3] == (expected if differences.any() else "–")
+    fewer = [row for row in rows() if row.axes != {"method": "conv", "strides": STRIDES[0], "seed": 2}]
+    fewer[0].result["accuracy"] = math.nan  # a network whose outputs are not finite
+    assert tables({"compare": "conv 2-2-2"}, fewer)[-1].rows[1][3].endswith(" (1 seeds)")
     one = tables({"compare": "conv 2-2-2"}, [row for row in rows() if row.axes["seed"] == 0])[-1]
     assert one.rows[1][3] == f"{accuracies('conv', STRIDES[1])[0] - own[0]:+.1f}"

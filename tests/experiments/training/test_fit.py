@@ -255,6 +255,10 @@ def test_a_network_of_the_working_directory_is_found(tmp_path):
 def test_a_run_without_a_terminal_prints_a_line_for_each_epoch(tmp_path, capsys):
     arguments = [a for a in SMALL if a not in ("--trainer.enable_progress_bar", "false")]
     more = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--runs", str(tmp_path), "--name", "lines"]
+    assert main(["fit", *arguments, "--trainer.max_steps", "3", "--runs", str(tmp_path), "--name", "within"]) == 0
+    assert [line.split(",")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")] == [
+        ["epoch 1", " step 3"]
+    ]
     assert main(["fit", *arguments, *more]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     rows = [m for m in history.read_dicts(tmp_path / "lines" / "metrics.csv") if m["val/accuracy"]]

@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("", "-h", "--help"):
         print(USAGE, file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
-    if (here := os.getcwd()) not in sys.path:  # of a network of one's own; last, so that it hides no package
-        sys.path.append(here)
     try:
+        if (
+            here := os.getcwd()
+        ) not in sys.path:  # it may have a network of the user's; last, so that it hides no package
+            sys.path.append(here)
         _command(name)(arguments[1:])
     except UsageError as error:
         return _fail(error, 2)

@@ -278,15 +278,20 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
 def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
     """Return the mean difference of the accuracies at equal seeds in points, and its standard error."""
     accuracies: list[dict[Any, float]] = [
-        {row.axes.get("seed"): row.result["accuracy"] for row in given if row.result and row.result["accuracy"]}
+        {
+            row.axes.get("seed"): row.result["accuracy"]
+            for row in given
+            if row.result and math.isfinite(row.result["accuracy"] or 0) and row.result["accuracy"] is not None
+        }
         for given in (rows, others)
     ]
     own, its = accuracies
-    found = Statistic.of([100 * (own[seed] - its[seed]) for seed in own if seed in its])
+    differences = [100 * (own[seed] - its[seed]) for seed in own if seed in its]
+    found = Statistic.of(differences)
     if found is None or rows == others:
         return DASH
-    count = sum(seed in its for seed in own)
-    return f"{found.mean:+.1f}" + ("" if found.sd is None else f" ± {found.sd / math.sqrt(count):.1f}")
+    error = "" if found.sd is None else f" ± {found.sd / math.sqrt(len(differences)):.1f}"
+    return f"{found.mean:+.1f}{error}" + (f" ({len(differences)} seeds)" if len(differences) < len(own) else "")
 
 
 def _cell(found: Statistic | None, form: str, scale: float) -> str:

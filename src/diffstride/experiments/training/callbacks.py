@@ -131,7 +131,7 @@ class EpochLines(Callback):
         """Print epoch, step, loss, accuracy and strides."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        parts = [f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"]
+        parts = [f"epoch {trainer.fit_loop.epoch_progress.total.ready}, step {trainer.global_step}"]
         parts += [
             f"{name} {trainer.callback_metrics[key]:.4f}"
             for key, name in {"train/loss": "loss", "val/loss": "validation loss", "val/accuracy": "accuracy"}.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,8 +29,10 @@ from diffstride.nn import Exploration, learnable_layers, param_groups
 
 SEARCH_STEPS = 50
 """The training steps that adapt a network to the strides that are compared."""
-DRAWS, WITHIN = 50, 0.02
-"""Random strides are drawn at most so often, until their cost is so near to the budget, in parts of it."""
+DRAWS = 50
+"""The number of random directions that are tried."""
+WITHIN = 0.02
+"""The part of the budget by which the cost of random strides may miss it."""
 
 
 class Classifier(LightningModule):
@@ -58,7 +61,7 @@ class Classifier(LightningModule):
             one, and stay. null: they learn to the end.
         stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
             `stride_steps`. Then they are set to the budget by the measured loss
-            (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, to compare with.
+            (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, as a control.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
@@ -162,16 +165,23 @@ class Classifier(LightningModule):
                 shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
                 self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
         elif self.stride_search == "random":
-            for _ in range(DRAWS):
-                budget.settle(torch.distributions.Dirichlet(torch.ones(len(budget.places))).sample().tolist())
-                if abs(budget.cost.exact() / budget.target - 1) <= WITHIN:
-                    break
+            self._draw_strides(budget)
         else:
             budget.settle()
         layers = [layer for _, layer in learnable_layers(self.network)]
         found = self.trainer.strategy.broadcast([layer.entries for layer in layers])
         for layer, strides in zip(layers, found, strict=True):
             layer.write_strides(strides)
+
+    def _draw_strides(self, budget: Budget) -> None:
+        """Draw directions of log strides uniformly, until one meets the budget."""
+        direction = torch.distributions.Dirichlet(torch.ones(len(budget.places)))
+        for _ in range(DRAWS):
+            with suppress(UsageError):  # the network does not run at such strides
+                budget.settle(direction.sample().tolist())
+                if abs(budget.cost.exact() / budget.target - 1) <= WITHIN:
+                    return
+        raise UsageError(f"model.budget must be in reach of random strides: none of {DRAWS} draws meets {self.budget}")
 
     @property
     def holds_strides(self) -> bool:
