@@ -47,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
     try:
-        if (
-            here := os.getcwd()
-        ) not in sys.path:  # it may have a network of the user's; last, so that it hides no package
-            sys.path.append(here)
+        here = os.getcwd()  # it may have a network of the user's
+        if here not in sys.path:
+            sys.path.append(here)  # last, so that it hides no package
         _command(name)(arguments[1:])
     except UsageError as error:
         return _fail(error, 2)
