@@ -388,13 +388,13 @@ def test_a_size_divided_by_that_of_an_empty_map_is_no_map():
     class Divides(nn.Module):
         def __init__(self):
             super().__init__()
-            self.down, self.conv = DiffStride2d(2.0, window="inner", shared=True), nn.Conv2d(1, 2, 1)
+            self.down, self.conv = DiffStride2d(2.0, window="inner", shared=True), nn.Conv2d(1, 64, 1)
 
         def forward(self, x):
             y = self.down(x)
             return self.conv(y[..., : 64 // (y.shape[-1] // 4)])
 
-    assert ds.CostModel(Divides(), torch.randn(1, 1, 32, 32)).minimum() == 2 * 4 * 4 + resampling((32, 32), (4, 4))
+    assert ds.CostModel(Divides(), torch.randn(1, 1, 32, 32)).minimum() == 64 * 4 * 4 + resampling((32, 32), (4, 4))
 
 
 def test_a_shared_stride_costs_nothing_along_an_axis_that_stays():
