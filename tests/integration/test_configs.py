@@ -108,7 +108,7 @@ def test_what_goes_over_a_configuration_is_understood(path):
 
 def test_every_configuration_has_a_test():
     small = {"cifar10-small", "fsdd-speaker", "fsdd-both"}
-    names = {"demo", "cifar10", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"} | small
+    names = {"demo", "cifar10", "release", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"} | small
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
 
 
