@@ -184,3 +184,16 @@ def test_the_bounds_of_the_cost_enclose_the_present_one():
     for stride in (1.0, 1.7, 2.0, 40.0):
         learned(long)[0].stride.data.fill_(stride)
         assert cost.minimum() <= cost.exact() <= cost.maximum()
+
+
+def test_layers_that_share_a_stride_are_one_place():
+    model, x = toy()
+    first, second = learned(model)
+    second.stride = first.stride
+    budget = ds.CostModel(model, x).budget(0.5)
+    assert len(budget.places) == 2  # height and width
+    budget.settle([1.0, 0.0])
+    assert first.strides == second.strides
+    assert first.strides[0] > 1.5
+    assert first.strides[1] < 1.1
+    assert budget.cost.exact() / budget.target == pytest.approx(1, abs=0.1)  # a row more changes both maps

@@ -140,7 +140,7 @@ class Budget(nn.Module):
 
     @property
     def places(self) -> list[tuple[LearnableStrides, int]]:
-        """The layers that learn and the entries of their strides, without those that must stay 1."""
+        """A layer and an entry of its stride, for each that can move; layers that share a stride are there once."""
         return [
             (layer, i)
             for layer in self._layers
@@ -150,7 +150,8 @@ class Budget(nn.Module):
 
     @property
     def _layers(self) -> list[LearnableStrides]:
-        return [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
+        learned = [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
+        return [*{layer.stride_id: layer for layer in learned}.values()]
 
     @torch.no_grad()
     def settle(self, logs: Sequence[float] | None = None) -> None:
