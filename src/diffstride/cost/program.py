@@ -133,14 +133,14 @@ class Program:
                 if relaxed > 0:
                     stride = entry.n / relaxed
                     strides = instead(entry.layer.stride_id, entry.moved(stride))
-                    if self.runs(strides):
+                    if step > 0 or self.runs(strides):  # larger maps run where the present ones do
                         yield Neighbour(entry.layer.stride_id, entry.position, stride, self.count(strides))
 
     def resampling_macs(self) -> int:
         """Return the multiply-accumulates of the resampling, where it is dense."""
         calls = list(self._exact(raw_strides_of))
         outputs = _outputs(calls)
-        own = sum(self._resampling(record, sizes, sizes, raw_strides_of) for record, sizes in calls)
+        own = sum(_macs(record, sizes, sizes, raw_strides_of)[1] for record, sizes in calls)
         return int(own + self._resized(outputs, outputs))
 
     def _resized(self, outputs: Sequence[Any], whole: Sequence[int]) -> Any:
@@ -234,24 +234,16 @@ class Program:
                 new.append(size)
                 room[layer.stride_id][:, 0 if layer.shared else axis] |= moves
             sizes = _Sizes(batch, spatial, new)
-            own = own + (self._own if resampling else self._convolution)(record, sizes, whole)
+            own = own + (self._own(record, sizes, whole) if resampling else _macs(record, sizes, whole)[0])
             values += new
         if resampling:
             own = own + self._resized(values, _outputs(calls))
         return torch.as_tensor(self._others(*values)[0] + own, dtype=torch.float64)
 
-    def _convolution(self, record: Record, sizes: _Sizes, whole: _Sizes) -> Any:
-        return sizes.batch * record.layer.schedule(whole.spatial, whole.new).macs(sizes.spatial, sizes.new)
-
-    def _resampling(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides) -> Any:
-        schedule = record.layer.schedule(whole.spatial, whole.new)
-        used = strides(record.layer)
-        return sizes.batch * schedule.resampling_macs(record.channels, sizes.spatial, sizes.new, used)
-
     def _own(self, record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> Any:
         """Return the cost of a layer itself; the whole sizes decide in which order it works."""
         if self.measure == "macs":
-            return self._convolution(record, sizes, whole) + self._resampling(record, sizes, whole, strides)
+            return sum(_macs(record, sizes, whole, strides))
         schedule = record.layer.schedule(whole.spatial, whole.new)
         device = record.layer.stride.device
         elements = schedule.saved_elements(
@@ -264,6 +256,13 @@ class Program:
             small=schedule.are_small(whole.batch, record.channels, whole.spatial, whole.new, device),
         )
         return sizes.batch * record.itemsize * elements
+
+
+def _macs(record: Record, sizes: _Sizes, whole: _Sizes, strides: Strides = raw_strides_of) -> tuple[Any, Any]:
+    """Return the multiply-accumulates of a layer's convolution and of its resampling."""
+    schedule = record.layer.schedule(whole.spatial, whole.new)
+    resampling = schedule.resampling_macs(record.channels, sizes.spatial, sizes.new, strides(record.layer))
+    return sizes.batch * schedule.macs(sizes.spatial, sizes.new), sizes.batch * resampling
 
 
 def _resizes(model: nn.Module, session: Session) -> Iterator[tuple[ResizeTo | SpectralPoolNd, Any, Any]]:
