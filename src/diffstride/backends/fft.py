@@ -22,8 +22,8 @@ class SpectralOperator:
         self.length, self.size, self.basis = axis.n, axis.size, axis.basis
         self.weights = weights
         self.first, self.slopes = first, slopes
-        self.gain: float | None = None
-        """The gain of an operator that is the identity up to it."""
+        self.identity: float | None = None
+        """The gain, where the operator is the identity up to it."""
 
     @property
     def ramp_size(self) -> int:
@@ -33,8 +33,8 @@ class SpectralOperator:
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`; `x` itself for the identity."""
-        if self.gain is not None:
-            return x if self.gain == 1 else x * self.gain
+        if self.identity is not None:
+            return x if self.identity == 1 else x * self.identity
         if x.numel() == 0:  # FFT libraries refuse them
             return x.new_empty([*x.shape[:dim], self.size, *x.shape[x.ndim + dim + 1 :]])
         return self._synthesise(_analyse(x, dim, self.basis), self.weights / self.length, self.size, x, dim)

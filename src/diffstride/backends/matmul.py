@@ -35,7 +35,8 @@ class DenseOperator:
         """
         self.axis, self.first, self.slopes = axis, first, slopes
         self.transposed, self.matrix = transposed, transposed.t()
-        self.is_identity = False
+        self.identity: float | None = None
+        """The gain, where the operator is the identity up to it."""
         self.stacked: Tensor | None = None
         """The rows of `P^T` and `(dP/dS)^T` in turn, where the derivative is a matrix."""
 
@@ -90,21 +91,20 @@ class DenseOperator:
             offset = axis.rows if derivative_first else 0
             operator = cls(axis, rows.as_strided((axis.columns, axis.rows), (2 * axis.rows, 1), offset))
             operator.stacked = rows
-        operator.is_identity = axis.is_identity(stride)
         if stride is not None:
             operator.first, operator.slopes = first, slopes
         return operator
 
     def apply(self, x: Tensor, dim: int) -> Tensor:
         """Return `P x` along `dim`; `x` itself for the identity."""
-        if self.is_identity:
-            return x if self.axis.gain == 1 else x * self.axis.gain
+        if self.identity is not None:
+            return x if self.identity == 1 else x * self.identity
         return _right(x, self.transposed) if dim == -1 else _left(self.matrix, x, dim)
 
     def adjoint(self, y: Tensor, dim: int) -> Tensor:
         """Return `P^T y` along `dim`."""
-        if self.is_identity:
-            return y if self.axis.gain == 1 else y * self.axis.gain
+        if self.identity is not None:
+            return y if self.identity == 1 else y * self.identity
         return _right(y, self.matrix) if dim == -1 else _left(self.transposed, y, dim)
 
     @property

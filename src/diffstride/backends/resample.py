@@ -131,12 +131,16 @@ def _build(
     if torch.is_inference_mode_enabled():  # its tensors could not be used in training
         with torch.inference_mode(False):
             return _build(axis, stride, dense, dtype, device, first, small, keep)
+    operator: Operator
     if dense:
-        return DenseOperator.from_stride(axis, stride, dtype, device, derivative_first=first, small=small, keep=keep)
-    like = empty_like_operators(device)
-    ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
-    operator = SpectralOperator(axis, axis.weights(stride, like), *ramp)
-    operator.gain = axis.gain if axis.is_identity(stride) else None
+        operator = DenseOperator.from_stride(
+            axis, stride, dtype, device, derivative_first=first, small=small, keep=keep
+        )
+    else:
+        like = empty_like_operators(device)
+        ramp = () if stride is None else _ramp_slopes(axis, stride, stride, like)
+        operator = SpectralOperator(axis, axis.weights(stride, like), *ramp)
+    operator.identity = axis.gain if axis.is_identity(stride) else None
     return operator
 
 

@@ -257,7 +257,8 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
     if compare is not None:
         header.insert(3, f"points over {compare}")
     lines = []
-    for label, group in groups(rows).items():
+    by_label = groups(rows)
+    for label, group in by_label.items():
         cells = [
             label,
             f"{sum(row.result is not None for row in group)}/{len(group)}",
@@ -270,7 +271,7 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
         if latency:
             cells.insert(5, f"{latency[label]['ms']:.3g}" if label in latency else DASH)
         if compare is not None:
-            cells.insert(3, _paired(group, groups(rows)[compare]))
+            cells.insert(3, _paired(group, by_label[compare]))
         lines.append(tuple(cells))
     return Table("All runs", tuple(header), tuple(lines))
 
@@ -279,9 +280,9 @@ def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
     """Return the mean difference of the accuracies at equal seeds in points, and its standard error."""
     accuracies: list[dict[Any, float]] = [
         {
-            row.axes.get("seed"): row.result["accuracy"]
+            row.axes.get("seed"): value
             for row in given
-            if row.result and math.isfinite(row.result["accuracy"] or 0) and row.result["accuracy"] is not None
+            if row.result and (value := row.result["accuracy"]) is not None and math.isfinite(value)
         }
         for given in (rows, others)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -177,10 +176,9 @@ class Classifier(LightningModule):
         """Draw directions of log strides uniformly, until one meets the budget."""
         direction = torch.distributions.Dirichlet(torch.ones(len(budget.places)))
         for _ in range(DRAWS):
-            with suppress(UsageError):  # the network does not run at such strides
-                budget.settle(direction.sample().tolist())
-                if abs(budget.cost.exact() / budget.target - 1) <= WITHIN:
-                    return
+            budget.settle(direction.sample().tolist())
+            if abs(budget.cost.exact() / budget.target - 1) <= WITHIN:
+                return
         raise UsageError(f"model.budget must be in reach of random strides: none of {DRAWS} draws meets {self.budget}")
 
     @property
