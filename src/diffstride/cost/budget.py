@@ -153,37 +153,48 @@ class Budget(nn.Module):
         learned = [layer for _, layer in learnable_layers(self.cost.model) if layer.learns_strides]
         return [*{layer.stride_id: layer for layer in learned}.values()]
 
-    @torch.no_grad()
-    def settle(self, logs: Sequence[float] | None = None) -> None:
-        """Move the strides so that the exact cost comes nearest to the target.
+    @property
+    def logs(self) -> list[float]:
+        """The present `log S` of each of `places`."""
+        return [math.log(max(layer.raw_strides[i], 1.0)) for layer, i in self.places]
 
-        All strides move along one line: `log S` is multiplied by a common factor. Strides that are all 1 grow together.
-        Since sizes are whole, single ones are then moved by a sample as long as the cost comes nearer to the target.
-        Call it once, where strides are to be fixed from then on.
+    @torch.no_grad()
+    def settle(self, direction: Sequence[float] | None = None, start: Sequence[float] | None = None) -> None:
+        """Move the strides along a line so that the exact cost comes nearest to the target.
+
+        The line is `log S = start + t direction`, no stride below 1. Without arguments, `log S` of all strides is
+        multiplied by a common factor; strides that are all 1 grow together. Since sizes are whole, single ones are then
+        moved by a sample as long as the cost comes nearer to the target. Call it once, where strides are to be fixed
+        from then on.
 
         Args:
-            logs: the direction of the line, `log S` for each of `places`; by default that of the present strides.
+            direction: a number for each of `places`, none negative; by default the present `log S`.
+            start: `log S` for each of `places`; by default 0.
         """
-        if logs is None:
+        if direction is None:
             if self.log_error() == 0:
                 return
-            logs = [math.log(max(layer.raw_strides[i], 1.0)) for layer, i in self.places]
+            direction = self.logs
         layers, places = self._layers, self.places
-        largest = max(logs)
+        largest = max(direction)
+        slopes = [own / largest for own in direction] if largest > 0 else [1.0] * len(places)
+        start = start or [0.0] * len(places)
 
-        def error(size: float) -> float:
-            """Return the error where the largest `log S` is `size`."""
+        def error(t: float) -> float:
+            """Return the error at a place of the line."""
             strides = {layer: [1.0] * len(layer.stride) for layer in layers}
-            for (layer, i), log in zip(places, logs, strict=True):
-                strides[layer][i] = math.exp(size * (max(log, 0.0) / largest if largest > 0 else 1.0))
+            for (layer, i), log, slope in zip(places, start, slopes, strict=True):
+                strides[layer][i] = math.exp(max(log + t * slope, 0.0))
             for layer, own in strides.items():
                 layer.write_strides(own)
                 layer.clamp_strides_()
             return math.log(self.cost.exact() / self.target) if self.cost.runs() else -math.inf
 
-        low, high = 0.0, 1 / 16
-        while error(high) > 0 and high < 8:
-            low, high = high, 2 * high
+        step = 1 / 16 if error(0.0) > 0 else -1 / 16
+        near, far = 0.0, step
+        while error(far) * step > 0 and abs(far) < 8:
+            near, far = far, 2 * far
+        low, high = sorted((near, far))
         for _ in range(30):  # sizes are whole: the error falls in steps
             middle = (low + high) / 2
             low, high = (middle, high) if error(middle) > 0 else (low, middle)

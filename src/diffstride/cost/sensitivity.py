@@ -165,20 +165,22 @@ def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     model, places = budget.cost.model, budget.places
     tried: list[Allocation] = []
 
-    def attempt(logs: Sequence[float]) -> None:
-        """Scale logarithms of strides onto the budget, and measure the loss."""
-        budget.settle(logs)
+    def attempt(direction: Sequence[float], start: Sequence[float] | None = None) -> None:
+        """Move strides along a line onto the budget, and measure the loss."""
+        budget.settle(direction, start)
         found = budget.cost.exact(), {name: layer.entries for name, layer in learnable_layers(model)}
         reached = _BETWEEN[0] <= found[0] / budget.target <= _BETWEEN[1]
         if reached and all(other.strides != found[1] for other in tried):
             with torch.no_grad():
                 tried.append(Allocation(float(loss(copy.deepcopy(model))), *found))
 
-    present = [math.log(max(layer.entries[i], 1.0)) for layer, i in places]
+    present = budget.logs
     alone = [[float(i == j) for j in range(len(places))] for i in range(len(places))]
     for start in [*alone, [1.0] * len(places), present]:
         if any(start):
             attempt(start)
+    for one in alone:
+        attempt(one, present)
     if not tried:
         raise UsageError("amount must be in reach of the strides together, but no combination that was tried meets it")
     step = 0.5
