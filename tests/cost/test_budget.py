@@ -147,6 +147,22 @@ def test_settling_along_a_line_of_ones_own():
     assert max(second.raw_strides) <= max(first.output_size((64, 64))) / 2
 
 
+def test_settling_can_move_one_stride_and_leave_the_others():
+    """From above the budget and from below it; where the stride is used up, the cost is as near as it gets."""
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    first, second = learned(model)
+    for target, own, start in (0.6, 2.0, 1.4), (0.6, 2.0, 0.0), (0.9, 1.0, 0.7):
+        budget = cost.budget(target)
+        budget.settle([1.0, 1.0, 0.0, 0.0], [start, start, math.log(own), math.log(own)])
+        assert second.strides == pytest.approx((own, own))
+        assert cost.exact() / budget.target == pytest.approx(1, abs=0.03)
+        assert first.strides[0] > 1.1
+    budget.settle([0.0, 0.0, 1.0, 1.0], [math.log(1.2), math.log(1.2), 0.0, 0.0])  # the second saves too little
+    assert first.strides == pytest.approx((1.2, 1.2))
+    assert second.strides == (27, 27)  # half of its map
+
+
 def test_settling_keeps_the_budget_where_one_stride_has_several_maps():
     """A small map takes no stride as large as the large one that shares it."""
     shared = nn.Sequential(

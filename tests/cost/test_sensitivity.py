@@ -123,6 +123,12 @@ def test_the_strides_that_hurt_least_are_found():
     assert best.loss < 0.3 * max(found.loss for found in tried)
     assert model.a.strides[0] > 2
     assert model.b.strides == (1.0,)
+    with torch.no_grad():
+        model.a.stride.fill_(2.0)
+        model.b.stride.fill_(1.1)
+    moved = cost.find_strides(lost_energy, 0.7)  # tries each stride alone from here, too
+    assert any(found.strides["b"] == (pytest.approx(1.1),) and found.strides["a"] > (1.5,) for found in moved)
+    assert any(found.strides["a"] == (pytest.approx(2.0),) and found.strides["b"] > (1.05,) for found in moved)
     model.a.stride.data.fill_(1.2)
     with pytest.raises(RuntimeError, match="no loss"):
         cost.find_strides(lambda twin: (_ for _ in ()).throw(RuntimeError("no loss")), 0.7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -129,9 +129,13 @@ class Budget(nn.Module):
         """Return the change of a single size that comes nearest to the target, if the target is near."""
         return self._nearer_step(abs(error)) if 0 < abs(error) < self.near else None
 
-    def _nearer_step(self, distance: float) -> Neighbour | None:
+    def _nearer_step(self, distance: float, allowed: Container[tuple[int, int]] | None = None) -> Neighbour | None:
         """Return the change of a single size that comes nearest to the target, if it comes nearer than a distance."""
-        found = [(self._distance(step.cost), step) for step in self.cost.neighbours()]
+        found = [
+            (self._distance(step.cost), step)
+            for step in self.cost.neighbours()
+            if allowed is None or (step.stride_id, step.entry) in allowed
+        ]
         best = min(found, key=operator.itemgetter(0), default=None)
         return best[1] if best is not None and best[0] < distance else None
 
@@ -164,8 +168,9 @@ class Budget(nn.Module):
 
         The line is `log S = start + t direction`, no stride below 1. Without arguments, `log S` of all strides is
         multiplied by a common factor; strides that are all 1 grow together. Since sizes are whole, single ones are then
-        moved by a sample as long as the cost comes nearer to the target. Call it once, where strides are to be fixed
-        from then on.
+        moved by a sample as long as the cost comes nearer to the target; those that the line leaves alone only where it
+        would miss it by more than twice the tolerance. A line that does not meet the budget is followed to its nearest
+        point. Call it once, where strides are to be fixed from then on.
 
         Args:
             direction: a number for each of `places`, none negative; by default the present `log S`.
@@ -198,11 +203,17 @@ class Budget(nn.Module):
         for _ in range(30):  # sizes are whole: the error falls in steps
             middle = (low + high) / 2
             low, high = (middle, high) if error(middle) > 0 else (low, middle)
-        distance = abs(error(min((low, high), key=lambda size: abs(error(size)))))
+        ends = {t: error(t) for t in (low, high)}
+        distance = abs(error(min(ends, key=lambda t: abs(ends[t]))))
+        meets = ends[low] > 0 >= ends[high]
         by_id = {layer.stride_id: layer for layer in layers}
-        while step := self._nearer_step(distance):
-            distance = self._distance(step.cost)
-            _write_entry(by_id[step.stride_id], step.entry, step.stride)
+        everywhere = {(layer.stride_id, i) for layer, i in places}
+        moved = {(layer.stride_id, i) for (layer, i), slope in zip(places, slopes, strict=True) if slope > 0}
+        # An axis that the line leaves alone would be resampled for a single sample.
+        for allowed, enough in (moved, 0.0), (everywhere, 2 * self.tolerance):
+            while meets and distance > enough and (step := self._nearer_step(distance, allowed)):
+                distance = self._distance(step.cost)
+                _write_entry(by_id[step.stride_id], step.entry, step.stride)
         cost = self.cost.exact()
         for entry in self.cost.entries():
             present = entry.layer.entries[entry.position]

@@ -1,5 +1,6 @@
 """The entry point: commands, help, and the exit status of mistakes."""
 
+import re
 import sys
 
 import pytest
@@ -26,6 +27,19 @@ def test_each_command_has_a_help_with_an_example(name, capsys):
     printed = capsys.readouterr().out
     assert f"diffstride {name}" in printed
     assert "LazyLinear" not in printed  # not every module of torch
+
+
+def test_the_help_of_fit_has_the_arguments_that_are_used_most_and_all_on_request(capsys):
+    shown = {}
+    for more in [], ["all"]:
+        with pytest.raises(SystemExit):
+            main(["fit", "--help", *more])
+        shown[bool(more)] = set(re.findall(r"^  (--[\w.]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--name", "--model.budget", "--model.network", "--data", "--trainer.max_epochs"} <= shown[False]
+    assert len(shown[False]) <= 42
+    assert shown[False] < shown[True]
+    assert "--trainer.limit_train_batches" in shown[True] - shown[False]
+    assert "--trainer.default_root_dir" not in shown[True]  # which is refused
 
 
 def test_a_missing_package_is_named_with_the_cure(capsys, monkeypatch):

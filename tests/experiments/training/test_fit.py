@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffstride.cost import count_macs
 from diffstride.errors import RunError
 from diffstride.experiments import history
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.training import Classifier, fit
+from diffstride.experiments.training.documents import load_yaml
 from tests.helpers.runs import CONFIG, SMALL
 
 
@@ -250,6 +252,26 @@ def test_a_network_of_the_working_directory_is_found(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "mynet.Mine" in (tmp_path / "runs" / "own" / "config.yaml").read_text()
+
+
+def test_a_further_logger_has_all_that_the_files_of_the_run_have(run, tmp_path):
+    given = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path / "own")]
+    cli, _ = run("one", *given, "--trainer.log_every_n_steps", "1", steps=12)
+    (folder,) = {path.parent for path in (tmp_path / "own").rglob("events*")}
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    rows = history.read_rows(cli.run_folder / "strides.csv")
+    assert {row.step for row in rows} == {0, 1, 6, 10, 12}
+    for row in rows:
+        assert scalars[f"stride/{row.layer}/{row.axis}"][row.step] == pytest.approx(row.stride, abs=1e-5)
+        assert scalars[f"size/{row.layer}/{row.axis}"][row.step] == row.size
+    metrics = [row for row in history.read_dicts(cli.run_folder / "metrics.csv") if row["val/accuracy"]]
+    assert len(metrics) == 2
+    for row in metrics:
+        assert scalars["val/accuracy"][int(row["step"])] == pytest.approx(float(row["val/accuracy"]))
+    assert scalars["train/macs"][12] == pytest.approx(sum(count_macs(cli.model.network, cli.model.example())))
+    settings = load_yaml((folder / "hparams.yaml").read_text())
+    assert settings["data"]["init_args"]["batch_size"] == 32
 
 
 def test_a_run_without_a_terminal_prints_a_line_for_each_epoch(tmp_path, capsys):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
 
 from diffstride._files import atomic_write_text
 from diffstride.cost import Macs, count_macs, cutoff_frequencies, stride_cost
@@ -49,7 +50,9 @@ class SeedSteps(Callback):
 
 
 class StrideHistory(Callback):
-    """A callback that writes `strides.csv` and the TensorBoard curves of strides and output sizes.
+    """A callback that writes `strides.csv`, and logs strides and output sizes to all loggers but those of CSV files.
+
+    The names are those of `LogStrides`; the run's own TensorBoard curves have their own.
 
     Args:
         path: the CSV file.
@@ -87,13 +90,20 @@ class StrideHistory(Callback):
         rows = list(history.stride_rows(network_of(pl_module), step, self._inputs.sizes, axes_of(trainer)))
         if rows:
             history.append_rows(self.path, rows)
+        metrics = {
+            f"{kind}/{row.layer}/{row.axis}": value
+            for row in rows
+            for kind, value in (("stride", row.stride), ("size", row.size))
+        }
         for logger in trainer.loggers:
             if isinstance(logger, LiveView):
                 logger.log_strides(rows)
+            elif not isinstance(logger, CSVLogger):
+                logger.log_metrics(metrics, step)
 
 
 class LiveCost(Callback):
-    """A callback that shows the multiply-accumulates at the current strides in TensorBoard, at each validation."""
+    """A callback that logs the multiply-accumulates at the current strides at each validation, but to no CSV file."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count in all processes, since a network may be sharded over them."""
@@ -102,7 +112,7 @@ class LiveCost(Callback):
         assert isinstance(pl_module, Classifier)
         macs = sum(_macs(trainer, pl_module))
         for logger in trainer.loggers:
-            if isinstance(logger, LiveView):
+            if not isinstance(logger, CSVLogger):
                 logger.log_metrics({"train/macs": macs}, trainer.global_step)
 
 

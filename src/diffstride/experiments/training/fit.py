@@ -52,7 +52,7 @@ from diffstride.experiments.training.checkpoints import (
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
-from diffstride.experiments.training.documents import read_json
+from diffstride.experiments.training.documents import load_yaml, read_json
 from diffstride.experiments.training.folders import RUN, check_name, check_new, clear, locked
 from diffstride.experiments.training.schema import total_macs
 from diffstride.experiments.training.signals import end_with_parent
@@ -65,16 +65,39 @@ DESCRIPTION = """Train one network. Everything that the run leaves is in the fol
   diffstride fit --config configs/cifar10-small.yaml --name strided --model.network.downsample conv
   diffstride fit --config configs/cifar10-small.yaml --name strided --ckpt_path last      (resume)
 
-The most common arguments are --name, --data.path, --data.batch_size, --model.network.downsample,
---model.network.strides, --model.cost_weight, --model.budget, --model.stride_lr, --trainer.max_epochs and
---seed_everything. To list the arguments of a class: --model.network.help ResNet, --data.help ImageData. To print all
-arguments as YAML: --print_config."""
+The arguments of a class follow its name: --model.network.downsample, --model.network.strides, --data.path,
+--data.batch_size. To list them: --model.network.help ResNet, --data.help ImageData. To list all arguments of the
+trainer as well: --help all. To print all arguments as YAML: --print_config."""
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
 
+_REFUSED = "trainer.default_root_dir"  # a run has its folder
+_TRAINER_HELP = {
+    "max_epochs": "epochs to train",
+    "max_steps": "optimiser steps to train; -1: all of max_epochs",
+    "accelerator": "cpu, gpu, mps or auto",
+    "devices": "number of devices, or auto",
+    "strategy": "how several devices work together, ddp for example",
+    "precision": "32, bf16-mixed or 16-mixed",
+    "accumulate_grad_batches": "batches in an optimiser step",
+    "check_val_every_n_epoch": "epochs between two validations",
+    "logger": "further loggers beside the files of the run: WandbLogger, MLFlowLogger or another one of Lightning's",
+    "callbacks": "further callbacks: EarlyStopping, EMAWeightAveraging or another one of Lightning's",
+    "enable_progress_bar": "false: print no progress",
+}
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+
+class _CompleteHelp(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """A formatter that keeps the lines of the description."""
+
+
+class _ShortHelp(_CompleteHelp):
+    """A formatter that shows no types, which are longer than what is said about an argument."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Return the help of an argument, and its default if it has one."""
+        has_default = action.default not in (None, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if has_default else str(action.help)
 
 
 class FitCLI(LightningCLI):
@@ -108,13 +131,21 @@ class FitCLI(LightningCLI):
         minutes = "minimum time between checkpoints within an epoch; each epoch ends with one"
         parser.add_argument("--checkpoint_minutes", type=NonNegativeFloat, default=10.0, help=minutes)
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        is_short = parser.formatter_class is _ShortHelp
+        for action in parser._actions:
+            part, _, name = action.dest.partition(".")
+            if is_short and (part in ("model", "trainer") and not name or part == "trainer"):
+                action.help = _TRAINER_HELP.get(name, argparse.SUPPRESS)
+            if action.dest == _REFUSED:
+                action.help = argparse.SUPPRESS
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, so that nothing is overwritten and nothing lost."""
         config = self.config
-        for option in ("logger", "default_root_dir"):
-            if config.trainer[option] is not None:
-                raise UsageError(f"trainer.{option} cannot be set: a run logs to its folder (--runs, --name)")
+        if config.trainer.default_root_dir is not None:
+            raise UsageError(f"{_REFUSED} cannot be set: a run has its folder (--runs, --name)")
+        if config.trainer.logger is False:
+            raise UsageError("trainer.logger cannot be set to false: a run logs to its folder")
         # Lightning starts a process for each further device with the same arguments: the name must be the same, too.
         config.name = config.name or os.environ.get(_RUN_NAME) or datetime.now().strftime("%Y%m%d-%H%M%S")
         os.environ[_RUN_NAME] = check_name("--name", config.name)
@@ -143,6 +174,7 @@ class FitCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         checkpoints = folder / "checkpoints"
         self._csv = CSVLogger(folder, name="", version="")
+        self._further_loggers = [] if given.get("logger") is True else _as_list(given.get("logger"))
         callbacks = [
             EpochCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
             LearningRateMonitor("step"),
@@ -164,7 +196,7 @@ class FitCLI(LightningCLI):
         if given.get("enable_progress_bar") is not False:
             callbacks.append(StrideProgressBar() if sys.stderr.isatty() else EpochLines())
         trainer = super().instantiate_trainer(
-            logger=[self._csv, LiveView(folder, self.checkpoint_step)],
+            logger=[self._csv, LiveView(folder, self.checkpoint_step), *self._further_loggers],
             callbacks=[*further, *callbacks],
             plugins=[*_as_list(given.get("plugins")), AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -275,7 +307,10 @@ class FitCLI(LightningCLI):
             writer: Any = self._csv.experiment  # it deletes the file that it finds
             writer.metrics.extend(rows)
             writer.save()
-        atomic_write_text(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        configuration = self.parser.dump(self.config, skip_none=False)
+        atomic_write_text(folder / "config.yaml", configuration)
+        for logger in self._further_loggers:
+            logger.log_hyperparams(load_yaml(configuration))
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -338,6 +373,10 @@ class _ParsedFit(FitCLI):
 
 
 def _construct(arguments: Sequence[str], locks: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
+    arguments = list(arguments)
+    formatter = _CompleteHelp if arguments[-2:] == ["--help", "all"] else _ShortHelp
+    if formatter is _CompleteHelp:
+        arguments.pop()
     try:
         return kind(
             Classifier,
@@ -351,12 +390,12 @@ def _construct(arguments: Sequence[str], locks: ExitStack, kind: type[FitCLI] = 
                 "prog": "diffstride fit",
                 "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
                 "description": DESCRIPTION,
-                "formatter_class": _HelpFormatter,
+                "formatter_class": formatter,
                 "allow_abbrev": False,
                 "exit_on_error": False,
             },
             save_config_callback=None,
-            args=list(arguments),
+            args=arguments,
             locks=locks,
         )
     except (ValueError, TypeError, RuntimeError, ImportError, ArgumentError, MisconfigurationException) as error:
