@@ -14,6 +14,7 @@ from diffstride._text import one_line, short_repr
 from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
 from diffstride.convert.records import Edits, Resize, Site
+from diffstride.convert.watch import warn_of_missing_strides
 from diffstride.errors import UsageError
 from diffstride.nn._parameter import StrideParameter
 from diffstride.nn.attach import attach, attached
@@ -36,6 +37,7 @@ def apply(model: nn.Module, plan: Edits) -> None:
         check(model, plan)
         with preserved(model, only_on_error=True):
             edit(model, plan)
+        warn_of_missing_strides(model, [p for site in plan.sites for p in layer_of(model, site).stride_parameters])
     except UsageError:
         raise
     except Exception as error:  # a plan from a file may hold any values

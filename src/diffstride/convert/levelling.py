@@ -143,6 +143,7 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
         macs_after=0,
         resampling_macs=0,
         macs_least=0,
+        examples=search.example.examples,
         options=options,
     )
 

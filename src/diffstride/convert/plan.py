@@ -17,9 +17,9 @@ from diffstride.convert.records import Edits, LengthMethod, Resize, Site
 from diffstride.errors import UsageError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan(Edits):
-    """The plan of a conversion. `print` shows it as a table; `save` and `load` keep it as JSON."""
+    """The plan of a conversion. It is shown as a table; `save` and `load` keep it as JSON."""
 
     left_alone: Mapping[str, str]
     """Reasons why other modules stay as they are, by name."""
@@ -30,6 +30,8 @@ class Plan(Edits):
     """The resampling alone."""
     macs_least: int
     """The multiply-accumulates at the largest strides."""
+    examples: int = 1
+    """The number of examples that all multiply-accumulates are of. The table shows those of one."""
 
     def apply(self, model: nn.Module) -> None:
         """Convert a model of the same structure, in place. A failure changes nothing.
@@ -64,7 +66,7 @@ class Plan(Edits):
             values["lengths"] = tuple(LengthMethod(**method) for method in values.get("lengths", ()))
             values["options"] = dict(values["options"])
             plan = cls(**values)
-            str(plan)  # fails for damaged values
+            repr(plan)  # fails for damaged values
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"path must be a plan that Plan.save wrote, got {path}: {one_line(error)}") from error
         return plan
@@ -77,7 +79,7 @@ class Plan(Edits):
             groups.setdefault(site.group, []).append(site.key)
         return list(groups.values())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(_lines(self))
 
 
@@ -90,6 +92,9 @@ def _tuple(value: Any) -> Any:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
+    def million(macs: int) -> str:
+        return f"{macs / plan.examples / 1e6:.2f} M"
+
     rows = [("site", "was", "becomes", "stride", "group", "input", "before", "after", "MACs before", "after")]
     several = [group for group in plan.groups if len(group) > 1]
     for site in plan.sites:
@@ -103,8 +108,8 @@ def _lines(plan: Plan) -> Iterator[str]:
                 _by(site.input_size),
                 _by(site.size_before),
                 _by(site.size_after),
-                f"{site.macs_before / 1e6:.2f} M",
-                f"{site.macs_after / 1e6:.2f} M",
+                million(site.macs_before),
+                million(site.macs_after),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -112,8 +117,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     factor = f", {plan.macs_after / plan.macs_before:.3f} of the original" if plan.macs_before else ""
     yield (
-        f"{plan.model}: {plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after{factor}, on "
-        f"the example inputs; {plan.resampling_macs / 1e6:.2f} M of them resample"
+        f"{plan.model}: {million(plan.macs_before)} MACs per example before, {million(plan.macs_after)} after{factor}; "
+        f"{million(plan.resampling_macs)} of them resample"
     )
     if plan.macs_before:
         yield f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"

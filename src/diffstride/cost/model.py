@@ -60,6 +60,12 @@ class CostModel:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_program": None}  # compiled functions are made anew
 
+    def __repr__(self) -> str:
+        now, baseline = self.exact(), self.baseline()
+        unit = "MACs" if self.measure == "macs" else "bytes"
+        ratio = f", {now / baseline:.3f} of the baseline" if baseline else ""
+        return f"CostModel({type(self.model).__name__}, {now / 1e6:.4g} million {unit} on the example inputs{ratio})"
+
     def __call__(self) -> Tensor:
         """Return the relaxed cost, a 0-d tensor, differentiable in the strides; computed on the host."""
         strides = self._strides()
@@ -189,11 +195,11 @@ class CostModel:
         whole = 1 if of == "absolute" else self.baseline() if of == "baseline" else self.initial()
         target, least, most = amount * whole, self.minimum(), self.maximum()
         if not least <= target <= most:
-            share = "" if of == "absolute" else f" of the {of} cost ({whole:.4g})"
-            unit = "" if of == "absolute" else f", {least / whole:.3f} to {most / whole:.3f} of it"
+            reach = f"{least:.4g} to {most:.4g}"
+            if of != "absolute":
+                reach = f"{least / whole:.3f} to {most / whole:.3f} of the {of} cost ({whole:.4g})"
             raise UsageError(
-                f"amount must be between the least and the most that strides can reach, {least:.4g} to {most:.4g}"
-                f"{unit}, got {amount:g}{share}"
+                f"amount must be between the least and the most that strides can reach, {reach}, got {amount:g}"
             )
         return Budget(self, target)
 

@@ -63,9 +63,9 @@ def lowest(tried: Sequence[Allocation]) -> Allocation:
     return min(tried, key=lambda found: found.loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sensitivity:
-    """How the loss and the cost of a model change with each stride. `print` shows a table."""
+    """How the loss and the cost of a model change with each stride. It is shown as a table."""
 
     loss: float
     """The loss at the present strides."""
@@ -90,7 +90,7 @@ class Sensitivity:
         agree = [math.copysign(1, c.loss) == math.copysign(1, c.predicted) for c in chosen]
         return sum(agree) / len(agree) if agree else math.nan
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("layer", "axis", "stride", "size", "loss", "predicted", "cost saved", "loss per cost")]
         for c in self.changes:
             saved = -c.cost / self.cost
