@@ -100,6 +100,33 @@ def test_a_budget_alone_is_met_within_two_per_cent(window, fraction, measure, op
     assert cost.exact() == pytest.approx(budget.target, rel=0.02)
 
 
+def test_a_budget_that_warms_up_follows_a_line_in_the_logarithm_of_the_cost():
+    """It is resumed where it was, and evaluation does not count."""
+    torch.manual_seed(0)
+    model, x = toy()
+    cost = ds.CostModel(model, x)
+    first = cost.exact()
+    budget = cost.budget(0.4, warmup=200)
+    assert "warmed" not in cost.budget(0.4).state_dict()
+    strides = [layer.stride for layer in learned(model)]
+    optimizer = torch.optim.SGD(strides, lr=0.1, momentum=0.9)
+    for step in range(400):
+        if step == 100:
+            state, budget = budget.state_dict(), cost.budget(0.4, warmup=200)
+            budget.load_state_dict(state)
+            budget.eval()
+            for _ in range(50):
+                budget()
+            budget.train()
+        optimizer.zero_grad()
+        budget().backward()
+        optimizer.step()
+        ds.clamp_strides_(model)
+        part = min(step / 200, 1)  # the cost lags behind some, and jumps where convolutions change their order
+        assert 0.8 < cost.exact() / (first ** (1 - part) * budget.target**part) < 1.3
+    assert cost.exact() == pytest.approx(budget.target, rel=0.02)
+
+
 def test_settling_comes_as_near_to_the_target_as_single_sizes_allow():
     for target in (0.35, 0.55, 0.7):
         model, x = toy()

@@ -47,12 +47,14 @@ class Budget(nn.Module):
     multiplier: Tensor
     response: Tensor
     last: Tensor
+    warmed: Tensor | None
 
     def __init__(
         self,
         cost: CostModel,
         target: float,
         *,
+        warmup: int = 0,
         rate: float = 0.05,
         limit: float = 10.0,
         tolerance: float = 0.01,
@@ -63,6 +65,8 @@ class Budget(nn.Module):
         Args:
             cost: the cost of the model.
             target: the cost to reach, in multiply-accumulates or bytes.
+            warmup: calls in training mode in which the target goes from the cost at the first of them to `target`, by
+                equal factors. So strides are not moved by their costs alone before the loss has a say.
             rate: the fraction of the error that a step removes.
             limit: the largest size of the multiplier.
             tolerance: the relative error that counts as none.
@@ -71,15 +75,17 @@ class Budget(nn.Module):
         super().__init__()
         for name, value in ("target", target), ("rate", rate), ("limit", limit):
             _validation.above_zero(name, value)
-        for name, value in ("tolerance", tolerance), ("near", near):
+        for name, value in ("tolerance", tolerance), ("near", near), ("warmup", warmup):
             _validation.not_negative(name, value)
-        self.cost, self.target = cost, target
+        self.cost, self.target, self.warmup = cost, target, warmup
         self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
         entries = sum(g.numel() for g in cost.gradient().grads)
         self.register_buffer("multiplier", torch.zeros((), dtype=torch.float64))
         # Sums of (movement times push) and of push squared. Their quotient is r over the learning rate. It starts as
         # that of SGD with momentum 0.9, with a small weight.
         self.register_buffer("response", torch.tensor([1e-5, 1e-6], dtype=torch.float64))
+        # The calls so far, and the cost at the first of them.
+        self.register_buffer("warmed", torch.zeros(2, dtype=torch.float64) if warmup else None)
         self.register_buffer("last", torch.full((2, entries), math.nan, dtype=torch.float64))
 
     def forward(self, lr: float = 0.1) -> Tensor:
@@ -91,11 +97,12 @@ class Budget(nn.Module):
         raw = self.cost._strides()
         strides = torch.cat([stride.detach().to("cpu", torch.float64) for stride in raw.values()])
         value, grads, room = self.cost.gradient()
-        error = self.log_error()
+        learning = self.training and torch.is_grad_enabled()
+        target = self._present_target(learning)
+        error = self.log_error(target)
         # Strides that cannot go where the cost is to go are left out.
         g = torch.cat(grads) / value * torch.cat([larger if error > 0 else smaller for larger, smaller in room])
         along = g / g.square().sum().clamp(min=1e-12)
-        learning = self.training and torch.is_grad_enabled()
         if learning:
             self._observe(strides, error)
         speed = lr * self._speed()
@@ -105,7 +112,7 @@ class Budget(nn.Module):
         if multiplier * error < 0:  # it pushes away from the target
             multiplier *= 1 - self.rate
         multiplier = min(max(multiplier, -self.limit), self.limit)
-        last_step = self._last_step(error)
+        last_step = self._nearer_step(target, abs(error)) if 0 < abs(error) < self.near else None
         if last_step is None:
             push = (multiplier + self.rate * error / speed) * along
         else:
@@ -125,22 +132,29 @@ class Budget(nn.Module):
         term: Tensor = OnHost.apply(error**2 / 2, parts, room, *raw.values())  # type: ignore[no-untyped-call]
         return term
 
-    def _last_step(self, error: float) -> Neighbour | None:
-        """Return the change of a single size that comes nearest to the target, if the target is near."""
-        return self._nearer_step(abs(error)) if 0 < abs(error) < self.near else None
+    def _present_target(self, learning: bool) -> float:
+        """Return the target, which moves in the warm-up; `learning` counts a call."""
+        if self.warmed is None:
+            return self.target
+        calls, first = self.warmed.tolist()
+        if not calls:
+            first = float(self.cost.exact())
+        if learning and calls <= self.warmup:
+            self.warmed.copy_(torch.tensor([calls + 1, first]))
+        part = min(calls / self.warmup, 1.0)
+        return math.exp((1 - part) * math.log(first) + part * math.log(self.target))
 
-    def _nearer_step(self, distance: float, allowed: Container[tuple[int, int]] | None = None) -> Neighbour | None:
-        """Return the change of a single size that comes nearest to the target, if it comes nearer than a distance."""
+    def _nearer_step(
+        self, target: float, distance: float, allowed: Container[tuple[int, int]] | None = None
+    ) -> Neighbour | None:
+        """Return the change of a single size that comes nearest to a target, if it comes nearer than a distance."""
         found = [
-            (self._distance(step.cost), step)
+            (abs(math.log(step.cost / target)), step)
             for step in self.cost.neighbours()
             if allowed is None or (step.stride_id, step.entry) in allowed
         ]
         best = min(found, key=operator.itemgetter(0), default=None)
         return best[1] if best is not None and best[0] < distance else None
-
-    def _distance(self, cost: float) -> float:
-        return abs(math.log(cost / self.target))
 
     @property
     def places(self) -> list[tuple[LearnableStrides, int]]:
@@ -195,9 +209,9 @@ class Budget(nn.Module):
                 layer.clamp_strides_()
             return math.log(self.cost.exact() / self.target) if self.cost.runs() else -math.inf
 
-        step = 1 / 16 if error(0.0) > 0 else -1 / 16
-        near, far = 0.0, step
-        while error(far) * step > 0 and abs(far) < 8:
+        sign = 1 if error(0.0) > 0 else -1
+        near, far = 0.0, sign / 16
+        while error(far) * sign > 0 and abs(far) < 8:
             near, far = far, 2 * far
         low, high = sorted((near, far))
         for _ in range(30):  # sizes are whole: the error falls in steps
@@ -211,8 +225,8 @@ class Budget(nn.Module):
         moved = {(layer.stride_id, i) for (layer, i), slope in zip(places, slopes, strict=True) if slope > 0}
         # An axis that the line leaves alone would be resampled for a single sample.
         for allowed, enough in (moved, 0.0), (everywhere, 2 * self.tolerance):
-            while meets and distance > enough and (step := self._nearer_step(distance, allowed)):
-                distance = self._distance(step.cost)
+            while meets and distance > enough and (step := self._nearer_step(self.target, distance, allowed)):
+                distance = abs(math.log(step.cost / self.target))
                 _write_entry(by_id[step.stride_id], step.entry, step.stride)
         cost = self.cost.exact()
         for entry in self.cost.entries():
@@ -223,9 +237,9 @@ class Budget(nn.Module):
                 if self.cost.exact() != cost:
                     _write_entry(entry.layer, entry.position, present)
 
-    def log_error(self) -> float:
-        """Return `log(C/T)`, or 0 within the tolerance."""
-        error = math.log(self.cost.exact() / self.target)
+    def log_error(self, target: float | None = None) -> float:
+        """Return `log(C/T)`, or 0 within the tolerance; `T` is the budget's target if none is given."""
+        error = math.log(self.cost.exact() / (target or self.target))
         return 0.0 if abs(error) <= self.tolerance else error
 
     def _observe(self, strides: Tensor, error: float) -> None:

@@ -176,12 +176,15 @@ class CostModel:
         """
         return sensitivity.find_strides(self.budget(amount, of), loss, _validation.integer("rounds", rounds, 0))
 
-    def budget(self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline") -> Budget:
+    def budget(
+        self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline", warmup: int = 0
+    ) -> Budget:
         """Return a loss term that holds the cost at a budget.
 
         Args:
             amount: a fraction of the cost that `of` names, or the cost itself.
             of: `"baseline"` (see `baseline`), `"initial"` (see `initial`) or `"absolute"`.
+            warmup: training steps in which the target goes from the present cost to the budget, by equal factors.
 
         Raises:
             UsageError: the budget is out of reach; the message has the range.
@@ -201,7 +204,7 @@ class CostModel:
             raise UsageError(
                 f"amount must be between the least and the most that strides can reach, {reach}, got {amount:g}"
             )
-        return Budget(self, target)
+        return Budget(self, target, warmup=warmup)
 
     def _current_program(self) -> Program:
         """Return the program; trace again where the model's or torch's code branches otherwise at the present sizes."""

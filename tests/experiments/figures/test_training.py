@@ -24,6 +24,13 @@ def test_strides_over_bands():
     assert inside(figure)
 
 
+def test_a_stride_with_a_single_row_is_a_point():
+    row = StrideRow(step=5, layer="a", axis="height", stride=2.0, size=8)
+    for rows, marker in ([row], "."), ([row, row._replace(step=6)], "None"):
+        figure = training.stride_trajectories(rows)
+        assert [line.get_marker() for panel in figure.axes for line in panel.get_lines()] == [marker] * 2
+
+
 def test_windows_over_spectrum():
     panels = [
         training.WindowPanel(f"{layer}, {axis}", [4.0, 2.0, n], {"initial": [1.0, 0.5, 0.0], "learned": [1, 1, n]}, 1)

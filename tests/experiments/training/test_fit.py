@@ -87,6 +87,7 @@ def test_a_run_that_ends_inside_an_epoch_is_evaluated_as_it_is(run):
         predicted = cli.model.network.eval()(images).argmax(-1)
     assert result["accuracy"] == pytest.approx((predicted == labels).float().mean().item())
     assert (result["steps"], result["macs"]) == (8, count_macs(cli.model.network, images[:1]).model)
+    assert result["epochs"] == 1.333
 
 
 def test_a_run_is_not_resumed_with_another_network(run, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Time and peak memory of candidates that take turns.
 
-All candidates of a case run once in every round, in a new random order, after rounds of warm-up. A ratio is that of
-the medians. Its spread is given by the quartiles of the ratios within each round. Strides move a little before every
+All candidates of a case run once in every round, in a new random order, after rounds of warm-up. A ratio is the
+median of those within each round, and its spread is given by their quartiles. Strides move a little before every
 step, as they do in training, so that nothing that depends on them can be reused.
 """
 
@@ -190,11 +190,10 @@ def alternate(
 
 
 def ratios(own: Sequence[float], reference: Sequence[float]) -> Row:
-    """Return the median of some seconds in ms, its ratio to that of a reference, and the quartiles of that ratio."""
-    low, _, high = statistics.quantiles([a / b for a, b in zip(own, reference, strict=True)], n=4, method="inclusive")
-    median = statistics.median(own)
-    ratio = median / statistics.median(reference)
-    return {"ms": 1e3 * median, "ratio": ratio, "ratio_low": low, "ratio_high": high}
+    """Return the median of some seconds in ms, and the quartiles of their ratios to a reference within each round."""
+    by_round = [a / b for a, b in zip(own, reference, strict=True)]
+    low, ratio, high = statistics.quantiles(by_round, n=4, method="inclusive")
+    return {"ms": 1e3 * statistics.median(own), "ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
 def compare(

@@ -45,6 +45,7 @@ def stride_trajectories(rows: Sequence[StrideRow], *, title: str = "Strides whil
         own = [row for row in rows if (row.layer, row.axis) == (layer, axis)]
         steps = [row.step for row in own]
         line = {"color": style.COLOURS[layers.index(layer) % len(style.COLOURS)], "ls": style.STYLES.get(axis, "-")}
+        line |= {"marker": "."} if len(steps) == 1 else {}
         strides.plot(steps, [row.stride for row in own], label=f"{layer}, {axis}", **line)
         sizes.plot(steps, [row.size for row in own], drawstyle="steps-post", **line)
     strides.set(xlabel="optimiser step", ylabel="stride")

@@ -242,7 +242,7 @@ class WriteResult(Callback):
             "resampling_macs": macs.resampling,
             "parameters": sum(p.numel() for p in network.parameters()),
             "steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
+            "epochs": _epochs(trainer),
             "train_seconds": round(self._seconds, 1),
             "step_time_ms": round(1e3 * statistics.median(steps), 2) if steps else None,
             "peak_memory_mb": round(_peak_memory(trainer.strategy.root_device) / 2**20),
@@ -251,6 +251,12 @@ class WriteResult(Callback):
             "data_fingerprint": data.fingerprint,
             **provenance(trainer.strategy.root_device),
         }
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Return the epochs of the training; one that was not finished counts in part."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.total.completed / trainer.num_training_batches
+    return int(done) if done.is_integer() else round(done, 3)
 
 
 def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | None:

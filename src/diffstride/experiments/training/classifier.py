@@ -63,6 +63,7 @@ class Classifier(LightningModule):
             (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, as a control.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
+        budget_warmup: optimiser steps in which the budget goes from the cost at the start to its value.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
             strides can recover from a bad initial choice; null: none. A `Sweep` uses fewer samples in costly steps.
         channels_last: run 2-d convolutions in this memory format, which is faster on most hardware.
@@ -88,6 +89,7 @@ class Classifier(LightningModule):
         stride_steps: int | None = None,
         stride_search: Literal["gradient", "measured", "random"] = "gradient",
         budget: float | None = None,
+        budget_warmup: int = 0,
         exploration: Exploration | None = None,
         channels_last: bool = False,
     ) -> None:
@@ -106,6 +108,7 @@ class Classifier(LightningModule):
             ("weight_decay", weight_decay),
             ("momentum", momentum),
             ("stride_steps", stride_steps or 0),
+            ("budget_warmup", budget_warmup),
             ("label_smoothing", label_smoothing),
             *((f"task_weights[{task!r}]", weight) for task, weight in (task_weights or {}).items()),
         ):
@@ -127,7 +130,7 @@ class Classifier(LightningModule):
             )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
         self.has_strides = any(True for _ in learnable_layers(network))
-        self.budget, self.cost = budget, cast(Budget | None, None)
+        self.budget, self.budget_warmup, self.cost = budget, budget_warmup, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
 
     def setup(self, stage: str) -> None:
@@ -215,7 +218,8 @@ class Classifier(LightningModule):
         if self.budget is None or self.cost is not None:
             return
         try:
-            self.cost = CostModel(self.network, torch.zeros(1, *data.sample_shape)).budget(self.budget)
+            cost = CostModel(self.network, torch.zeros(1, *data.sample_shape))
+            self.cost = cost.budget(self.budget, warmup=self.budget_warmup)
         except ValueError as error:
             raise UsageError(str(error).replace("amount must", "budget must")) from error
 

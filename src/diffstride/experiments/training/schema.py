@@ -84,7 +84,7 @@ class Result(_Measured, total=False):
     macs_budget: float | None
     parameters: int | None
     steps: int | None
-    epochs: int | None
+    epochs: float | None
     train_seconds: float | None
     peak_memory_mb: float | None
     seed: int | None
