@@ -182,6 +182,18 @@ def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
     assert "it is 3×16×20 but the network was trained on 3×16×16" in capsys.readouterr().err
 
 
+def test_images_of_another_size_are_resized_on_request(caches, tmp_path, capsys):
+    run = trained(tmp_path, *pictures(tmp_path / "images"))
+    pixels = np.random.default_rng(7).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "large.png")
+    middle = PIL.Image.fromarray(pixels).resize((16, 16), PIL.Image.Resampling.BILINEAR, (10, 0, 50, 40))
+    middle.save(tmp_path / "small.png")
+    found, expected = load(run).predict(tmp_path / "large.png", resize=True), load(run).predict(tmp_path / "small.png")
+    assert [prediction[1:] for prediction in found] == [prediction[1:] for prediction in expected]
+    assert main(["predict", str(run), str(tmp_path / "large.png"), "--resize"]) == 0
+    assert f"{found[0].label} {found[0].probability:.3f}" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def hostile(caches, tmp_path_factory):
     """A run whose classes are called `größe` and `=1+1`, and pictures whose names are not for a terminal."""

@@ -48,7 +48,7 @@ def predict(arguments: Sequence[str]) -> None:
         )
         for file in stack.enter_context(bar).track(files, description="predicting"):
             try:
-                found = trained.predict(file, options.top)
+                found = trained.predict(file, options.top, resize=options.resize)
             except DataError as error:
                 unread += 1
                 console.say(str(error))
@@ -96,6 +96,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or audio file, or a folder of them")
     parser.add_argument(
         "--top", type=at_least(1), default=3, metavar="N", help="number of classes to print (default: 3)"
+    )
+    parser.add_argument(
+        "--resize", action="store_true", help="resize images to the size of training, and keep the middle square"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write a table instead of printing lines")
     parser.add_argument("--force", action="store_true", help="replace an existing table")

@@ -161,8 +161,12 @@ class ClassificationData(LightningDataModule):
     def load(self) -> None:
         """Set `train_set`, `test_set` and `num_classes`, and the other attributes where they are known."""
 
-    def read(self, file: Path) -> Tensor:
+    def read(self, file: Path, resize: bool = False) -> Tensor:
         """Return one raw sample from a file on disk, decoded like those of the set.
+
+        Args:
+            file: the file.
+            resize: resize an image to the size of those of the set, which must be square.
 
         Raises:
             DataError: the file cannot be read, or the set is not made of files.

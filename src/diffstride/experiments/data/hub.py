@@ -82,9 +82,14 @@ class HubData(ClassificationData):
     def statistics(self, train: Split, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mean and standard deviation of each channel, from samples that are decoded or from a stream."""
 
-    def read(self, file: Path) -> Tensor:
-        with _named(str(file), self.decoder.media), open(file, "rb") as content:
-            return torch.from_numpy(self.decoder(content))
+    def resizing_decoder(self) -> Decoder:
+        """Return the decoder of files of any size. Sounds are cut or padded in any case."""
+        return self.decoder
+
+    def read(self, file: Path, resize: bool = False) -> Tensor:
+        decoder = self.resizing_decoder() if resize else self.decoder
+        with _named(str(file), decoder.media), open(file, "rb") as content:
+            return torch.from_numpy(decoder(content))
 
     def load(self) -> None:
         source = open_source(self.path, self.subset, self.decoder, (self.train_split, self.test_split))

@@ -62,7 +62,7 @@ class ImageData(HubData):
         super().__init__(path, image_column, **options)
         if image_size is not None:
             _validation.integer("image_size", image_size, 1)
-        self.decoder = ImageDecoder(image_size)
+        self.image_size, self.decoder = image_size, ImageDecoder(image_size)
         self.settings = augment or Augment()
         self.given_std = None if std is None else _validation.positive("std", std)
 
@@ -71,6 +71,9 @@ class ImageData(HubData):
 
     def prepare_evaluation(self, inputs: Tensor) -> Tensor:
         return self.settings.center(inputs)
+
+    def resizing_decoder(self) -> "ImageDecoder":
+        return ImageDecoder(self.image_size or max(self.sample_shape[1:]))
 
     def check_splits(self, train: Split, test: Split) -> None:
         self.sample_shape = tuple(self.settings.center(torch.empty(train.first.shape)).shape)

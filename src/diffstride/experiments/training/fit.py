@@ -134,7 +134,7 @@ class FitCLI(LightningCLI):
         is_short = parser.formatter_class is _ShortHelp
         for action in parser._actions:
             part, _, name = action.dest.partition(".")
-            if is_short and (part in ("model", "trainer") and not name or part == "trainer"):
+            if is_short and ((part in ("model", "trainer") and not name) or part == "trainer"):
                 action.help = _TRAINER_HELP.get(name, argparse.SUPPRESS)
             if action.dest == _REFUSED:
                 action.help = argparse.SUPPRESS

@@ -49,12 +49,14 @@ class TrainedNetwork:
         return {task: list(data.classes) for task, data in self.tasks.items()}
 
     @torch.inference_mode()
-    def predict(self, file: str | Path, top: int = 3) -> list[Prediction]:
+    def predict(self, file: str | Path, top: int = 3, *, resize: bool = False) -> list[Prediction]:
         """Return the most likely classes of an image or a sound, by task. It is prepared like those of the test split.
 
         Args:
             file: the file of the image or of the sound.
             top: the number of classes for each task.
+            resize: resize the shorter side of an image to the size of those of training, and keep the middle square.
+                Where training had `data.image_size`, this is always done.
 
         Raises:
             DataError: a file that cannot be read, or has another size than the network's inputs.
@@ -64,12 +66,12 @@ class TrainedNetwork:
         for task, data in self.tasks.items():
             if type(data).read is ClassificationData.read:
                 raise UsageError(f"the run was trained on {type(data).__name__}, which is generated and reads no files")
-            sample = data.read(Path(file))[None].to(self.device)
+            sample = data.read(Path(file), resize)[None].to(self.device)
             inputs, _ = data.prepare_batch((sample, torch.zeros(1, dtype=torch.int64)))
             if inputs.shape[1:] != data.sample_shape:
                 raise DataError(
                     f"{file}: it is {by(inputs.shape[1:])} but the network was trained on {by(data.sample_shape)}: "
-                    "resize it, or train with data.image_size"
+                    "use resize (--resize), or train with data.image_size"
                 )
             logits: Any = self.network(inputs)
             probabilities = mean_of_views((logits[task] if task else logits).float(), 1)[0].softmax(-1)
