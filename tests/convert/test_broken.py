@@ -36,6 +36,18 @@ def test_the_error_names_the_reason_and_nothing_changes(name, training, call):
     assert same(random_states(), drawn)
 
 
+def test_the_reason_comes_first_and_a_shape_is_no_input():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 64, 5))
+    with pytest.raises(
+        UsageError, match=r"^0: its map must keep its size for 2 \(Linear\).*256.*no other downsampling"
+    ):
+        ds.convert(model, torch.zeros(2, 3, 16, 16))
+    for shape in (2, 3, 16, 16), [2, 3, 16, 16]:
+        for call in ds.plan, ds.insert, ds.CostModel:
+            with pytest.raises(UsageError, match=r"got the shape \(2, 3, 16, 16\): try torch.zeros\(2, 3, 16, 16\)"):
+                call(model, shape)
+
+
 def test_a_model_is_converted_once():
     model, x = zoo.vgg(), torch.randn(2, 3, 32, 32)
     ds.convert(model, x)

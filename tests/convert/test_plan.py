@@ -508,9 +508,12 @@ def test_a_plan_prints_a_table():
     plan = ds.plan(zoo.resnet_d(), torch.randn(IMAGE))
     head, *sites, total, least, note = (" ".join(line.split()) for line in str(plan).splitlines())
     assert head == "site was becomes stride group input before after MACs before after"
-    assert "1.shortcut.0 AvgPool2d stride 1, DiffStride2d 2x2 1 16x16 8x8 8x8 0.00 M 0.04 M" in sites
-    assert "3.main.0.0 Conv2d DiffStrideConv 2x2 2 8x8 4x4 4x4 0.11 M 0.46 M" in sites
-    assert f"{plan.macs_before / 1e6:.2f} M MACs before, {plan.macs_after / 1e6:.2f} M after" in total
+    assert "1.shortcut.0 AvgPool2d stride 1, DiffStride2d 2x2 1 16x16 8x8 8x8 0.00 M 0.02 M" in sites
+    assert "3.main.0.0 Conv2d DiffStrideConv 2x2 2 8x8 4x4 4x4 0.06 M 0.23 M" in sites
+    assert plan.examples == IMAGE[0] == 2
+    assert f"{plan.macs_before / 2e6:.2f} M MACs per example before, {plan.macs_after / 2e6:.2f} M after" in total
+    assert plan.macs_before == 2 * ds.plan(zoo.resnet_d(), torch.randn(1, *IMAGE[1:])).macs_before
+    assert repr(plan) == str(plan)  # which notebooks show
     assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in total
     assert least == f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"
     assert note == "a trained model does not keep its function: ds.insert keeps it"

@@ -26,10 +26,12 @@ def train(model, *optimizers, steps=3):
 
 @pytest.fixture(autouse=True)
 def no_watch_is_left():
+    """The next step of any optimizer, or the next conversion, ends those of models that are gone."""
+    before = list(watch._watches)
     yield
     gc.collect()
     torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1).step()
-    assert not watch._watches
+    assert set(watch._watches) <= set(before)
 
 
 @pytest.mark.parametrize("change", [ds.convert, ds.insert])

@@ -141,10 +141,11 @@ class Candidates:
     def check_not_empty(self) -> None:
         """Raise an error that lists the reasons if no site remains."""
         if not self.sites:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_alone.items())
+            if reasons := "; ".join(f"{name}: {reason}" for name, reason in self.left_alone.items()):
+                raise UsageError(f"{reasons}; the model has no other downsampling that can be converted")
             raise UsageError(
                 "model must have a downsampling that can be converted (a strided convolution, a max or average "
-                f"pooling), got none{': ' + reasons if reasons else ''}"
+                "pooling), got none"
             )
 
 

@@ -23,11 +23,17 @@ class _Watch:
         self.before: dict[int, int] = {}
         """The versions of strides that had a gradient at the last step."""
 
+    @property
+    def present(self) -> list[nn.Parameter]:
+        """The strides, none if the model is gone."""
+        present = [stride for ref in self.strides if (stride := ref()) is not None]
+        return present if len(present) == len(self.strides) else []
+
     def ends(self, optimizer: Optimizer) -> bool:
         """Return whether a step of an optimizer ends the watch, with a warning if strides did not move."""
-        present = [stride for ref in self.strides if (stride := ref()) is not None]
+        present = self.present
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if len(present) < len(self.strides) or own & self.ids:
+        if not present or own & self.ids:
             return True
         versions = {id(s): s._version for s in present if s.grad is not None} if own & self.weights else {}
         still = any(self.before.get(key) == version for key, version in versions.items())
@@ -45,7 +51,7 @@ _watches: list[_Watch] = []
 def warn_of_missing_strides(model: nn.Module, strides: Sequence[nn.Parameter]) -> None:
     """Warn once if strides have a gradient and do not move between two steps of an optimizer of the model's weights."""
     _install()
-    _watches.append(_Watch(model, strides))
+    _watches[:] = [*(watch for watch in _watches if watch.present), _Watch(model, strides)]
 
 
 @lru_cache(maxsize=1)

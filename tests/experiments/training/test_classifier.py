@@ -138,6 +138,23 @@ class Sample(LightningDataModule):
     val_dataloader = train_dataloader
 
 
+def test_the_first_step_of_adamw_is_the_rate_and_strides_do_not_decay():
+    network = TinyCNN(width=4, strides=[[3, 4]])
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    made = Classifier(
+        network, learning_rates=[0.01], optimizer="adamw", stride_lr=0.02, weight_decay=0.1
+    ).configure_optimizers()
+    signs = {}
+    for name, parameter in network.named_parameters():
+        signs[name] = torch.where(torch.randn_like(parameter) > 0, 1.0, -1.0)
+        parameter.grad = 7 * signs[name]
+    made["optimizer"].step()
+    for name, parameter in network.named_parameters():
+        rate, decay = (0.02, 0.0) if "stride" in name else (0.01, 0.1)
+        expected = before[name] * (1 - rate * decay) - rate * signs[name]
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_decay_of_kernels_alone():
     """One step without a gradient: kernels shrink by rate times decay, all else stays."""
     torch.manual_seed(0)

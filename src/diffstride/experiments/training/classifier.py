@@ -35,7 +35,7 @@ WITHIN = 0.02
 
 
 class Classifier(LightningModule):
-    """A classifier trained with SGD and piecewise constant rates, as in the paper.
+    """A classifier trained with piecewise constant rates, as in the paper.
 
     The loss is the cross-entropy plus `cost_weight` times the cost of strides (Eq. 6). With several tasks (`MultiTask`,
     and `num_classes` by task), batches and logits are mappings from task names. All samples pass through the network
@@ -45,6 +45,8 @@ class Classifier(LightningModule):
         network: the network, from inputs to logits. A class derived from diffstride.experiments.models.Network.
         learning_rates: rates of the weights, one more than `milestones`.
         milestones: optimiser steps at which the next rate begins.
+        optimizer: "sgd" (the paper) or "adamw", for weights and strides. AdamW takes steps of about the rate, whatever
+            the size of a gradient: see "The strides' learning rate" in the guide to training.
         momentum: momentum of SGD, for weights and strides.
         weight_decay: decay of the weights; strides never decay.
         decay: "all" weights, or "kernels", those of convolutions and linear layers: no biases, no batch norms.
@@ -77,6 +79,7 @@ class Classifier(LightningModule):
         network: Network,
         learning_rates: Sequence[float] = (0.1,),
         milestones: Sequence[int] = (),
+        optimizer: Literal["sgd", "adamw"] = "sgd",
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         decay: Literal["all", "kernels"] = "all",
@@ -118,6 +121,7 @@ class Classifier(LightningModule):
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.learning_rates, self.milestones = tuple(learning_rates), tuple(milestones)
+        self.optimizer = _validation.one_of("optimizer", optimizer, ("sgd", "adamw"))
         self.momentum, self.weight_decay = momentum, weight_decay
         self.decay = _validation.one_of("decay", decay, ("all", "kernels"))
         self.stride_lr, self.stride_clip = stride_lr, stride_clip
@@ -304,7 +308,7 @@ class Classifier(LightningModule):
         return [] if self.explorer is None else [self.explorer]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return SGD over weights and strides, and the schedule of both."""
+        """Return the optimizer of weights and strides, and the schedule of both."""
         highest = max(self.learning_rates)
         stride_lr = self.stride_lr if self.stride_search == "gradient" else 0.0
         groups = param_groups(self.network, highest, stride_lr=stride_lr, weight_decay=self.weight_decay)
@@ -313,7 +317,9 @@ class Classifier(LightningModule):
             groups[0]["params"] = [parameter for parameter in weights if parameter.ndim > 1]
             others = [parameter for parameter in weights if parameter.ndim <= 1]
             groups.append({"params": others, "lr": highest, "weight_decay": 0.0, "name": "without_decay"})
-        optimizer = torch.optim.SGD(groups, momentum=self.momentum)
+        optimizer = (
+            torch.optim.AdamW(groups) if self.optimizer == "adamw" else torch.optim.SGD(groups, momentum=self.momentum)
+        )
 
         def factor(step: int) -> float:
             return self.learning_rates[sum(step >= m for m in self.milestones)] / highest

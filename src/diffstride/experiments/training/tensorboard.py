@@ -19,8 +19,11 @@ TAGS = {
     "train/macs": "accuracy and cost/multiply-accumulates",
     "train/stride_cost": "accuracy and cost/relative cost (Eq. 6)",
     "epoch": "schedule/epoch",
-    "lr-SGD/weights": "schedule/rate of weights",
-    "lr-SGD/strides": "schedule/rate of strides",
+    **{
+        f"lr-{name}/{group}": f"schedule/rate of {group}"
+        for name in ("SGD", "AdamW")
+        for group in ("weights", "strides")
+    },
 }
 STRIDES, SIZES = "layer strides", "map sizes"
 
