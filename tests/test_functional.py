@@ -35,7 +35,7 @@ def strides_up_to(size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("basis", ["dft", "dct"])
-@pytest.mark.parametrize("window", ["outer", "inner"])
+@pytest.mark.parametrize("window", ["outer", "inner", "hard"])
 def test_one_axis_in_float64_at_all_sizes_and_strides(backend, basis, window):
     norms = itertools.cycle(NORMS)
     for size in range(1, 66):
@@ -58,7 +58,9 @@ def test_one_axis_in_lower_precision_at_all_sizes_and_strides(dtype, backend, ba
     """Relative to the input: some outputs are nothing but what cancellation leaves."""
     for size in range(1, 66):
         x = torch.randn(3, 4, size).to(dtype)
-        for stride, smoothness, window in itertools.product(strides_up_to(size), (0.5, 7.3), ("outer", "inner")):
+        for stride, smoothness, window in itertools.product(
+            strides_up_to(size), (0.5, 7.3), ("outer", "inner", "hard")
+        ):
             stride = float(np.float32(stride))
             expected = reference.diffstride(x.double(), (stride,), smoothness, window, basis)
             actual = F.diffstride(
@@ -98,7 +100,7 @@ SHAPES = [(7,), (12,), (5, 8), (9, 6), (1, 9), (4, 2), (3, 6, 5), (8, 1, 4)]
 @pytest.mark.parametrize("basis", ["dft", "dct"])
 def test_layers_in_one_two_and_three_dimensions(dtype, backend, basis):
     for shape, norm, smoothness, window in zip(
-        SHAPES, itertools.cycle(NORMS), itertools.cycle((0.5, 1, 4, 7.3)), itertools.cycle(("outer", "inner")),
+        SHAPES, itertools.cycle(NORMS), itertools.cycle((0.5, 1, 4, 7.3)), itertools.cycle(("outer", "inner", "hard")),
         strict=False,
     ):  # fmt: skip
         ndim = len(shape)

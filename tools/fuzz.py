@@ -159,7 +159,7 @@ def draw_window(r, call):
     narrow = {call.dtype, call.autocast} & set(NARROW)  # whose range ends where a ramp is a step
     call.options.update(
         smoothness=r.choice((0.25, 0.5, 1.0, 1.3, 4.0, 7.3, longest, 2.5 * longest, 3e3, 0.25 if narrow else 1e-3)),
-        window=r.choice(("outer", "inner")),
+        window=r.choice(("outer", "inner", "hard")),
         bounds=r.choices(((1.0, None), (1.5, 3.0), (1.0, 2.0), (2.0, 2.0)), (6, 1, 1, 1))[0],
         size_multiple=r.choices((1, 2, 3, 8), (6, 1, 1, 1))[0],
     )

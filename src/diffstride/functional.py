@@ -25,13 +25,13 @@ def stride_mask(
 
     Outer: `m(f) = clip((R + N/(2S) - f) / R, 0, 1)`. Inner: `m(f) = 1 - d (1 - clip((N/(2S) - f) / w, 0, 1))`, with the
     width `w = min(R, N/(4S))` and the depth `d = clip((N/2 - N/(2S)) / w, 0, 1)`: the ramp deepens as frequencies are
-    removed. `R = 0`: the hard window `f <= N/(2S)`.
+    removed. `R = 0`: `f <= N/(2S)`. Hard: 1 up to the highest frequency of `ceil(N/S)` samples, whatever `R`.
 
     Args:
         size: `N`, the number of samples of the axis.
         stride: `S >= 1`, a float or a 0-d tensor, in which the result is differentiable.
         smoothness: `R >= 0`, the width of the ramp in cycles per axis.
-        window: `"outer"` (the paper: the ramp lies outside the band) or `"inner"`.
+        window: `"outer"` (the paper: the ramp lies outside the band), `"inner"` or `"hard"`.
         basis: `"dft"`: frequencies `0 .. N//2`; `"dct"`: `0, 1/2, .. (N-1)/2`.
 
     Returns:
@@ -50,6 +50,9 @@ def stride_mask(
     if stride.is_cpu:  # on a GPU the check would wait for the device
         _validation.strides_at_least_one("stride", stride.tolist())
     f = geometry.frequencies(basis, geometry.num_coefficients(size, basis), stride)
+    if window == "hard":
+        new_size = geometry.output_size(size, stride.item(), 0.0, window)
+        return (f <= geometry.top_frequency(new_size, basis)).to(f)
     return geometry.mask(size, stride[0], float(smoothness), window, f)
 
 
@@ -79,7 +82,7 @@ def diffstride(
         output_size: sizes in place of `N'`, so that several branches agree. Nothing is read from the device.
         bounds: `(lower, upper)` of the strides, `1 <= lower`; None for no upper bound but `N/2`. Or a pair for each
             axis; one with `(1, 1)` stays as it is.
-        window: `"outer"` (the paper) or `"inner"` (the ramp inside the band; maps of nominal size).
+        window: `"outer"` (the paper), `"inner"` (the ramp inside the band; maps of nominal size) or `"hard"` (no ramp).
         basis: `"dft"` (the paper) or `"dct"` (DCT-II, no wrap-around at the borders).
         norm: `"forward"` keeps the mean, `"ortho"` is the paper's Eq. 1, `"backward"` the norm of the authors' code.
         size_multiple: rounds `N'` up to a multiple of this, at most `N`.

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Window = Literal["outer", "inner"]
+Window = Literal["outer", "inner", "hard"]
 Basis = Literal["dft", "dct"]
 Norm = Literal["forward", "ortho", "backward"]
 
-WINDOWS = ("outer", "inner")
+WINDOWS = ("outer", "inner", "hard")
 BASES = ("dft", "dct")
 AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 NORM_EXPONENTS: dict[Norm, float] = {"forward": 0.0, "ortho": 0.5, "backward": 1.0}
@@ -40,14 +40,14 @@ def top_frequency(size: int, basis: Basis) -> float:
 def output_size(size: int, stride: float, smoothness: float, window: Window = "outer", size_multiple: int = 1) -> int:
     """Return the size of the output of an axis.
 
-    `N' = min(N, floor(N/S + 2R))` for the outer window (Algorithm 1) and for the hard one (`R = 0`), and
-    `N' = min(N, max(2, ceil(N/S)))` for the inner one, rounded up to a multiple of `size_multiple`. Where that is above
-    `N`, it is the largest multiple up to `N`, or `N` if there is none.
+    `N' = min(N, floor(N/S + 2R))` for the outer window (Algorithm 1), and `N' = min(N, max(2, ceil(N/S)))` for the
+    others, rounded up to a multiple of `size_multiple`. Where that is above `N`, it is the largest multiple up to `N`,
+    or `N` if there is none.
     """
-    if window == "inner":
-        new = max(2, math.ceil(size / stride - _SIZE_SLACK))
-    else:
+    if window == "outer":
         new = math.floor(size / stride + 2 * smoothness + _SIZE_SLACK)
+    else:
+        new = max(2, math.ceil(size / stride - _SIZE_SLACK))
     multiple = math.ceil(new / size_multiple) * size_multiple
     return multiple if multiple <= size else size - size % size_multiple or size
 
@@ -185,7 +185,8 @@ class Axis(NamedTuple):
         The mask is 1 before the ramp and 0 behind it. `mask` and `mask_slope` give the same from tensors.
         """
         first, last = self.ramp(stride)
-        assert self.smoothness is not None
+        if self.smoothness is None:
+            return first, [], []
         per_cycle = 1 if self.basis == "dft" else 2
         f = [k / per_cycle for k in range(first, last)]
         if self.window == "outer":
@@ -205,7 +206,8 @@ class Axis(NamedTuple):
 
     def ramp(self, stride: float) -> tuple[int, int]:
         """Return the first coefficient on the ramp, both its ends included, and the one after the last."""
-        assert self.smoothness is not None
+        if self.smoothness is None:
+            return self.kept, self.kept
         low = self.n / (2 * stride)
         high = low + self.smoothness
         if self.window == "inner":
@@ -218,8 +220,9 @@ class Axis(NamedTuple):
 
     def slopes(self, stride: Tensor | float, like: Tensor, first: int, last: int) -> Tensor:
         """Return `d weights / d S` of the coefficients `first .. last - 1`, which are on the ramp."""
-        assert self.smoothness is not None
         f = self.frequencies(like, first, last - first)
+        if self.smoothness is None:
+            return f
         slopes = mask_slope(self.n, stride, self.smoothness, self.window, f) * self.gain
         if self._nyquist_splits and last == self.kept and first < last:
             slopes = torch.cat([slopes[:-1], slopes[-1:] / 2])
@@ -271,7 +274,7 @@ def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f
     - Inner: `m(f) = 1 - d (1 - clip((N/(2S) - f) / w, 0, 1))` with the width `w = min(R, N/(4S))` and the depth
       `d = clip((N/2 - N/(2S)) / w, 0, 1)`. It is 1 everywhere at `S = 1`, and the ramp is full from `S = 1.5` at the
       latest.
-    - `R = 0`: the hard window `f <= N/(2S)`.
+    - `R = 0`: `f <= N/(2S)`.
 
     At the ends of the ramp the gradient counts.
     """

@@ -93,7 +93,7 @@ class LayerOptions:
             size=new_size,
             basis=self.basis,
             gain=geometry.gain(size, new_size, self.norm),
-            smoothness=self.smoothness,
+            smoothness=None if self.window == "hard" else self.smoothness,
             window=self.window,
             lower=lower,
             upper=upper,

@@ -238,7 +238,7 @@ def test_options_reach_the_layers_and_groups_agree_under_any(name, window):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": "round"}, "window must be one of 'outer', 'inner', got 'round'"),
+        ({"window": "round"}, "window must be one of 'outer', 'inner', 'hard', got 'round'"),
         ({"bounds": (1.0, 1.5)}, r"stride must lie within bounds \(1.0, 1.5\), got \(2.0, 2.0\)"),
     ],
 )

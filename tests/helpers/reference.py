@@ -16,7 +16,9 @@ def mask(size, stride, smoothness, window="outer", basis="dft"):
     edge = size / (2 * stride)
     values = []
     for f in frequencies:
-        if smoothness == 0:
+        if window == "hard":  # those that the new samples cannot hold are left out by `resample_axis`
+            values.append(1.0)
+        elif smoothness == 0:
             values.append(1.0 if f <= edge + 1e-5 else 0.0)
         elif window == "inner":
             width = min(size / (4 * stride), smoothness)
@@ -34,7 +36,7 @@ def depth(size, stride, smoothness):
 
 def output_size(size, stride, smoothness, window="outer", multiple=1):
     """Samples left, the 1e-5 included."""
-    if window == "inner":
+    if window in ("inner", "hard"):
         new = max(2, math.ceil(size / stride - 1e-5))
     else:
         new = math.floor(size / stride + 2 * smoothness + 1e-5)
@@ -68,6 +70,8 @@ def clamped(size, stride, smoothness, window="outer", basis="dft", bounds=(1.0, 
 def ramp(size, stride, smoothness, window="outer"):
     """The frequencies between which the mask moves with the stride."""
     edge = size / (2 * stride)
+    if window == "hard":
+        return math.inf, -math.inf
     if window == "outer":
         return edge, edge + smoothness
     deepens = size / 2 - edge <= min(edge / 2, smoothness)

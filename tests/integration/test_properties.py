@@ -37,7 +37,7 @@ def band_limited(size, basis, top, seed=0, n=None):
 @given(size=st.integers(1, 40), stride=st.floats(1, 20), smoothness=st.floats(0.2, 8), value=st.floats(-5, 5))
 def test_a_constant_keeps_its_value(options, size, stride, smoothness, value):
     x = torch.full((1, 2, size), value, dtype=torch.float64)
-    for window in ("outer", "inner"):
+    for window in ("outer", "inner", "hard"):
         y = F.diffstride(x, (stride,), smoothness, window=window, **options)
         torch.testing.assert_close(y, torch.full_like(y, value), rtol=0, atol=1e-12)
 

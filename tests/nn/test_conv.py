@@ -32,7 +32,7 @@ CASES = [
 ]
 OPTIONS = [
     pytest.param({"window": w, "basis": b, "norm": n}, id=f"{w}-{b}-{n}")
-    for w in ("outer", "inner")
+    for w in ("outer", "inner", "hard")
     for b, n in (("dft", "forward"), ("dft", "ortho"), ("dct", "backward"))
 ]
 

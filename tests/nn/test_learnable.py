@@ -280,7 +280,7 @@ def test_excess_is_no_state_and_survives_copies(duplicate):
     data=st.data(),
     size=st.integers(2, 80),
     smoothness=st.floats(0.1, 12),
-    window=st.sampled_from(["outer", "inner"]),
+    window=st.sampled_from(["outer", "inner", "hard"]),
     basis=st.sampled_from(["dft", "dct"]),
     multiple=st.integers(1, 4),
     bounds=st.sampled_from([(1.0, None), (1.5, 3.0)]),
@@ -352,7 +352,7 @@ def test_ramps_of_axes_that_grow(window, basis):
 
 def test_an_axis_of_one_sample():
     x = torch.randn(2, 3, 1, 6)
-    for window in ("outer", "inner"):
+    for window in ("outer", "inner", "hard"):
         for basis in ("dft", "dct"):
             layer = ds.DiffStride2d((1.0, 1.5), window=window, basis=basis)
             layer.size_offset = (0, 1)
@@ -385,6 +385,25 @@ def test_excess_in_a_compiled_graph():
         assert compiled(x).shape == layer(x).shape != expected.shape
 
 
+def test_the_hard_window_is_spectral_pooling_whose_stride_has_no_gradient():
+    """Of `ceil(N/S)` samples; at stride 1 it hands on its input, and where a stride rounds to all samples."""
+    x = torch.randn(2, 3, 9, 16, requires_grad=True)
+    layer = ds.DiffStride2d((9 / 4, 2.0), window="hard")
+    expected = ds.SpectralPool2d((9 / 4, 2.0))(x)
+    torch.testing.assert_close(layer(x), expected)
+    upstream = torch.randn_like(expected)
+    grads = torch.autograd.grad(layer(x), [x, layer.stride], upstream)
+    torch.testing.assert_close(grads[0], torch.autograd.grad(expected, x, upstream)[0])
+    assert grads[1].tolist() == [0, 0]
+    for stride in (1.0, 1.05):
+        assert torch.equal(ds.DiffStride2d(stride, window="hard")(x), x)
+    waves = torch.cos(torch.pi * torch.arange(16.0)).expand(1, 1, 16)  # the highest frequency of 16 samples
+    assert torch.equal(ds.DiffStride1d(1.0, window="hard")(waves), waves)
+    half = torch.cos(torch.pi / 2 * torch.arange(16.0)).expand(1, 1, 16)  # that of 8
+    assert ds.DiffStride1d(2.0, window="hard")(half).std() > 0.5
+    assert ds.DiffStride1d(2.0, window="inner")(half).std() < 1e-6
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_stride_that_went_astray_names_its_layer(value):
     layer = ds.DiffStride2d((2.0, 3.0), window="inner")
@@ -403,7 +422,7 @@ def test_an_empty_batch_works(layer, backend):
     y.sum().backward()
 
 
-@pytest.mark.parametrize("window", ["inner", "outer"])
+@pytest.mark.parametrize("window", ["inner", "outer", "hard"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_axis_with_bounds_of_1_stays_as_it_is(window, shared):
     options = {"window": window, "smoothness": 2.0}

@@ -66,7 +66,7 @@ def plan(
         shared: one stride for all axes of a layer.
         bounds: `(lower, upper)` of the strides.
         window: `"inner"`: the converted model starts with the sizes that the model had. `"outer"`: the paper's window,
-            with maps larger by `2 smoothness` samples.
+            with maps larger by `2 smoothness` samples. `"hard"`: no ramp, for strides that no gradient is to move.
         basis: `"dft"` or `"dct"`.
         norm: `"forward"`, `"ortho"` or `"backward"`.
         size_multiple: round output sizes up to a multiple of this.
@@ -163,7 +163,8 @@ def insert(
         smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer. Under a budget the two axes of an image wander apart by noise.
         bounds: `(lower, upper)` of the strides.
-        window: `"inner"`: the identity at stride 1. `"outer"` is it to 1e-3, and small maps do not shrink at once.
+        window: `"inner"`: the identity at stride 1. `"hard"` is it too and keeps the most detail, for strides that are
+            found by the measured loss. `"outer"` is it to 1e-3, and small maps do not shrink at once.
         basis: `"dft"` or `"dct"`.
         norm: `"forward"`, `"ortho"` or `"backward"`.
         size_multiple: round output sizes up to a multiple of this.

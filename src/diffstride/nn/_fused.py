@@ -310,7 +310,7 @@ def make_schedule(
     none: tuple[None, ...] = (None,) * len(new_sizes)
     if convolution is None:
         return Schedule(none, tuple(options.axes(spatial, new_sizes)), options.backend)
-    if fused_axes is None and options.window == "inner" and convolution.full_sizes(spatial) == tuple(new_sizes):
+    if fused_axes is None and options.window != "outer" and convolution.full_sizes(spatial) == tuple(new_sizes):
         fused_axes = 0  # at stride 1 nothing is resampled
     fused = cheapest_fused_axes(convolution, spatial, new_sizes) if fused_axes is None else fused_axes
     axes = []

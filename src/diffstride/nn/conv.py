@@ -108,7 +108,7 @@ class DiffStrideConvNd(LearnableStrides):
             smoothness: as in `DiffStride2d`, like all options that follow.
             shared: one stride for all axes.
             bounds: `(lower, upper)` of the strides, or a pair for each axis.
-            window: `"outer"` or `"inner"`; the inner one gives maps as small as a strided convolution's.
+            window: `"outer"`, `"inner"` or `"hard"`; the last two give maps as small as a strided convolution's.
             basis: `"dft"` or `"dct"`.
             norm: `"forward"`, `"ortho"` or `"backward"`.
             size_multiple: round output sizes up to a multiple of this.

@@ -51,7 +51,9 @@ class DiffStrideNd(LearnableStrides):
             bounds: `(lower, upper)`, to which strides are clamped; upper may be None. Each axis has limits of its own:
                 `N/2` above and, for the outer window, just over 1 below, where the gradient is alive. Or a pair for
                 each axis: with `((1, None), (1, 1))` the first axis learns and the second stays as it is.
-            window: `"outer"` (the paper) or `"inner"`: the ramp inside the band and maps of nominal size, `ceil(N/S)`.
+            window: `"outer"` (the paper); `"inner"`: the ramp inside the band and maps of nominal size, `ceil(N/S)`; or
+                `"hard"`: the same sizes, and no ramp. It keeps the most detail, but the loss gives strides no gradient.
+                Use it where they are found by `CostModel.find_strides`, or held.
             basis: `"dft"` (the paper) or `"dct"`, which does not wrap around at the borders.
             norm: `"forward"` keeps the mean, `"ortho"` is Eq. 1 of the paper, `"backward"` the norm of the authors'
                 code.

@@ -15,12 +15,13 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffstride.cost import count_macs
+from diffstride.cost import CostModel, count_macs
 from diffstride.errors import RunError
 from diffstride.experiments import history
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.training import Classifier, fit
 from diffstride.experiments.training.documents import load_yaml
+from diffstride.nn import learnable_layers
 from tests.helpers.runs import CONFIG, SMALL
 
 
@@ -240,6 +241,32 @@ def test_a_budget_is_met(run):
     assert abs((result["macs"] + result["resampling_macs"]) / original - 1) < 0.02
     metrics = [float(m["train/macs"]) for m in history.read_dicts(cli.run_folder / "metrics.csv") if m["train/macs"]]
     assert metrics[0] / original > 1.1  # it came from above
+
+
+def test_a_search_before_the_training_leaves_only_its_strides(run, monkeypatch):
+    """Allocations are compared with trained weights. Then the weights are those of strides found from the start."""
+    compared = []
+    find_strides = CostModel.find_strides
+
+    def record(cost, *given, **options):
+        compared.append(cost.model.down.stride.clone())
+        compared.append(cost.model.state_dict()["conv.weight"].clone())
+        return find_strides(cost, *given, **options)
+
+    monkeypatch.setattr(CostModel, "find_strides", record)
+    inner = ["--model.network.downsample_options.window", "inner", "--model.network.strides"]
+    search = ["--model.stride_search", "measured", "--model.stride_steps", "0", "--model.budget", "0.8"]
+    for steps in "0", "12":
+        cli, result = run(f"after{steps}", *inner, "[[2,2]]", *search, "--model.search_steps", steps, steps=4)
+    untrained, trained = compared[1::2]
+    assert not torch.equal(untrained, trained)
+    assert all(stride.tolist() == [2, 2] for stride in compared[::2])
+    strides = [layer.entries for _, layer in learnable_layers(cli.model.network)]
+    assert strides != [(2.0, 2.0)]
+    fixed, _ = run("fixed", *inner, json.dumps(strides), "--model.stride_lr", "0", steps=4)
+    assert result["strides"] == {"down": list(strides[0])}
+    for name, value in weights(fixed).items():
+        assert torch.equal(value, weights(cli)[name]), name
 
 
 def test_a_network_of_the_working_directory_is_found(tmp_path):

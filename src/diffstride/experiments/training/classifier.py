@@ -22,7 +22,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.experiments.training.checkpoints import load_weights
-from diffstride.experiments.training.measured import recalibrated_loss
+from diffstride.experiments.training.measured import augmented_batches, recalibrated_loss, train_briefly
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
@@ -63,6 +63,8 @@ class Classifier(LightningModule):
         stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
             `stride_steps`. Then they are set to the budget by the measured loss
             (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, as a control.
+        search_steps: steps in which weights are trained before allocations are compared by the measured loss, at the
+            strides as they are. They are undone after the search, so that the training goes on from its own weights.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         budget_warmup: optimiser steps in which the budget goes from the cost at the start to its value.
@@ -91,6 +93,7 @@ class Classifier(LightningModule):
         init_from: str | None = None,
         stride_steps: int | None = None,
         stride_search: Literal["gradient", "measured", "random"] = "gradient",
+        search_steps: int = 0,
         budget: float | None = None,
         budget_warmup: int = 0,
         exploration: Exploration | None = None,
@@ -112,6 +115,7 @@ class Classifier(LightningModule):
             ("momentum", momentum),
             ("stride_steps", stride_steps or 0),
             ("budget_warmup", budget_warmup),
+            ("search_steps", search_steps),
             ("label_smoothing", label_smoothing),
             *((f"task_weights[{task!r}]", weight) for task, weight in (task_weights or {}).items()),
         ):
@@ -133,6 +137,7 @@ class Classifier(LightningModule):
                 f"stride_search {stride_search} needs a budget, and the step stride_steps at which it takes place"
             )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
+        self.search_steps = search_steps
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.budget_warmup, self.cost = budget, budget_warmup, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
@@ -164,12 +169,7 @@ class Classifier(LightningModule):
     def _set_strides(self, budget: Budget) -> None:
         """Set the strides to the budget, alike in all processes."""
         if self.stride_search == "measured":
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.print("comparing strides on the budget by the loss")
-            loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
-            for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
-                shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
-                self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
+            self._find_strides(budget)
         elif self.stride_search == "random":
             self._draw_strides(budget)
         else:
@@ -177,6 +177,25 @@ class Classifier(LightningModule):
         layers = [layer for _, layer in learnable_layers(self.network)]
         found = self.trainer.strategy.broadcast([layer.entries for layer in layers])
         for layer, strides in zip(layers, found, strict=True):
+            layer.write_strides(strides)
+
+    def _find_strides(self, budget: Budget) -> None:
+        """Set the strides by the measured loss, after a training that is undone."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if self.search_steps:
+            self.print(f"training for {self.search_steps} steps before strides are compared")
+            made: Any = self.configure_optimizers()
+            batches = augmented_batches(data, self.search_steps, self.device)
+            train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
+        self.print("comparing strides on the budget by the loss")
+        for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
+            shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
+            self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
+        found = [layer.entries for _, layer in learnable_layers(self.network)]
+        self.network.load_state_dict(before)
+        for (_, layer), strides in zip(learnable_layers(self.network), found, strict=True):
             layer.write_strides(strides)
 
     def _draw_strides(self, budget: Budget) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData, MultiTask
@@ -40,19 +41,16 @@ def recalibrated_loss(
     if isinstance(data, MultiTask):
         raise UsageError("measured changes need data with one task, got several")
     train = as_dataset(data.train_set)
-    size = min(data.batch_size, len(train))
     spread = list(range(0, len(train), max(1, len(train) // samples)))[:samples]
     parts = [spread[first : first + 512] for first in range(0, len(spread), 512)]
     sample = [_on(data.prepare_batch(train.__getitems__(part)), device) for part in parts]
-    drawn = torch.randint(len(train), (batches + steps, size), generator=torch.Generator().manual_seed(0))
-    augmented = [
-        _on(data.prepare_batch(train.__getitems__(indices.tolist()), step=step), device)
-        for step, indices in enumerate(drawn)
-    ]
+    augmented = list(augmented_batches(data, batches + steps, device))
 
     def loss(network: nn.Module) -> Tensor:
         if steps:
-            _train(network, augmented[batches:], lr)
+            strides = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("stride")}
+            weights = [parameter for parameter in network.parameters() if id(parameter) not in strides]
+            train_briefly(network, augmented[batches:], torch.optim.SGD(weights, lr, momentum=0.9))
         _recalibrate(network, augmented[:batches])
         network.eval()
         losses = [F.cross_entropy(network(inputs), labels, reduction="sum") for inputs, labels in sample]
@@ -65,10 +63,22 @@ def _on(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Ten
     return batch[0].to(device), batch[1].to(device)
 
 
-def _train(network: nn.Module, batches: list[tuple[Tensor, Tensor]], lr: float) -> None:
-    strides = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("stride")}
-    weights = [parameter for parameter in network.parameters() if id(parameter) not in strides]
-    optimizer = torch.optim.SGD(weights, lr, momentum=0.9)
+def augmented_batches(data: ClassificationData, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented training batches, the same in each call."""
+    train = as_dataset(data.train_set)
+    size = min(data.batch_size, len(train))
+    drawn = torch.randint(len(train), (count, size), generator=torch.Generator().manual_seed(0))
+    for step, indices in enumerate(drawn):
+        yield _on(data.prepare_batch(train.__getitems__(indices.tolist()), step=step), device)
+
+
+def train_briefly(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: Optimizer,
+    after_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Train a network in place on the cross-entropy of some batches."""
     network.train()
     for inputs, labels in batches:
         with torch.enable_grad():
@@ -76,6 +86,7 @@ def _train(network: nn.Module, batches: list[tuple[Tensor, Tensor]], lr: float) 
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        after_step()
     network.zero_grad()
 
 
