@@ -422,7 +422,7 @@ def on_a_kink(call, expected):
         2 * end
         for size, stride in used
         for end in (*reference.ramp(size, stride, smoothness, window), size / (2 * stride))
-        if end < math.inf
+        if math.isfinite(end)
     ]
     return any(0 < abs(end - round(end)) < 1e-9 for end in ends)
 
