@@ -116,7 +116,7 @@ def compressed(
             "function": network["class_path"],
             "arguments": network.get("init_args", {}),
             "input_shape": list(sample_shape),
-            "options": {"smoothness": options.smoothness, "exclude": options.exclude},
+            "options": {"smoothness": options.smoothness, "window": options.window, "exclude": options.exclude},
         },
     }
     steps = round(options.epochs * steps_per_epoch)
@@ -199,8 +199,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="find strides by the loss that is measured with them, before the fine-tuning, or by their gradient in its "
         "first third (default: measured)",
     )  # fmt: skip
-    parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of the ramps (default: 4)")
+    parser.add_argument(
+        "--window", choices=("inner", "hard"),
+        help="inner has a ramp, which a gradient needs; hard keeps more detail (default: hard if measured, else inner)",
+    )  # fmt: skip
+    parser.add_argument("--smoothness", type=float, default=4.0, help="R, the width of inner ramps (default: 4)")
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", help="places that get no stride, such as 'stages.*'")
     parser.add_argument("--name", help="name of the new run (default: RUN-BUDGET)")
     parser.add_argument("--runs", help="folder of the new run (default: that of RUN)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.window = options.window or ("hard" if options.search == "measured" else "inner")
+    if (options.search, options.window) == ("gradient", "hard"):
+        raise UsageError("--window must be inner with --search gradient: strides of a hard window have no gradient")
+    return options
