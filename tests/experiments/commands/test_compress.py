@@ -98,6 +98,10 @@ def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
         (["nowhere", "--budget", "0.6"], "there is no checkpoint nowhere"),
         (["RUN", "--budget", "0.0001"], "budget must be between the least and the most that strides can reach"),
         (["RUN"], "the following arguments are required: --budget"),
+        (
+            ["RUN", "--budget", "0.6", "--search", "gradient", "--window", "hard"],
+            "--window must be inner with --search gradient",
+        ),
         (["RUN", "--budget", "0.6", "--epochs", "0"], "argument --epochs: must be a whole number of at least 1"),
     ],
 )
