@@ -64,6 +64,15 @@ def test_a_run_becomes_cheaper_by_about_the_budget(search, trained, tmp_path, ca
     assert main(["export", str(tmp_path / "cheap"), str(tmp_path / "model.safetensors")]) == 0
 
 
+def test_the_budget_is_a_part_of_what_the_run_costs_where_its_strides_are_learned(tmp_path):
+    options = ["--model.network.downsample_options.window", "inner", "--model.network.strides", "[[1.4, 2]]"]
+    learned = small(tmp_path, "learned", *options, "--model.stride_lr", "0", steps=12)[0].run_folder
+    assert run(learned, "--budget", "0.6", "--epochs", "1") == 0
+    stages = json.loads((tmp_path / "learned-0.6" / "compress.json").read_text())["stages"]
+    assert stages["inserted"]["macs"] == stages["before"]["macs"]
+    assert 0.9 * 0.6 <= stages["fine-tuned"]["macs"] / stages["before"]["macs"] <= 1.03 * 0.6
+
+
 def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch, capsys):
     searches, find = [], CostModel.find_strides
     monkeypatch.setattr(CostModel, "find_strides", lambda *a, **k: searches.append(1) or find(*a, **k))

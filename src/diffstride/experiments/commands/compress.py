@@ -21,7 +21,7 @@ from torch import nn
 
 from diffstride._files import atomic_write_text
 from diffstride._text import printable
-from diffstride.cost import count_macs
+from diffstride.cost import CostModel, count_macs
 from diffstride.errors import InterruptedRunError, UsageError
 from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
@@ -66,7 +66,9 @@ def compress(arguments: Sequence[str]) -> None:
     name = options.name or as_name(f"{config_file.parent.name}-{options.budget:g}")
     folder = Path(options.runs or config_file.parent.parent).expanduser() / check_name("--name", name)
     steps_per_epoch = result["steps"] / result["epochs"]
-    config = compressed(original.config, checkpoint, sample_shape, options, steps_per_epoch)
+    cost = CostModel(original.network, torch.zeros(1, *sample_shape))
+    budget = options.budget * cost.exact() / cost.baseline()  # a network with learned strides may be above its baseline
+    config = compressed(original.config, checkpoint, sample_shape, options, steps_per_epoch, budget)
     _check_same(folder, config)
     console = PlainConsole(width=100)
     if not (folder / "result.json").exists():
@@ -106,6 +108,7 @@ def compressed(
     sample_shape: Sequence[int],
     options: argparse.Namespace,
     steps_per_epoch: float,
+    budget: float,
 ) -> dict[str, Any]:
     """Return the configuration of the fine-tuning of a run's network with inserted strides."""
     changed: dict[str, Any] = copy.deepcopy(dict(config))
@@ -123,7 +126,7 @@ def compressed(
     rate = options.lr or max(model["learning_rates"]) / 5
     measured = options.search == "measured"
     model |= {
-        "init_from": str(checkpoint), "budget": options.budget, "stride_search": options.search,
+        "init_from": str(checkpoint), "budget": budget, "stride_search": options.search,
         "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
         "exploration": None, "stride_lr": options.stride_lr,
