@@ -136,6 +136,8 @@ def test_mask(basis, window):
         stride = torch.tensor(stride, dtype=torch.float64)
         actual = F.stride_mask(size, stride, smoothness, window=window, basis=basis)
         np.testing.assert_allclose(actual.numpy(), expected, atol=1e-13)
+    hard = {"dft": [1, 1, 1, 1, 0], "dct": [1, 1, 1, 1, 1, 1, 0, 0]}[basis]  # of 8 samples 6 are left
+    assert F.stride_mask(8, 1.5, 4, window="hard", basis=basis).tolist() == hard
     assert F.stride_mask(8, 2.0, 4).dtype == torch.float32
     assert F.stride_mask(8, torch.tensor(2.0, dtype=torch.bfloat16), 4).dtype == torch.float32
 

@@ -51,8 +51,7 @@ def stride_mask(
         _validation.strides_at_least_one("stride", stride.tolist())
     f = geometry.frequencies(basis, geometry.num_coefficients(size, basis), stride)
     if window == "hard":
-        new_size = geometry.output_size(size, stride.item(), 0.0, window)
-        return (f <= geometry.top_frequency(new_size, basis)).to(f)
+        return geometry.hard_mask(size, stride.item(), basis, f)
     return geometry.mask(size, stride[0], float(smoothness), window, f)
 
 

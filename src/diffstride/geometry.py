@@ -145,7 +145,9 @@ class Axis(NamedTuple):
         return min(max(stride, self.lower), self.upper)
 
     def is_identity(self, stride: float | None) -> bool:
-        """Return whether all coefficients keep their weight: at equal sizes, with no window or an inner one at 1."""
+        """Return whether all coefficients keep their weight: at equal sizes, with no window (or a hard one) or an inner
+        one at 1.
+        """
         if self.n != self.size or self.taps is not None:
             return False
         return self.smoothness is None or stride is None or (self.window == "inner" and self.clamp(stride) == 1)
@@ -293,6 +295,11 @@ def mask(size: int, stride: Tensor | float, smoothness: float, window: Window, f
         return found
     # Written so that a frequency exactly at an end of the ramp gives exactly 1 or 0 in floating point.
     return clip(1 + (edge - f) / smoothness, 0, 1)
+
+
+def hard_mask(size: int, stride: float, basis: Basis, f: Tensor) -> Tensor:
+    """Return the hard window at the frequencies `f`: 1 for those that the samples of the output can hold."""
+    return (f <= top_frequency(output_size(size, stride, 0.0, "hard"), basis)).to(f.dtype)
 
 
 def mask_slope(size: int, stride: Tensor | float, smoothness: float, window: Window, f: Tensor) -> Tensor:

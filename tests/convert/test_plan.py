@@ -514,6 +514,8 @@ def test_a_plan_prints_a_table():
     assert f"{plan.macs_before / 2e6:.2f} M MACs per example before, {plan.macs_after / 2e6:.2f} M after" in total
     assert plan.macs_before == 2 * ds.plan(zoo.resnet_d(), torch.randn(1, *IMAGE[1:])).macs_before
     assert repr(plan) == str(plan)  # which notebooks show
+    unbatched = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1))
+    assert ds.plan(unbatched, torch.randn(3, 16, 16)).examples == 1
     assert f"{plan.macs_after / plan.macs_before:.3f} of the original" in total
     assert least == f"the largest strides leave {plan.macs_least / plan.macs_before:.3f} of the original MACs"
     assert note == "a trained model does not keep its function: ds.insert keeps it"

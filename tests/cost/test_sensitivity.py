@@ -135,3 +135,23 @@ def test_the_strides_that_hurt_least_are_found():
     assert ds.strides(model) == {"a": (pytest.approx(1.2),), "b": (1.0,)}
     with pytest.raises(UsageError, match="amount must be between the least and the most"):
         cost.find_strides(lost_energy, 0.001)
+
+
+def test_combinations_of_the_same_sizes_are_compared_once():
+    """With a hard window they are the same network. On small maps many strides give the same sizes."""
+    torch.manual_seed(0)
+    layers = [ds.DiffStride2d(1.0, window="hard", shared=True) for _ in "abc"]
+    convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
+    model = nn.Sequential(*(part for pair in zip(layers, convolutions, strict=True) for part in pair))
+    x, seen = torch.randn(2, 3, 8, 8), []
+
+    def recorded(twin):
+        sizes, y = [], x
+        for part in twin:
+            y = part(y)
+            sizes.append(y.shape[2:])
+        seen.append(tuple(sizes))
+        return y.square().mean()
+
+    tried = ds.CostModel(model, x).find_strides(recorded, 0.5, rounds=3)
+    assert len(seen) == len(tried) == len(set(seen)) > 3

@@ -163,8 +163,8 @@ def insert(
         smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer. Under a budget the two axes of an image wander apart by noise.
         bounds: `(lower, upper)` of the strides.
-        window: `"inner"`: the identity at stride 1. `"hard"` is it too and keeps the most detail, for strides that are
-            found by the measured loss. `"outer"` is it to 1e-3, and small maps do not shrink at once.
+        window: `"inner"` and `"hard"` are the identity at stride 1. The hard one keeps the most detail, where strides
+            are found by measured losses. `"outer"` is the identity to 1e-3, and small maps do not shrink at once.
         basis: `"dft"` or `"dct"`.
         norm: `"forward"`, `"ortho"` or `"backward"`.
         size_multiple: round output sizes up to a multiple of this.

@@ -37,7 +37,8 @@ def apply(model: nn.Module, plan: Edits) -> None:
         check(model, plan)
         with preserved(model, only_on_error=True):
             edit(model, plan)
-        warn_of_missing_strides(model, [p for site in plan.sites for p in layer_of(model, site).stride_parameters])
+        if plan.options["window"] != "hard":  # whose strides have no gradient
+            warn_of_missing_strides(model, [p for site in plan.sites for p in layer_of(model, site).stride_parameters])
     except UsageError:
         raise
     except Exception as error:  # a plan from a file may hold any values

@@ -143,9 +143,19 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
         macs_after=0,
         resampling_macs=0,
         macs_least=0,
-        examples=search.example.examples,
+        examples=_examples(search, calls),
         options=options,
     )
+
+
+def _examples(search: Search, calls: Mapping[str, Any]) -> int:
+    """Return the number of examples if the maps at the sites have as many, or a multiple of it; otherwise 1."""
+    number = search.example.examples
+    for key, site in search.candidates.sites.items():
+        shape = calls[search.candidates.module_name(key)].input
+        if shape and (len(shape) != site.ndim + 2 or shape[0] % number):
+            return 1
+    return number
 
 
 def _levelled(search: Search, plan: Plan) -> Plan | None:

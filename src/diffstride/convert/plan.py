@@ -31,7 +31,7 @@ class Plan(Edits):
     macs_least: int
     """The multiply-accumulates at the largest strides."""
     examples: int = 1
-    """The number of examples that all multiply-accumulates are of. The table shows those of one."""
+    """The examples in a call of the model. The table shows the multiply-accumulates of one, the fields those of all."""
 
     def apply(self, model: nn.Module) -> None:
         """Convert a model of the same structure, in place. A failure changes nothing.
@@ -67,7 +67,7 @@ class Plan(Edits):
             values["options"] = dict(values["options"])
             plan = cls(**values)
             repr(plan)  # fails for damaged values
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UsageError(f"path must be a plan that Plan.save wrote, got {path}: {one_line(error)}") from error
         return plan
 

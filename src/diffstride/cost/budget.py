@@ -66,7 +66,7 @@ class Budget(nn.Module):
             cost: the cost of the model.
             target: the cost to reach, in multiply-accumulates or bytes.
             warmup: calls in training mode in which the target goes from the cost at the first of them to `target`, by
-                equal factors. So strides are not moved by their costs alone before the loss has a say.
+                equal factors. Without a warm-up the cost alone decides in the first tens of steps which strides move.
             rate: the fraction of the error that a step removes.
             limit: the largest size of the multiplier.
             tolerance: the relative error that counts as none.

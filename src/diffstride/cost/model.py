@@ -27,7 +27,7 @@ class CostModel:
     - `"macs"`: multiply-accumulates of convolutions, linear layers, attention and the resampling for the inputs given,
       in evaluation mode, by the formulas of torch's `FlopCounterMode` (`count_macs` has the parts). FFTs, which axes
       of more than 256 samples take, are not counted, so that the cost rises where such a map shrinks below that. An
-      axis at stride 1 under an inner window is left as it is and costs nothing.
+      axis at stride 1 under an inner or hard window is left as it is and costs nothing.
     - `"memory"`: bytes of the storages saved for backward in training mode, each once, parameters excluded.
 
     The model runs once with symbols for the sizes that strides decide (`diffstride.tracing`). Every other size is an
@@ -157,8 +157,9 @@ class CostModel:
     ) -> list[Allocation]:
         """Set the strides to a budget by the measured loss, in place.
 
-        Combinations of strides are compared on the budget (`Budget.settle`): each stride alone, all alike, and the
-        present ones. Then the best one is mixed with each stride in turn, and the better one stays.
+        Combinations of strides are compared on the budget (`Budget.settle`): each stride alone, all alike, the present
+        ones scaled, and the present ones with a single one moved. Then the best one is mixed with each stride in turn,
+        and the better one stays. Combinations of the same sizes are compared once.
 
         Args:
             loss: as in `sensitivity`. Each call gets a copy of the model. Without some steps of training in it, strides
@@ -166,7 +167,7 @@ class CostModel:
             amount: as in `budget`.
             of: as in `budget`.
             rounds: how often the best is mixed with each stride, by half as much each time. With `n` strides there are
-                up to `(1 + rounds) n + 2` calls of `loss`.
+                up to `(2 + rounds) n + 2` calls of `loss`.
 
         Returns:
             All combinations that were compared; the one of the lowest loss is set.

@@ -164,22 +164,25 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
 def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     model, places = budget.cost.model, budget.places
     tried: list[Allocation] = []
+    measured: set[tuple[int, ...]] = set()
 
     def attempt(direction: Sequence[float], start: Sequence[float] | None = None) -> None:
         """Move strides along a line onto the budget, and measure the loss."""
         budget.settle(direction, start)
-        found = budget.cost.exact(), {name: layer.entries for name, layer in learnable_layers(model)}
-        reached = _BETWEEN[0] <= found[0] / budget.target <= _BETWEEN[1]
-        if reached and all(other.strides != found[1] for other in tried):
+        cost = budget.cost.exact()
+        sizes = cost, *(entry.size for entry in budget.cost.entries())
+        if _BETWEEN[0] <= cost / budget.target <= _BETWEEN[1] and sizes not in measured:
+            measured.add(sizes)
+            strides = {name: layer.entries for name, layer in learnable_layers(model)}
             with torch.no_grad():
-                tried.append(Allocation(float(loss(copy.deepcopy(model))), *found))
+                tried.append(Allocation(float(loss(copy.deepcopy(model))), cost, strides))
 
     present = budget.logs
     alone = [[float(i == j) for j in range(len(places))] for i in range(len(places))]
     for start in [*alone, [1.0] * len(places), present]:
         if any(start):
             attempt(start)
-    for one in alone:
+    for one in alone if any(present) else ():
         attempt(one, present)
     if not tried:
         raise UsageError("amount must be in reach of the strides together, but no combination that was tried meets it")

@@ -109,7 +109,7 @@ def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
         (["RUN"], "the following arguments are required: --budget"),
         (
             ["RUN", "--budget", "0.6", "--search", "gradient", "--window", "hard"],
-            "--window must be inner with --search gradient",
+            "strides of a hard window have no gradient",
         ),
         (["RUN", "--budget", "0.6", "--epochs", "0"], "argument --epochs: must be a whole number of at least 1"),
     ],

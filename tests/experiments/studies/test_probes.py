@@ -32,7 +32,7 @@ def test_the_spectrum_of_a_wave_is_half_its_amplitude_at_its_frequency():
 
 
 @pytest.mark.parametrize(("basis", "sizes"), [("dft", (15, 12)), ("dct", (15, 13))])
-@pytest.mark.parametrize("window", ["outer", "inner"])
+@pytest.mark.parametrize("window", ["outer", "inner", "hard"])
 def test_windows_are_those_of_the_formula_at_clamped_strides(window, basis, sizes):
     layer = set_strides(DiffStride2d((2.0, 3.0), 2.0, window=window, basis=basis), 1.0, 1.7)
     x = torch.randn(3, 2, *sizes)
@@ -44,7 +44,11 @@ def test_windows_are_those_of_the_formula_at_clamped_strides(window, basis, size
         for values, stride in zip(found.windows.values(), (learned, initial), strict=True):
             used = reference.clamped(size, stride, 2.0, window, basis)
             whole_cycles = slice(None, None, 1 if basis == "dft" else 2)
-            assert values == pytest.approx(reference.mask(size, used, 2.0, window, basis)[whole_cycles], abs=1e-6)
+            expected = reference.mask(size, used, 2.0, window, basis)[whole_cycles]
+            if window == "hard":
+                new = reference.output_size(size, used, 2.0, "hard")
+                expected = [float(f <= (new // 2 if basis == "dft" else (new - 1) / 2)) for f in range(len(expected))]
+            assert values == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_window_of_a_convolution_sees_what_it_convolves():

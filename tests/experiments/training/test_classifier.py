@@ -100,6 +100,17 @@ def test_a_measured_search_needs_a_budget_and_a_step(options):
             Classifier(nn.Identity(), stride_search=search, **options)
 
 
+def test_settings_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="search_steps must be 0 unless stride_search is measured, got 5"):
+        Classifier(nn.Identity(), search_steps=5)
+    hard = TinyCNN(width=4, downsample_options={"window": "hard"})
+    with pytest.raises(
+        ValueError, match=r"hard window have no gradient: .*stride_search to measured, or stride_lr to 0"
+    ):
+        Classifier(hard)
+    assert Classifier(hard, stride_lr=0).has_strides
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's
 def test_random_strides_meet_the_budget_and_differ_by_seed():
     """Drawn before the first step, then held; the cost is that of the real network."""

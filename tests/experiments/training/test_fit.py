@@ -300,6 +300,7 @@ def test_a_further_logger_has_all_that_the_files_of_the_run_have(run, tmp_path):
     assert scalars["train/macs"][12] == pytest.approx(sum(count_macs(cli.model.network, cli.model.example())))
     settings = load_yaml((folder / "hparams.yaml").read_text())
     assert settings["data"]["init_args"]["batch_size"] == 32
+    assert settings["trainer"]["log_every_n_steps"] == 1  # which the short help does not show
 
 
 def test_a_run_without_a_terminal_prints_a_line_for_each_epoch(tmp_path, capsys):

@@ -129,7 +129,7 @@ def compressed(
         "init_from": str(checkpoint), "budget": budget, "stride_search": options.search,
         "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
-        "exploration": None, "stride_lr": options.stride_lr,
+        "exploration": None, "stride_lr": options.stride_lr, "search_steps": 0, "budget_warmup": 0,
     }  # fmt: skip
     changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
     for key in ("name", "runs", "ckpt_path"):
@@ -212,6 +212,4 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", help="folder of the new run (default: that of RUN)")
     options = parser.parse_args(arguments)
     options.window = options.window or ("hard" if options.search == "measured" else "inner")
-    if (options.search, options.window) == ("gradient", "hard"):
-        raise UsageError("--window must be inner with --search gradient: strides of a hard window have no gradient")
     return options

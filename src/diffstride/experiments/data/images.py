@@ -73,7 +73,10 @@ class ImageData(HubData):
         return self.settings.center(inputs)
 
     def resizing_decoder(self) -> "ImageDecoder":
-        return ImageDecoder(self.image_size or max(self.sample_shape[1:]))
+        height, width = self.sample_shape[1:]
+        if height != width:
+            raise DataError(f"images of training must be square to resize others to them, got {height} x {width}")
+        return ImageDecoder(self.image_size or height)
 
     def check_splits(self, train: Split, test: Split) -> None:
         self.sample_shape = tuple(self.settings.center(torch.empty(train.first.shape)).shape)

@@ -69,8 +69,11 @@ def _window(layer: LearnableStrides, axis: int, size: int, stride: float) -> lis
     lower, upper = layer.options.stride_range(axis, size)
     used = min(max(stride, lower), upper)
     f = torch.arange(size // 2 + 1, dtype=torch.float64)
-    values: list[float] = geometry.mask(size, used, layer.smoothness, layer.window, f).tolist()
-    return values
+    if layer.window == "hard":
+        found = geometry.hard_mask(size, used, layer.basis, f)
+    else:
+        found = geometry.mask(size, used, layer.smoothness, layer.window, f)
+    return [*found.tolist()]
 
 
 def executed(network: nn.Module, inputs: Tensor) -> dict[str, tuple[LearnableStrides, Tensor, Tensor]]:

@@ -63,11 +63,12 @@ class Classifier(LightningModule):
         stride_search: "gradient": strides learn by their gradient. "measured": they keep their values until
             `stride_steps`. Then they are set to the budget by the measured loss
             (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, as a control.
-        search_steps: steps in which weights are trained before allocations are compared by the measured loss, at the
-            strides as they are. They are undone after the search, so that the training goes on from its own weights.
+        search_steps: steps in which weights are trained, at the strides as they are, before allocations are compared by
+            the measured loss. They are undone after the search: with `stride_steps` 0, the strides that were found are
+            trained from the start.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
-        budget_warmup: optimiser steps in which the budget goes from the cost at the start to its value.
+        budget_warmup: training batches in which the budget goes from the cost at the start to its value.
         exploration: `Sweep` or `Jitter`: in a part of the training, other windows than the learned ones, so that
             strides can recover from a bad initial choice; null: none. A `Sweep` uses fewer samples in costly steps.
         channels_last: run 2-d convolutions in this memory format, which is faster on most hardware.
@@ -136,6 +137,14 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"stride_search {stride_search} needs a budget, and the step stride_steps at which it takes place"
             )
+        if search_steps and stride_search != "measured":
+            raise ValueError(f"search_steps must be 0 unless stride_search is measured, got {search_steps}")
+        hard = any(layer.window == "hard" and layer.learns_strides for _, layer in learnable_layers(network))
+        if hard and stride_search == "gradient" and stride_lr:
+            raise ValueError(
+                "strides of a hard window have no gradient: set stride_search to measured, or stride_lr to 0, "
+                f"got stride_lr {stride_lr:g}"
+            )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
         self.search_steps = search_steps
         self.has_strides = any(True for _ in learnable_layers(network))
@@ -169,7 +178,8 @@ class Classifier(LightningModule):
     def _set_strides(self, budget: Budget) -> None:
         """Set the strides to the budget, alike in all processes."""
         if self.stride_search == "measured":
-            self._find_strides(budget)
+            with torch.random.fork_rng():  # the search leaves the numbers of the training as they are
+                self._find_strides(budget)
         elif self.stride_search == "random":
             self._draw_strides(budget)
         else:
@@ -183,8 +193,8 @@ class Classifier(LightningModule):
         """Set the strides by the measured loss, after a training that is undone."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
-        before = {name: value.clone() for name, value in self.network.state_dict().items()}
-        if self.search_steps:
+        before = {name: value.clone() for name, value in self.network.state_dict().items()} if self.search_steps else {}
+        if before:
             self.print(f"training for {self.search_steps} steps before strides are compared")
             made: Any = self.configure_optimizers()
             batches = augmented_batches(data, self.search_steps, self.device)
@@ -193,10 +203,12 @@ class Classifier(LightningModule):
         for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
             shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
             self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
-        found = [layer.entries for _, layer in learnable_layers(self.network)]
-        self.network.load_state_dict(before)
-        for (_, layer), strides in zip(learnable_layers(self.network), found, strict=True):
-            layer.write_strides(strides)
+        if before:
+            layers = [layer for _, layer in learnable_layers(self.network)]
+            chosen = [layer.entries for layer in layers]
+            self.network.load_state_dict(before)
+            for layer, strides in zip(layers, chosen, strict=True):
+                layer.write_strides(strides)
 
     def _draw_strides(self, budget: Budget) -> None:
         """Draw directions of log strides uniformly, until one meets the budget."""

@@ -88,16 +88,28 @@ _TRAINER_HELP = {
 
 
 class _CompleteHelp(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """A formatter that keeps the lines of the description."""
+    """A formatter that keeps the lines of the description, and leaves out what is refused."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add an argument. (A suppressed help would drop its value from written configurations.)"""
+        if action.dest != _REFUSED:
+            super().add_argument(action)
 
 
 class _ShortHelp(_CompleteHelp):
-    """A formatter that shows no types, which are longer than what is said about an argument."""
+    """A formatter of the arguments that are used most, without their types."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add an argument if it is used often."""
+        part, _, name = action.dest.partition(".")
+        if name in _TRAINER_HELP if part == "trainer" else action.dest != "model":
+            super().add_argument(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         """Return the help of an argument, and its default if it has one."""
+        text = _TRAINER_HELP.get(action.dest.removeprefix("trainer."), action.help)
         has_default = action.default not in (None, argparse.SUPPRESS)
-        return f"{action.help} (default: %(default)s)" if has_default else str(action.help)
+        return f"{text} (default: %(default)s)" if has_default else str(text)
 
 
 class FitCLI(LightningCLI):
@@ -131,13 +143,6 @@ class FitCLI(LightningCLI):
         minutes = "minimum time between checkpoints within an epoch; each epoch ends with one"
         parser.add_argument("--checkpoint_minutes", type=NonNegativeFloat, default=10.0, help=minutes)
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        is_short = parser.formatter_class is _ShortHelp
-        for action in parser._actions:
-            part, _, name = action.dest.partition(".")
-            if is_short and ((part in ("model", "trainer") and not name) or part == "trainer"):
-                action.help = _TRAINER_HELP.get(name, argparse.SUPPRESS)
-            if action.dest == _REFUSED:
-                action.help = argparse.SUPPRESS
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, so that nothing is overwritten and nothing lost."""
