@@ -38,7 +38,7 @@ def apply(model: nn.Module, plan: Edits) -> None:
         with preserved(model, only_on_error=True):
             edit(model, plan)
         if plan.options["window"] != "hard":  # whose strides have no gradient
-            warn_of_missing_strides(model, [p for site in plan.sites for p in layer_of(model, site).stride_parameters])
+            warn_of_missing_strides(model, [layer_of(model, site) for site in plan.sites])
     except UsageError:
         raise
     except Exception as error:  # a plan from a file may hold any values

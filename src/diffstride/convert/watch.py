@@ -12,28 +12,31 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from diffstride.nn.learnable import LearnableStrides
+
 
 class _Watch:
-    """The strides of a model until an optimizer has moved them."""
+    """The layers of a model until an optimizer has their strides."""
 
-    def __init__(self, model: nn.Module, strides: Sequence[nn.Parameter]) -> None:
-        self.strides = [weakref.ref(stride) for stride in strides]
-        self.ids = {id(stride) for stride in strides}
-        self.weights = {id(parameter) for parameter in model.parameters()} - self.ids
+    def __init__(self, model: nn.Module, layers: Sequence[LearnableStrides]) -> None:
+        # References to layers: torch does not swap parameters that have one.
+        self.layers = [weakref.ref(layer) for layer in layers]
+        self.weights = {id(parameter) for parameter in model.parameters()} - {id(stride) for stride in self.present}
         self.before: dict[int, int] = {}
         """The versions of strides that had a gradient at the last step."""
 
     @property
     def present(self) -> list[nn.Parameter]:
         """The strides, none if the model is gone."""
-        present = [stride for ref in self.strides if (stride := ref()) is not None]
-        return present if len(present) == len(self.strides) else []
+        layers = [layer for ref in self.layers if (layer := ref()) is not None]
+        alive = len(layers) == len(self.layers)
+        return [stride for layer in layers for stride in layer.stride_parameters] if alive else []
 
     def ends(self, optimizer: Optimizer) -> bool:
         """Return whether a step of an optimizer ends the watch, with a warning if strides did not move."""
         present = self.present
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not present or own & self.ids:
+        if not present or any(id(stride) in own for stride in present):
             return True
         versions = {id(s): s._version for s in present if s.grad is not None} if own & self.weights else {}
         still = any(self.before.get(key) == version for key, version in versions.items())
@@ -48,10 +51,10 @@ class _Watch:
 _watches: list[_Watch] = []
 
 
-def warn_of_missing_strides(model: nn.Module, strides: Sequence[nn.Parameter]) -> None:
+def warn_of_missing_strides(model: nn.Module, layers: Sequence[LearnableStrides]) -> None:
     """Warn once if strides have a gradient and do not move between two steps of an optimizer of the model's weights."""
     _install()
-    _watches[:] = [*(watch for watch in _watches if watch.present), _Watch(model, strides)]
+    _watches[:] = [*(watch for watch in _watches if watch.present), _Watch(model, layers)]
 
 
 @lru_cache(maxsize=1)
