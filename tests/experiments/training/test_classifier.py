@@ -103,6 +103,8 @@ def test_a_measured_search_needs_a_budget_and_a_step(options):
 def test_settings_that_would_do_nothing_are_refused():
     with pytest.raises(ValueError, match="search_steps must be 0 unless stride_search is measured, got 5"):
         Classifier(nn.Identity(), search_steps=5)
+    with pytest.raises(ValueError, match="search_rounds must be 1 unless weights are trained for search_steps, got 2"):
+        Classifier(nn.Identity(), search_rounds=2)
     hard = TinyCNN(width=4, downsample_options={"window": "hard"})
     with pytest.raises(
         ValueError, match=r"hard window have no gradient: .*stride_search to measured, or stride_lr to 0"

@@ -256,12 +256,20 @@ def test_a_search_before_the_training_leaves_only_its_strides(run, monkeypatch):
     monkeypatch.setattr(CostModel, "find_strides", record)
     inner = ["--model.network.downsample_options.window", "inner", "--model.network.strides"]
     search = ["--model.stride_search", "measured", "--model.stride_steps", "0", "--model.budget", "0.8"]
-    for steps in "0", "12":
-        cli, result = run(f"after{steps}", *inner, "[[2,2]]", *search, "--model.search_steps", steps, steps=4)
-    untrained, trained = compared[1::2]
+    found = []
+    for steps, rounds in ("0", "1"), ("12", "1"), ("12", "2"):
+        rounded = ["--model.search_steps", steps, "--model.search_rounds", rounds]
+        cli, result = run(f"after{steps}x{rounds}", *inner, "[[2,2]]", *search, *rounded, steps=4)
+        found.append([layer.entries for _, layer in learnable_layers(cli.model.network)])
+    untrained, trained, again, second = compared[1::2]
     assert not torch.equal(untrained, trained)
-    assert all(stride.tolist() == [2, 2] for stride in compared[::2])
-    strides = [layer.entries for _, layer in learnable_layers(cli.model.network)]
+    assert torch.equal(trained, again)
+    assert not torch.equal(second, trained)  # at the strides of the first round, from the same weights
+    assert not torch.equal(second, untrained)
+    starts = [tuple(stride.tolist()) for stride in compared[::2]]
+    assert starts[:3] == [(2, 2)] * 3
+    assert starts[3] == pytest.approx(found[1][0])
+    strides = found[2]
     assert strides != [(2.0, 2.0)]
     fixed, _ = run("fixed", *inner, json.dumps(strides), "--model.stride_lr", "0", steps=4)
     assert result["strides"] == {"down": list(strides[0])}

@@ -129,7 +129,8 @@ def compressed(
         "init_from": str(checkpoint), "budget": budget, "stride_search": options.search,
         "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
-        "exploration": None, "stride_lr": options.stride_lr, "search_steps": 0, "budget_warmup": 0,
+        "exploration": None, "stride_lr": options.stride_lr, "search_steps": 0, "search_rounds": 1,
+        "budget_warmup": 0,
     }  # fmt: skip
     changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
     for key in ("name", "runs", "ckpt_path"):

@@ -66,6 +66,8 @@ class Classifier(LightningModule):
         search_steps: steps in which weights are trained, at the strides as they are, before allocations are compared by
             the measured loss. They are undone after the search: with `stride_steps` 0, the strides that were found are
             trained from the start.
+        search_rounds: how often weights are trained and allocations compared. Allocations near those that the weights
+            were trained at are preferred, so that a second round, from the best of the first, corrects a bad start.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         budget_warmup: training batches in which the budget goes from the cost at the start to its value.
@@ -95,6 +97,7 @@ class Classifier(LightningModule):
         stride_steps: int | None = None,
         stride_search: Literal["gradient", "measured", "random"] = "gradient",
         search_steps: int = 0,
+        search_rounds: int = 1,
         budget: float | None = None,
         budget_warmup: int = 0,
         exploration: Exploration | None = None,
@@ -137,6 +140,11 @@ class Classifier(LightningModule):
             raise ValueError(
                 f"stride_search {stride_search} needs a budget, and the step stride_steps at which it takes place"
             )
+        _validation.integer("search_rounds", search_rounds, 1)
+        if search_rounds > 1 and not search_steps:
+            raise ValueError(
+                f"search_rounds must be 1 unless weights are trained for search_steps, got {search_rounds}"
+            )
         if search_steps and stride_search != "measured":
             raise ValueError(f"search_steps must be 0 unless stride_search is measured, got {search_steps}")
         hard = any(layer.window == "hard" and layer.learns_strides for _, layer in learnable_layers(network))
@@ -146,7 +154,7 @@ class Classifier(LightningModule):
                 f"got stride_lr {stride_lr:g}"
             )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
-        self.search_steps = search_steps
+        self.search_steps, self.search_rounds = search_steps, search_rounds
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.budget_warmup, self.cost = budget, budget_warmup, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
@@ -190,25 +198,28 @@ class Classifier(LightningModule):
             layer.write_strides(strides)
 
     def _find_strides(self, budget: Budget) -> None:
-        """Set the strides by the measured loss, after a training that is undone."""
+        """Set the strides by the measured loss, after trainings that are undone."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
-        before = {name: value.clone() for name, value in self.network.state_dict().items()} if self.search_steps else {}
-        if before:
-            self.print(f"training for {self.search_steps} steps before strides are compared")
-            made: Any = self.configure_optimizers()
-            batches = augmented_batches(data, self.search_steps, self.device)
-            train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
-        self.print("comparing strides on the budget by the loss")
-        for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
-            shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
-            self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
-        if before:
-            layers = [layer for _, layer in learnable_layers(self.network)]
-            chosen = [layer.entries for layer in layers]
+        layers = [layer for _, layer in learnable_layers(self.network)]
+        before = {name: value.clone() for name, value in self.network.state_dict().items()}
+        for number in range(self.search_rounds):
+            start = [layer.entries for layer in layers]
+            if self.search_steps:
+                self.print(f"training for {self.search_steps} steps before strides are compared")
+                made: Any = self.configure_optimizers()
+                batches = augmented_batches(data, self.search_steps, self.device)
+                train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
+            self.print("comparing strides on the budget by the loss")
+            for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
+                shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
+                self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
+            found = [layer.entries for layer in layers]
             self.network.load_state_dict(before)
-            for layer, strides in zip(layers, chosen, strict=True):
+            for layer, strides in zip(layers, found, strict=True):
                 layer.write_strides(strides)
+            if number and found == start:  # another training would be the same
+                break
 
     def _draw_strides(self, budget: Budget) -> None:
         """Draw directions of log strides uniformly, until one meets the budget."""
