@@ -15,6 +15,7 @@ datasets = pytest.importorskip("datasets")
 
 from diffstride.experiments.data import Augment, DataError  # noqa: E402
 from diffstride.experiments.data import hub as module  # noqa: E402
+from diffstride.experiments.data.base import as_dataset  # noqa: E402
 
 CIFAR10 = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 pytestmark = pytest.mark.usefixtures("cache")
@@ -227,6 +228,47 @@ def test_the_split_that_is_trained_on_never_stands_in_for_the_test(tmp_path, spl
     validation(tmp_path, [encoded(picture(i)) for i in range(9)])
     with pytest.raises(DataError, match="has no split 'test'"):
         ready(tmp_path, train_split=split)
+
+
+@pytest.fixture(params=[{"string": "ada"}, {"class": "ada"}, {"int64": 1}], ids=lambda given: next(iter(given)))
+def speakers(request, tmp_path):
+    """Six files of three speakers in one split; the speaker and the row of each, and how one speaker is named."""
+    ((kind, value),) = request.param.items()
+    numbers = [0, 1, 2, 1, 0, 1]
+    names = ["bob", "ada", "cy"]
+    feature = datasets.ClassLabel(names=names) if kind == "class" else datasets.Value(kind)
+    cells = [names[i] for i in numbers] if kind == "string" else numbers
+    files = [encoded(picture(i)) for i in range(6)]
+    write(tmp_path / "train.parquet", files, [0, 1, 2, 2, 1, 0], speaker=(feature, cells))
+    return tmp_path, files, value
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_a_held_out_speaker_is_evaluated_and_not_trained_on(speakers, cache_gb):
+    path, files, value = speakers
+    options = {"train_split": "train", "test_split": "train", "batch_size": 1, "cache_gb": cache_gb}
+    data = ready(path, held_out={"speaker": value}, **options)
+    for split, rows, labels in (data.train_set, [0, 2, 4], [0, 2, 1]), (data.test_set, [1, 3, 5], [1, 2, 0]):
+        pixels, found = as_dataset(split).__getitems__(range(3))
+        torch.testing.assert_close(pixels, torch.stack([pixels_of(files[i]) for i in rows]), rtol=0, atol=0)
+        assert found.tolist() == labels
+    assert ready(path, held_out={"speaker": 0 if value == 1 else "bob"}, **options).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ({"speaker": "eve"}, "held_out .speaker: eve. leaves no rows of the test split: its values are ada, bob"),
+        ({"place": "hall"}, r"held_out must name a column of the train split \(img, label, speaker\), got 'place'"),
+        ({"speaker": "ada", "place": 1}, "held_out must have one column"),
+    ],
+)
+def test_wrong_held_out(tmp_path, held_out, message):
+    for split in "train", "test":
+        speaker = datasets.Value("string"), ["ada", "bob"]
+        write(tmp_path / f"{split}.parquet", [encoded(picture(i)) for i in range(2)], [0, 1], speaker=speaker)
+    with pytest.raises(ValueError, match=message):
+        ready(tmp_path, held_out=held_out)
 
 
 @pytest.mark.long

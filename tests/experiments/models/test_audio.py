@@ -129,6 +129,30 @@ def test_a_waveform_network_takes_every_method_of_one_axis(method):
     assert taken == [(s,) if method == "conv" else (1,) for s in (16, 4, 2, 2)]
 
 
+def test_a_fully_convolutional_network_of_time_series_is_the_published_one():
+    """Wang, Yan and Oates 2017: three convolutions with batch norms, the mean over time, a linear layer."""
+    network = WaveformCNN(
+        width=1 / 16, in_channels=2, channels=(128, 256, 128), kernels=(7, 5, 3), pooling="mean", strides=(1, 1, 1),
+        num_classes=3, downsample_options={"window": "hard"}, placement="before",
+    )  # fmt: skip
+    randomise(network)
+    x = torch.randn(2, 2, 31, dtype=torch.float64)
+    y = x
+    for block in network.blocks:
+        y = torch.as_tensor(
+            reference.convolve(y.detach(), block.conv.weight.detach(), None, (block.conv.kernel_size[0] // 2,))
+        )
+        y = block.norm(y).relu()
+    torch.testing.assert_close(network(x), network.classifier(y.mean(-1)))
+    assert [block.conv.out_channels for block in network.blocks] == [8, 16, 8]
+
+
+@pytest.mark.parametrize("kernels", [(7, 4, 3), (7, 5)])
+def test_kernels_of_a_waveform_network(kernels):
+    with pytest.raises(ValueError, match="kernels must be 3 odd numbers"):
+        WaveformCNN(channels=(8, 8, 8), kernels=kernels, strides=(1, 1, 1))
+
+
 @pytest.mark.parametrize(("network", "strides"), [(AudioCNN, 6), (WaveformCNN, 4)])
 def test_no_stride_is_silently_left_out(network, strides):
     with pytest.raises(ValueError, match=rf"strides must have {strides} entries, got \[2, 2\]"):

@@ -49,6 +49,9 @@ class HubData(ClassificationData):
         num_workers: processes that decode streamed files. Cached sets need none.
         seed: seed of the subset, the order and the augmentation.
         subset: the hub's name for one of several configurations of a set; rarely needed.
+        held_out: evaluate on new speakers, places or devices: a column and one of its values, such as
+            `{speaker: theo}`. Rows of the train split with this value are left out, and only rows of the test split
+            with it are used. Both may be the same split.
     """
 
     decoder: Decoder
@@ -67,12 +70,16 @@ class HubData(ClassificationData):
         num_workers: int = 0,
         seed: int = 0,
         subset: str | None = None,
+        held_out: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
         self.path, self.subset, self.cache_gb = os.fspath(path), subset, cache_gb
         self.column, self.label_column = column, label_column
         self.train_split, self.test_split = train_split, test_split
         self.train_samples, self.test_samples = train_samples, test_samples
+        self.held_out = dict(held_out or {})
+        if len(self.held_out) > 1:
+            raise ValueError(f"held_out must have one column, such as {{speaker: theo}}, got {list(self.held_out)}")
 
     @abstractmethod
     def check_splits(self, train: Split, test: Split) -> None:
@@ -101,12 +108,16 @@ class HubData(ClassificationData):
         self.num_classes = len(classes)
         test_split = self._test_split(source, label)
         splits = []
-        for name, samples in (self.train_split, self.train_samples), (test_split, self.test_samples):
+        for name, samples, held_out in (
+            (self.train_split, self.train_samples, False),
+            (test_split, self.test_samples, True),
+        ):
             rows = source.split(name)
             if {column, label} - set(rows.features) or getattr(rows.features[label], "names", None) != declared:
                 raise DataError(f"the {name} split must have {column!r} and {label!r}, and the classes of the other")
             labels = _class_indices(rows[label][:], classes, name, label)
-            chosen = _balanced_subset(labels, samples, self.seed, name)
+            places = self._places(rows, name, held_out)
+            chosen = places[_balanced_subset(labels[places], samples, self.seed, name)]
             files = rows.select_columns([column]).with_format("arrow")
             splits.append(Split(files, name, chosen, torch.from_numpy(labels[chosen]), self.decoder))
         train, test = splits
@@ -124,6 +135,24 @@ class HubData(ClassificationData):
             keys = [digest(source.key(split.name), self.decoder.key, split.chosen.tolist()) for split in splits]
             self.mean, self.std = self.statistics(train, None)
         self.fingerprint = digest(*keys, train.labels, test.labels, list(classes))
+
+    def _places(self, rows: datasets.Dataset, split: str, held_out: bool) -> npt.NDArray[np.int64]:
+        """Return the rows of a split that are held out, or those that are not; all where nothing is held out."""
+        places = np.arange(len(rows))
+        for column, value in self.held_out.items():
+            if column not in rows.features:
+                raise DataError(
+                    f"held_out must name a column of the {split} split ({', '.join(rows.features)}), got {column!r}"
+                )
+            names = getattr(rows.features[column], "names", None)
+            values = np.array([str(names[own] if names and own is not None else own) for own in rows[column][:]])
+            places = np.flatnonzero((values == str(value)) == held_out)
+            if not len(places):
+                found = ", ".join(sorted(set(values))[:10])
+                raise DataError(
+                    f"held_out {{{column}: {value}}} leaves no rows of the {split} split: its values are {found}"
+                )
+        return places
 
     def _test_split(self, source: Source, label: str) -> str:
         """Return the name of the test split: `validation` where `test` is missing or has no labels."""

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,8 +21,6 @@ from diffstride.nn.learnable import LearnableStrides
 
 _CHANNELS = 64, 128, 256, 256, 512, 512  # of the paper's audio network, Section 4.1
 _STRIDES = (2, 2), (2, 2), (1, 1), (2, 2), (1, 1), (2, 2)
-_WAVEFORM_CHANNELS = 64, 128, 256, 512
-_WAVEFORM_KERNELS = 65, 3, 3, 3
 
 
 class SpectrogramBlock(nn.Sequential):
@@ -104,10 +102,11 @@ class AudioCNN(Network):
 
 
 class WaveformCNN(Network):
-    """A network on raw waveforms whose first layer downsamples strongly.
+    """A network on raw waveforms and other time series.
 
     Four blocks `relu(bn(D W x))` of 64, 128, 256 and 512 channels with convolutions of 65, 3, 3 and 3 taps, the
-    maximum over time, and one linear layer per task.
+    maximum over time, and one linear layer per task. The first layer downsamples strongly. With other `channels` and
+    `kernels`, strides of 1 and the mean over time, it is the fully convolutional network of Wang et al. 2017.
 
     The width of the window's ramp is `ramp` times the length of the axis, not a constant. A gradient step on a stride
     `S` moves the window's edge `N/(2S)` by a number of bins that grows with `N`. On an axis of thousands of samples,
@@ -120,8 +119,11 @@ class WaveformCNN(Network):
         in_channels: Channels of the waveform.
         length: Samples of a waveform, which determine the ramps. Waveforms of other lengths are accepted too.
         width: Factor on all channels, which are rounded and at least 1.
+        channels: Channels of the blocks at a width of 1.
+        kernels: Taps of their convolutions, odd numbers.
+        pooling: "max" or "mean" over time, before the linear layer.
         downsample: See `AudioCNN`; `"blur"` is not available.
-        strides: Initial strides of the four blocks.
+        strides: Initial strides of the blocks.
         ramp: Width of the ramps as a fraction of the axis at the initial strides.
         placement: "after" or "before" the convolution of a block.
         downsample_options: Options of `DiffStride1d`. A `smoothness`, in bins, overrides `ramp`.
@@ -137,6 +139,9 @@ class WaveformCNN(Network):
         in_channels: int = 1,
         length: int = 16_000,
         width: float = 1.0,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        kernels: Sequence[int] = (65, 3, 3, 3),
+        pooling: Literal["max", "mean"] = "max",
         downsample: str | DownsampleFactory = "diffstride",
         strides: Sequence[float] = (16, 4, 2, 2),
         placement: Placement = "after",
@@ -145,12 +150,15 @@ class WaveformCNN(Network):
     ) -> None:
         super().__init__()
         _validation.above_zero("ramp", ramp)
-        channels = widened(_WAVEFORM_CHANNELS, width)
+        self.pooling = _validation.one_of("pooling", pooling, ("max", "mean"))
+        channels = widened(channels, width)
         check_strides(strides, len(channels), len(channels))
+        if len(kernels) != len(channels) or not all(kernel % 2 for kernel in kernels):
+            raise ValueError(
+                f"kernels must be {len(channels)} odd numbers, one for each of channels, got {list(kernels)}"
+            )
         self.blocks = nn.Sequential()
-        for before, after, kernel, stride in zip(
-            (in_channels, *channels), channels, _WAVEFORM_KERNELS, strides, strict=False
-        ):
+        for before, after, kernel, stride in zip((in_channels, *channels), channels, kernels, strides, strict=False):
             options = {"smoothness": ramp * length} | (downsample_options or {})
             conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
             block = OrderedDict[str, nn.Module](
@@ -168,4 +176,5 @@ class WaveformCNN(Network):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Any:
-        return self.classifier(self.blocks(x).amax(-1))
+        maps = self.blocks(x)
+        return self.classifier(maps.amax(-1) if self.pooling == "max" else maps.mean(-1))
