@@ -252,6 +252,7 @@ def test_a_held_out_speaker_is_evaluated_and_not_trained_on(speakers, cache_gb):
         pixels, found = as_dataset(split).__getitems__(range(3))
         torch.testing.assert_close(pixels, torch.stack([pixels_of(files[i]) for i in rows]), rtol=0, atol=0)
         assert found.tolist() == labels
+    assert data.groups == (["0", "2", "0"] if value == 1 else ["bob", "cy", "bob"])
     assert ready(path, held_out={"speaker": 0 if value == 1 else "bob"}, **options).fingerprint != data.fingerprint
 
 

@@ -137,6 +137,7 @@ class ClassificationData(LightningDataModule):
         test_set: the same for the test split.
         mean: mean of each channel, or None for inputs that are not normalised.
         std: standard deviation of each channel, or None.
+        groups: the group of each training sample, such as a speaker, where another one is held out for the test.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ("num_classes", "classes", "sample_shape", "mean", "std")  # for prediction
@@ -150,6 +151,7 @@ class ClassificationData(LightningDataModule):
     test_set: Batch | BatchDataset
     mean: Tensor | None = None
     std: Tensor | None = None
+    groups: Sequence[str] | None = None
 
     def __init__(self, batch_size: int = 128, seed: int = 0, num_workers: int = 0) -> None:
         super().__init__()

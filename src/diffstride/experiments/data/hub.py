@@ -116,8 +116,11 @@ class HubData(ClassificationData):
             if {column, label} - set(rows.features) or getattr(rows.features[label], "names", None) != declared:
                 raise DataError(f"the {name} split must have {column!r} and {label!r}, and the classes of the other")
             labels = _class_indices(rows[label][:], classes, name, label)
-            places = self._places(rows, name, held_out)
+            groups = self._groups(rows, name)
+            places = self._places(groups, name, held_out)
             chosen = places[_balanced_subset(labels[places], samples, self.seed, name)]
+            if self.held_out and not held_out:
+                self.groups = groups[chosen].tolist()
             files = rows.select_columns([column]).with_format("arrow")
             splits.append(Split(files, name, chosen, torch.from_numpy(labels[chosen]), self.decoder))
         train, test = splits
@@ -136,19 +139,23 @@ class HubData(ClassificationData):
             self.mean, self.std = self.statistics(train, None)
         self.fingerprint = digest(*keys, train.labels, test.labels, list(classes))
 
-    def _places(self, rows: datasets.Dataset, split: str, held_out: bool) -> npt.NDArray[np.int64]:
-        """Return the rows of a split that are held out, or those that are not; all where nothing is held out."""
-        places = np.arange(len(rows))
-        for column, value in self.held_out.items():
+    def _groups(self, rows: datasets.Dataset, split: str) -> npt.NDArray[np.str_]:
+        """Return the value of the held-out column for each row; an empty text where nothing is held out."""
+        for column in self.held_out:
             if column not in rows.features:
-                raise DataError(
-                    f"held_out must name a column of the {split} split ({', '.join(rows.features)}), got {column!r}"
-                )
+                found = ", ".join(rows.features)
+                raise DataError(f"held_out must name a column of the {split} split ({found}), got {column!r}")
             names = getattr(rows.features[column], "names", None)
-            values = np.array([str(names[own] if names and own is not None else own) for own in rows[column][:]])
-            places = np.flatnonzero((values == str(value)) == held_out)
+            return np.array([str(names[own] if names and own is not None else own) for own in rows[column][:]])
+        return np.full(len(rows), "")
+
+    def _places(self, groups: npt.NDArray[np.str_], split: str, held_out: bool) -> npt.NDArray[np.int64]:
+        """Return the rows of a split that are held out, or those that are not; all where nothing is held out."""
+        places = np.arange(len(groups))
+        for column, value in self.held_out.items():
+            places = np.flatnonzero((groups == str(value)) == held_out)
             if not len(places):
-                found = ", ".join(sorted(set(values))[:10])
+                found = ", ".join(sorted(set(groups))[:10])
                 raise DataError(
                     f"held_out {{{column}: {value}}} leaves no rows of the {split} split: its values are {found}"
                 )

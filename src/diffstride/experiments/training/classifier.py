@@ -22,7 +22,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.experiments.training.checkpoints import load_weights
-from diffstride.experiments.training.measured import augmented_batches, recalibrated_loss, train_briefly
+from diffstride.experiments.training.measured import Division, augmented_batches, recalibrated_loss, train_briefly
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
@@ -64,8 +64,9 @@ class Classifier(LightningModule):
             `stride_steps`. Then they are set to the budget by the measured loss
             (`CostModel.find_strides`), and stay. "random": they are drawn on the budget instead, as a control.
         search_steps: steps in which weights are trained, at the strides as they are, before allocations are compared by
-            the measured loss. They are undone after the search: with `stride_steps` 0, the strides that were found are
-            trained from the start.
+            the measured loss. A part of the training set is kept for this loss: a group, where the data hold out
+            another one for the test, or a random fifth. The training is undone after the search: with `stride_steps` 0,
+            the strides that were found are trained from the start.
         search_rounds: how often weights are trained and allocations compared. Allocations near those that the weights
             were trained at are preferred, so that a second round, from the best of the first, corrects a bad start.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
@@ -200,15 +201,16 @@ class Classifier(LightningModule):
     def _find_strides(self, budget: Budget) -> None:
         """Set the strides by the measured loss, after trainings that are undone."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS)
         layers = [layer for _, layer in learnable_layers(self.network)]
         before = {name: value.clone() for name, value in self.network.state_dict().items()}
         for number in range(self.search_rounds):
             start = [layer.entries for layer in layers]
+            division = Division.of(data, number) if self.search_steps else None
+            loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS, division=division)
             if self.search_steps:
                 self.print(f"training for {self.search_steps} steps before strides are compared")
                 made: Any = self.configure_optimizers()
-                batches = augmented_batches(data, self.search_steps, self.device)
+                batches = augmented_batches(data, self.search_steps, self.device, division)
                 train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
             self.print("comparing strides on the budget by the loss")
             for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):

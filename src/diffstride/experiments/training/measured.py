@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,28 @@ from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.data.base import as_dataset
 
 
+class Division(NamedTuple):
+    """Training samples of a search: places to train on, and places to compare losses on."""
+
+    trained: list[int]
+    compared: list[int]
+
+    @classmethod
+    def of(cls, data: ClassificationData, number: int = 0) -> Division:
+        """Divide the training set as the whole set was divided into training and test.
+
+        Where a speaker or another group is held out for the test, another one is held out here, and `number` counts on.
+        Otherwise it is a random fifth of the samples.
+        """
+        if data.groups is not None:
+            names = sorted(set(data.groups))
+            chosen = torch.tensor([group == names[number % len(names)] for group in data.groups])
+        else:
+            shuffled = torch.randperm(len(as_dataset(data.train_set)), generator=torch.Generator().manual_seed(number))
+            chosen = shuffled < len(shuffled) // 5
+        return cls(*(mask.nonzero().flatten().tolist() for mask in (~chosen, chosen)))
+
+
 def recalibrated_loss(
     data: ClassificationData,
     device: torch.device,
@@ -22,6 +45,7 @@ def recalibrated_loss(
     batches: int = 16,
     steps: int = 0,
     lr: float = 0.01,
+    division: Division | None = None,
 ) -> Callable[[nn.Module], Tensor]:
     """Return a function from a network, which it adapts, to its cross-entropy on a sample of the training data.
 
@@ -34,6 +58,7 @@ def recalibrated_loss(
         batches: the number of augmented training batches for the statistics of batch norms.
         steps: the steps of SGD with momentum 0.9 that adapt the weights before.
         lr: their learning rate.
+        division: the samples to train on and those of the loss; by default, all are both.
 
     Raises:
         UsageError: data with several tasks.
@@ -41,10 +66,11 @@ def recalibrated_loss(
     if isinstance(data, MultiTask):
         raise UsageError("measured changes need data with one task, got several")
     train = as_dataset(data.train_set)
-    spread = list(range(0, len(train), max(1, len(train) // samples)))[:samples]
+    compared = range(len(train)) if division is None else division.compared
+    spread = list(compared[:: max(1, len(compared) // samples)])[:samples]
     parts = [spread[first : first + 512] for first in range(0, len(spread), 512)]
     sample = [_on(data.prepare_batch(train.__getitems__(part)), device) for part in parts]
-    augmented = list(augmented_batches(data, batches + steps, device))
+    augmented = list(augmented_batches(data, batches + steps, device, division))
 
     def loss(network: nn.Module) -> Tensor:
         if steps:
@@ -63,12 +89,15 @@ def _on(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Ten
     return batch[0].to(device), batch[1].to(device)
 
 
-def augmented_batches(data: ClassificationData, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented training batches, the same in each call."""
+def augmented_batches(
+    data: ClassificationData, count: int, device: torch.device, division: Division | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented training batches, the same in each call; only of the samples to train on, if some are not."""
     train = as_dataset(data.train_set)
-    size = min(data.batch_size, len(train))
-    drawn = torch.randint(len(train), (count, size), generator=torch.Generator().manual_seed(0))
-    for step, indices in enumerate(drawn):
+    places = torch.arange(len(train)) if division is None else torch.tensor(division.trained)
+    size = min(data.batch_size, len(places))
+    drawn = torch.randint(len(places), (count, size), generator=torch.Generator().manual_seed(0))
+    for step, indices in enumerate(places[drawn]):
         yield _on(data.prepare_batch(train.__getitems__(indices.tolist()), step=step), device)
 
 
