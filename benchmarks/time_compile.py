@@ -101,7 +101,7 @@ def constant_sizes(device: torch.device, repeats: int) -> list[dict]:
         trainings[way, True].network.compile(fullgraph=True)
     candidates = {name: training.candidate(partial(step, training)) for name, training in trainings.items()}
     torch._dynamo.utils.counters.clear()
-    seconds = alternate(candidates, repeats, random.Random(0), synchronise=partial(synchronise, device))
+    seconds = alternate(candidates, repeats, random.Random(0), device=device)
     assert graphs() == len(NETWORKS), "a graph was made at constant sizes"
     reference = seconds[NETWORKS[0], False]
     rows = []

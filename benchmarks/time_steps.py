@@ -15,7 +15,6 @@ import statistics
 import time
 from collections import defaultdict
 from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import torch
@@ -189,13 +188,12 @@ def measure(name: str, case: dict, device: torch.device, repeats: int) -> list[d
     data = Images(case)
     trainings = {way: Training(way, case, data, device) for way in WAYS}
     rng = random.Random(0)
-    wait = partial(synchronise, device)
     alone = {way: training.layers() for way, training in trainings.items()}
-    whole = alternate({way: t.candidate(t.step) for way, t in trainings.items()}, repeats, rng, synchronise=wait)
+    whole = alternate({way: t.candidate(t.step) for way, t in trainings.items()}, repeats, rng, device=device)
     alternate({way: t.candidate(t.step_by_parts) for way, t in trainings.items()}, repeats, rng)
     rows = []
     for way, training in trainings.items():
-        layers = alternate(alone[way], repeats, rng, synchronise=wait)
+        layers = alternate(alone[way], repeats, rng, device=device)
         row = ratios(whole[way], whole["strided convolutions"])
         step_ms = row.pop("ms")
         rows.append({

@@ -15,7 +15,7 @@ from diffstride.experiments.benchmark.measure import (
     alternate,
     compare,
     measure,
-    operations,
+    metered,
     peak_bytes,
 )
 
@@ -131,8 +131,8 @@ def test_ratios_are_medians_and_quartiles_of_rounds():
 def test_operations_of_known_steps():
     x = torch.ones(3, requires_grad=True)
     upstream = torch.ones(3)
-    assert operations(lambda: x.exp()) == 2  # the result is detached, to be saved
-    assert operations(lambda: torch.autograd.grad(x * 3.0, x, upstream)) == 2
+    assert metered(lambda: x.exp()).operations == 2  # the result is detached, to be saved
+    assert metered(lambda: torch.autograd.grad(x * 3.0, x, upstream)).operations == 2
 
 
 def test_a_case_of_the_host_has_one_thread_and_more_rounds():

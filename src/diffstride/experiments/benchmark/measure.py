@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 WARMUP = 3
 # The relative movement of strides before a step: too little for another output size on axes of some thousand samples.
 DRIFT = 2e-4
+CPU = torch.device("cpu")
 
 Row = dict[str, Any]
 
@@ -72,31 +73,10 @@ class Case(NamedTuple):
     host: bool = False
 
 
-class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A count of the operations that PyTorch dispatches, those of the backward pass included."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run and count an operation."""
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def operations(step: Callable[[], object]) -> int:
-    """Return the number of operations of a step."""
-    with OperationCounter() as counter:
-        step()
-    found: int = counter.count
-    return found
-
-
 class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A count of the bytes of tensor storage that operators make, until they are freed: `alive` now, `peak` at most.
+    """A count of the operations that PyTorch dispatches, and of the bytes of tensor storage that they make.
+
+    Bytes count until they are freed: `alive` now, `peak` at most.
 
     Backward passes are counted too where they run in the same thread, as they do on a CPU. Memory that a kernel
     allocates for its own use and frees again is not counted.
@@ -104,13 +84,14 @@ class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
+        self.operations = self.alive = self.peak = 0
         self._counted: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operator, and count the storages of its results that are new."""
+        """Run and count an operation, and the storages of its results that are new."""
+        self.operations += 1
         given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
@@ -132,30 +113,35 @@ def _storages(tree: Any) -> Iterator[Any]:
     return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Return the bytes of tensors alive at the peak of a step, above those alive before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device) - before)
+def metered(step: Callable[[], object]) -> StorageMeter:
+    """Return the counts of a step."""
     meter = StorageMeter()
     with meter:
         step()
-    return meter.peak
+    return meter
+
+
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes of tensors alive at the peak of a step, above those alive before it."""
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        synchronise(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    return metered(step).peak
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def cpu_threads(number: int) -> Iterator[None]:
+    """Let PyTorch use some threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def synchronise(device: torch.device) -> None:
@@ -169,21 +155,21 @@ def alternate(
     repeats: int,
     rng: random.Random,
     *,
-    synchronise: Callable[[], object] = lambda: None,
+    device: torch.device = CPU,
     after_round: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Return the seconds of every candidate in each round after the warm-up; the order in a round is random."""
+    """Return the seconds of every candidate in each round after the warm-up, on a device; the order is random."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     for _ in range(WARMUP + repeats):
         rng.shuffle(order)
         for name in order:
             candidates[name].drift(rng)
-            synchronise()
+            synchronise(device)
             start = clock()
             candidates[name].step()
-            synchronise()
+            synchronise(device)
             seconds[name].append(clock() - start)
         after_round()
     return {name: values[WARMUP:] for name, values in seconds.items()}
@@ -236,21 +222,16 @@ def measure(
             missing.append({"suite": case.suite, "case": case.facts, "name": name, "error": str(error).splitlines()[0]})
         else:
             candidates[name] = candidate
-    with one_thread() if case.host else nullcontext():
-        seconds = alternate(
-            candidates,
-            repeats * case.rounds,
-            rng,
-            synchronise=lambda: synchronise(device),
-            after_round=after_round,
-            clock=time.process_time if case.host else time.perf_counter,
-        )
+    clock = time.process_time if case.host else time.perf_counter
+    with cpu_threads(1) if case.host else nullcontext():
+        rounds = repeats * case.rounds
+        seconds = alternate(candidates, rounds, rng, device=device, after_round=after_round, clock=clock)
     peaks, counts = {}, {}
     for name, candidate in candidates.items():
         candidate.drift(rng)
         peaks[name] = peak_bytes(candidate.step, device)
         candidate.drift(rng)
-        counts[name] = operations(candidate.step)
+        counts[name] = metered(candidate.step).operations
     rows = [
         {"suite": case.suite, "case": case.facts, **row}
         for reference, names in case.comparisons.items()

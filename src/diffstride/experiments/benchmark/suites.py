@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import diffstride as ds
-from diffstride.experiments.benchmark.baselines import AxisByAxisFFT, DataMovement, JointFFT, NaiveFFT
+from diffstride.experiments.benchmark.baselines import AxisByAxisFFT, JointFFT, NaiveFFT, move_data
 from diffstride.experiments.benchmark.measure import Candidate, Case, Row
 from diffstride.experiments.models import ResNet
 from diffstride.nn.attach import Placement
@@ -83,7 +83,7 @@ def _layers(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candida
     x = _input(facts, device)
     channels, size = x.shape[1], [n // 2 for n in x.shape[2:]]
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "data movement": DataMovement(),
+        "data movement": move_data,
         "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
         "blur pooling": BlurPool2D(3, 2),
         "antialiased bilinear": lambda x: F.interpolate(x, size, mode="bilinear", antialias=True),
@@ -184,15 +184,12 @@ def _steps(facts: Mapping[str, Any], device: torch.device) -> dict[str, Candidat
 def stage_sizes(network: ResNet, images: Tensor) -> list[tuple[int, ...]]:
     """Return height and width of the maps of the stages that downsample: all but the first."""
     sizes: list[tuple[int, ...]] = []
-    handles = [
-        stage.register_forward_hook(lambda _module, _inputs, y: sizes.append(tuple(y.shape[-2:])))
-        for stage in list(network.stages)[1:]
-    ]
     with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return sizes
+        x = network.stem(images)
+        for stage in network.stages:
+            x = stage(x)
+            sizes.append(tuple(x.shape[-2:]))
+    return sizes[1:]
 
 
 def _pooling_to_the_next(sizes: Iterator[tuple[int, ...]], _stride: object) -> nn.Module:

@@ -18,14 +18,13 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
 
 from diffstride._files import atomic_write_text
 from diffstride._text import one_line
 from diffstride.cost import count_macs
 from diffstride.errors import InterruptedRunError, RunError, UsageError
-from diffstride.experiments.benchmark.measure import Candidate, alternate, synchronise
-from diffstride.experiments.console import PlainConsole
+from diffstride.experiments.benchmark.measure import Candidate, alternate, cpu_threads
+from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.history import read_dicts
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.studies.executors import Executor
@@ -80,9 +79,7 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
         with console.status("measuring the latency of the frozen networks"), quiet():
             _measure_latency(folder, first, batch, plan.definition["cpus"])
     for table in write_tables(folder):
-        printed = RichTable(title=table.title)
-        for i, column in enumerate(table.columns):
-            printed.add_column(column, justify="right" if i else "left")
+        printed = make_table(table.title, *table.columns)
         for line in table.rows:
             printed.add_row(*line)
         console.print(printed)
@@ -115,14 +112,10 @@ def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: i
     if not runs or (before["batch"], timed) == (batch, digests):
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(cpus)
-    try:
+    with cpu_threads(cpus):
         candidates = {label: _candidate(run, batch, device) for label, run in runs.items()}
-        seconds = alternate(candidates, REPEATS, random.Random(0), synchronise=lambda: synchronise(device))
+        seconds = alternate(candidates, REPEATS, random.Random(0), device=device)
         facts = provenance(device)
-    finally:
-        torch.set_num_threads(threads)
     latency = {}
     for label, times in seconds.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(times, n=4, method="inclusive"))

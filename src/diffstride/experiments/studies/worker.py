@@ -11,11 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from diffstride._files import atomic_write_text
 from diffstride._text import one_line
 from diffstride.errors import DiffStrideError, InterruptedRunError, UsageError
+from diffstride.experiments.benchmark.measure import cpu_threads
 from diffstride.experiments.studies.study import Request
 from diffstride.experiments.training.documents import read_json
 from diffstride.experiments.training.fit import train
@@ -55,18 +54,15 @@ def work(folder: Path) -> None:
     request = read_request(folder)
     assert request is not None, folder
     resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(request.cpus)
+    own = [f"--runs={folder.parent}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
     try:
-        own = [f"--runs={folder.parent}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
-        train([*request.arguments(), *own, *resume])
+        with cpu_threads(request.cpus):
+            train([*request.arguments(), *own, *resume])
     except InterruptedRunError:
         raise
     except Exception as error:  # an error of a library must not end the study
         kind = "" if isinstance(error, DiffStrideError) else f"{type(error).__name__}: "
         write_failure(folder, kind + one_line(error), traceback.format_exc())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def write_failure(folder: Path, error: str, details: str) -> None:
