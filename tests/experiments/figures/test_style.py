@@ -12,7 +12,7 @@ def picture():
     figure, (panel,) = panels(1, title="T")
     panel.plot([0, 1, 2], [1.234567, 2.0, 8.0], color=COLOURS[0], marker="o", label=NAME)
     log_scale(panel, "y", base=2)
-    legend(figure, panel.get_lines())
+    legend(figure, [panel])
     return figure
 
 

@@ -89,7 +89,7 @@ def test_missing_runs_are_dashes_and_do_not_count():
     assert [line[2] for line in made.rows] == ["–", "–", "–"]
     one = pivot(some[:1], {"rows": "strides", "columns": "method"}).rows[0][1]
     assert one == f"{100 * some[0].result['accuracy']:.1f}"  # of one seed there is no deviation
-    lines = {line[0]: line for line in tables({}, some)[0].rows}
+    lines = {line[0]: line for line in tables({}, some, {})[0].rows}
     assert lines["diffstride 2-2-2"][1:3] == ("0/1", "–")
     assert lines["conv 2-2-2"][1] == "3/3"
 
@@ -211,7 +211,7 @@ def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
 
 
 def test_runs_are_compared_at_equal_seeds():
-    made = tables({"compare": "conv 2-2-2"}, rows())[-1]
+    made = tables({"compare": "conv 2-2-2"}, rows(), {})[-1]
     assert made.columns[3] == "points over conv 2-2-2"
 
     def accuracies(method, strides):
@@ -228,6 +228,6 @@ def test_runs_are_compared_at_equal_seeds():
         assert line[3] == (expected if differences.any() else "–")
     fewer = [row for row in rows() if row.axes != {"method": "conv", "strides": STRIDES[0], "seed": 2}]
     fewer[0].result["accuracy"] = math.nan  # a network whose outputs are not finite
-    assert tables({"compare": "conv 2-2-2"}, fewer)[-1].rows[1][3].endswith(" (1 seeds)")
-    one = tables({"compare": "conv 2-2-2"}, [row for row in rows() if row.axes["seed"] == 0])[-1]
+    assert tables({"compare": "conv 2-2-2"}, fewer, {})[-1].rows[1][3].endswith(" (1 seeds)")
+    one = tables({"compare": "conv 2-2-2"}, [row for row in rows() if row.axes["seed"] == 0], {})[-1]
     assert one.rows[1][3] == f"{accuracies('conv', STRIDES[1])[0] - own[0]:+.1f}"

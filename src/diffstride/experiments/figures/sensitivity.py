@@ -23,5 +23,5 @@ def tradeoffs(found: Sensitivity, *, title: str) -> Figure:
     measured.set(xlabel="cost saved, %", ylabel="change of the loss")
     predicted.axline((0, 0), slope=1, color=style.FAINT, lw=0.8)
     predicted.set(xlabel="measured change of the loss", ylabel="predicted by the gradient")
-    style.legend(figure, style.handles_of([measured]))
+    style.legend(figure, [measured])
     return figure

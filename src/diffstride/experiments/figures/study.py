@@ -29,14 +29,14 @@ def trajectories_of_runs(runs: Mapping[str, Sequence[Sequence[StrideRow]]], *, v
         for lines in map(lines_of, group):
             for panel, place in zip(made, places, strict=True):
                 panel.plot(
-                    *lines.get(place, ([], [])), ls=style.LINES[i % len(style.LINES)], lw=1.4, label=name,
+                    *lines.get(place, ([], [])), lw=1.4, label=name, **style.line_look(i) | style.look(i),
                     # Markers of one group are at other places than those of the next.
-                    markevery=(0.02 + 0.25 * i / len(runs), 0.25), **style.look(i),
+                    markevery=(0.02 + 0.25 * i / len(runs), 0.25),
                 )  # fmt: skip
     for k, (panel, (layer, axis)) in enumerate(zip(made, places, strict=True)):
         panel.set(title=f"{layer}, {axis}", ylim=(0.9, None), ylabel="" if k % columns else "stride")
         panel.set_xlabel("optimiser step" if k >= len(places) - columns else "")
-    style.legend(figure, style.handles_of(made), title=varied)
+    style.legend(figure, made, title=varied)
     return figure
 
 
@@ -60,27 +60,29 @@ def learned_strides(strides: Mapping[str, Sequence[Ends]], axes_names: Sequence[
     figure, made = style.panels(len(axes_names), width=width, height=2.7, title=title, sharex=True, sharey=True)
     for k, (panel, axis) in enumerate(zip(made, axes_names, strict=True)):
         for x, layer in enumerate(layers):
-            found = [learned.get(layer, ()) for group in strides.values() for _, learned in group]
-            ends = [values[k] for values in found if k < len(values)]
+            moves = [
+                (i, name, initial[layer][k], learned[layer][k])
+                for i, (name, group) in enumerate(strides.items())
+                for initial, learned in group
+                if k < len(learned.get(layer, ()))
+            ]
             panel.boxplot(
-                [ends], positions=[x + 0.36], widths=0.1, whis=(0, 100), manage_ticks=False, patch_artist=True,
-                boxprops={"facecolor": "#999999"}, medianprops={"color": "black"},
+                [[end for *_, end in moves]], positions=[x + 0.36], widths=0.1, whis=(0, 100), manage_ticks=False,
+                patch_artist=True, boxprops={"facecolor": "#999999"}, medianprops={"color": "black"},
             )  # fmt: skip
-            for i, (name, group) in enumerate(strides.items()):
+            for i, name, start, end in moves:
                 shift = 0.1 * style.spread(i, len(strides))
-                for initial, learned in group:
-                    if k < len(learned.get(layer, ())):
-                        places, values = [x - 0.3 + shift, x + 0.14 + shift], [initial[layer][k], learned[layer][k]]
-                        panel.plot(places, values, lw=0.8, alpha=0.6, color=style.look(i)["color"])
-                        panel.plot(places[0], values[0], mfc=style.PAPER, ls="", **style.look(i))
-                        panel.plot(places[1], values[1], ls="", label=name, **style.look(i))
+                left, right = x - 0.3 + shift, x + 0.14 + shift
+                panel.plot([left, right], [start, end], lw=0.8, alpha=0.6, color=style.look(i)["color"])
+                panel.plot(left, start, mfc=style.PAPER, ls="", **style.look(i))
+                panel.plot(right, end, ls="", label=name, **style.look(i))
         for x in range(1, len(layers)):
             panel.axvline(x - 0.5, color="#999999", lw=0.5)
         panel.set(title=f"along the {axis}", ylabel="stride", xlim=(-0.55, len(layers) - 0.45))
         panel.tick_params(axis="x", length=0)
     made[0].set_ylim(bottom=min(0.9, made[0].get_ylim()[0]))  # once all panels, which share it, have their values
     made[-1].set_xticks(range(len(layers)), [f"start → learned\n{layer}" for layer in layers])
-    style.legend(figure, style.handles_of(made), title=varied)
+    style.legend(figure, made, title=varied)
     return figure
 
 
@@ -110,7 +112,7 @@ def striding_factors(strides: Mapping[str, Sequence[Ends]], *, varied: str) -> F
     panel.set(ylim=(last + 0.6, -0.6), ylabel=varied, xlim=(min(shown) / 2, 2 * max(shown)))
     panel.set_xlabel("striding factor: product of the strides of all layers and axes (log)")
     style.log_scale(panel, "x", base=2)
-    style.legend(figure, style.handles_of([panel]))
+    style.legend(figure, [panel])
     return figure
 
 
@@ -131,7 +133,7 @@ class Point(NamedTuple):
 
 def pareto(costs: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) -> Figure:
     """Draw accuracy against each cost, with a line for the best that each series reaches at no more than some cost."""
-    figure, made = style.panels(len(costs), width=8.4, height=3.8, title=title)
+    figure, made = style.panels(len(costs), height=3.8, title=title)
     names = list(dict.fromkeys(name for series in costs.values() for name in series))
     for panel, (cost, series) in zip(made, costs.items(), strict=True):
         everything = [p.cost for points in series.values() for p in points]
@@ -150,7 +152,7 @@ def pareto(costs: Mapping[str, Mapping[str, Sequence[Point]]], *, title: str) ->
             style.log_scale(panel, "x")
             cost = f"{cost}, log scale"
         panel.set(xlabel=cost, ylabel="accuracy (%), mean and deviation")
-    style.legend(figure, style.handles_of(made))
+    style.legend(figure, made)
     style.show_plain_text(figure)
     figure.draw_without_rendering()  # computes the layout, on which the places of labels depend
     for panel, series in zip(made, costs.values(), strict=True):
@@ -195,7 +197,7 @@ def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, tuple[float, 
     lowest = min(mean - (deviation if deviation > 0 else 0) for mean, deviation in found)
     bottom = max(0.0, 100 * lowest - 5)  # no more than what tells them apart
     note = f"\nThe scale begins at {bottom:.0f} %" if bottom else ""
-    figure, made = style.panels(len(settings), width=8.4, height=2.7, title=f"{title}{note}", sharey=True)
+    figure, made = style.panels(len(settings), height=2.7, title=f"{title}{note}", sharey=True)
     width = 0.8 / len(methods)
     for panel, (name, series) in zip(made, settings.items(), strict=True):
         tasks = list(dict.fromkeys(task for by_task in series.values() for task in by_task))
@@ -208,5 +210,5 @@ def accuracy_bars(settings: Mapping[str, Mapping[str, Mapping[str, tuple[float, 
             panel.bar_label(bars, fmt="%.1f", padding=2, fontsize="x-small")
         panel.set_xticks(range(len(tasks)), tasks)
         panel.set(title=name, ylabel="accuracy (%)", ylim=(bottom, 100 + (100 - bottom) / 8))
-    style.legend(figure, style.handles_of(made))
+    style.legend(figure, made)
     return figure

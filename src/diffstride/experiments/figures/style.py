@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,14 @@ PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--page)"
 
 
 def panels(
-    count: int, columns: int = 1, *, width: float = 4.2, height: float = 2.6, title: str = "", **options: Any
+    count: int, columns: int = 1, *, width: float | None = None, height: float = 2.6, title: str = "", **options: Any
 ) -> tuple[Figure, list[Any]]:
     """Return a figure and `count` panels in rows, each of some inches, with an inch more for the title and the legend.
 
-    Places that are left over in the last row stay empty. `options` are arguments of `Figure.subplots`.
+    By default, a row is 8.4 inches wide. Places that are left over in the last row stay empty. `options` are arguments
+    of `Figure.subplots`.
     """
-    rows = math.ceil(count / columns)
+    rows, width = math.ceil(count / columns), width or 8.4 / columns
     figure = Figure(figsize=(width * columns, height * rows + 1), layout="constrained")
     made = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
     for panel in made:
@@ -74,9 +75,11 @@ def log_scale(panel: Any, axis: str, base: float = 10) -> None:
     scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def legend(figure: Figure, handles: Iterable[Any], *, title: str | None = None) -> None:
-    """Put a legend of labelled lines, bars and bands below all panels; equal labels appear once."""
-    by_label = {str(handle.get_label()): handle for handle in handles}
+def legend(figure: Figure, labelled: Iterable[Any], *, title: str | None = None) -> None:
+    """Put a legend of what has a label in some panels below all panels; equal labels appear once."""
+    by_label = {
+        label: handle for panel in labelled for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
     if not by_label:
         return
     columns = max(1, int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, by_label)))))
@@ -85,11 +88,6 @@ def legend(figure: Figure, handles: Iterable[Any], *, title: str | None = None) 
         by_label.values(), by_label, loc="outside lower center", ncols=math.ceil(len(by_label) / rows), title=title,
         frameon=False, fontsize="small", title_fontsize="small",
     )  # fmt: skip
-
-
-def handles_of(made: Sequence[Any]) -> list[Any]:
-    """Return what has a label in some panels."""
-    return [handle for panel in made for handle in panel.get_legend_handles_labels()[0]]
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -14,13 +14,13 @@ from diffstride.experiments.history import StrideRow
 Line = tuple[Sequence[float], Sequence[float]]  # optimiser steps, and a value at each
 
 
-def lines_of(rows: Iterable[StrideRow]) -> dict[tuple[str, str], Line]:
-    """Return steps and strides by layer and axis, in the order of their first row."""
+def lines_of(rows: Iterable[StrideRow], quantity: str = "stride") -> dict[tuple[str, str], Line]:
+    """Return steps and strides (or sizes) by layer and axis, in the order of their first row."""
     lines: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for row in rows:
-        steps, strides = lines.setdefault((row.layer, row.axis), ([], []))
+        steps, values = lines.setdefault((row.layer, row.axis), ([], []))
         steps.append(row.step)
-        strides.append(row.stride)
+        values.append(getattr(row, quantity))
     return dict(lines)
 
 
@@ -33,7 +33,7 @@ def training_curves(quantities: Mapping[str, Mapping[str, Line]], *, title: str)
             marker = "." if len(line[0]) < 50 else ""
             panel.plot(*line, marker=marker, lw=1.4, label=split, **style.line_look(splits.index(split)))
         panel.set(xlabel="optimiser step", ylabel=quantity)
-    style.legend(figure, style.handles_of(made))
+    style.legend(figure, made)
     return figure
 
 
@@ -41,18 +41,17 @@ def stride_trajectories(rows: Sequence[StrideRow], *, title: str = "Strides whil
     """Draw strides and sizes of maps against the step, by layer (colour) and axis (style): Figure 3a of the paper."""
     figure, (strides, sizes) = style.panels(2, 2, title=title)
     layers = list(dict.fromkeys(row.layer for row in rows))
-    for layer, axis in lines_of(rows):
-        own = [row for row in rows if (row.layer, row.axis) == (layer, axis)]
-        steps = [row.step for row in own]
-        line = {"color": style.COLOURS[layers.index(layer) % len(style.COLOURS)], "ls": style.STYLES.get(axis, "-")}
-        line |= {"marker": "."} if len(steps) == 1 else {}
-        strides.plot(steps, [row.stride for row in own], label=f"{layer}, {axis}", **line)
-        sizes.plot(steps, [row.size for row in own], drawstyle="steps-post", **line)
+    lines, lines_of_sizes = lines_of(rows), lines_of(rows, "size")
+    for (layer, axis), line in lines.items():
+        look = {"color": style.COLOURS[layers.index(layer) % len(style.COLOURS)], "ls": style.STYLES.get(axis, "-")}
+        look |= {"marker": "."} if len(line[0]) == 1 else {}
+        strides.plot(*line, label=f"{layer}, {axis}", **look)
+        sizes.plot(*lines_of_sizes[layer, axis], drawstyle="steps-post", **look)
     strides.set(xlabel="optimiser step", ylabel="stride")
     strides.set_ylim(bottom=min(0.9, strides.get_ylim()[0]))
     sizes.set(xlabel="optimiser step", ylabel="samples behind the layer")
     sizes.set_ylim(bottom=0)
-    style.legend(figure, style.handles_of([strides]))
+    style.legend(figure, [strides])
     return figure
 
 
@@ -75,7 +74,7 @@ def strides_over_bands(
             panel.plot(*line, label=name, **style.line_look(i))
         panel.set(title=title, xlabel="optimiser step", ylim=(1, top))
     made[0].set_ylabel(ylabel)
-    style.legend(figure, style.handles_of(made))
+    style.legend(figure, made)
     return figure
 
 
@@ -90,8 +89,7 @@ class WindowPanel(NamedTuple):
 
 def windows_over_spectrum(windows: Sequence[WindowPanel], *, title: str = "") -> Figure:
     """Draw windows over the mean amplitude spectra that reach them, a panel per layer and axis."""
-    columns = min(2, len(windows))
-    figure, made = style.panels(len(windows), columns, width=8.4 / columns, height=2.3, title=title)
+    figure, made = style.panels(len(windows), min(2, len(windows)), height=2.3, title=title)
     spectra = []
     for panel, (name, spectrum, by_name, band) in zip(made, windows, strict=True):
         cycles = range(len(spectrum))
@@ -111,14 +109,13 @@ def windows_over_spectrum(windows: Sequence[WindowPanel], *, title: str = "") ->
             marker = {"marker": style.MARKERS[i], "ms": 4, "markevery": math.ceil(len(cycles) / 40)}
             panel.plot(cycles, values, label=label, **style.line_look(i), **marker)
         panel.set(title=name, xlabel="frequency (cycles per map)", ylabel="window", ylim=(-0.04, 1.1))
-    style.legend(figure, style.handles_of([*spectra, *made]))
+    style.legend(figure, [*spectra, *made])
     return figure
 
 
 def resolution_staircases(runs: Mapping[str, Sequence[StrideRow]], *, title: str) -> Figure:
     """Draw the sizes of maps from layer to layer, with initial (dotted) and with learned strides, a panel per run."""
-    columns = min(2, len(runs))
-    figure, made = style.panels(len(runs), columns, width=8.4 / columns, height=2.4, title=title, sharey=True)
+    figure, made = style.panels(len(runs), min(2, len(runs)), height=2.4, title=title, sharey=True)
     everything = [row.size for rows in runs.values() for row in rows]
     for panel, (name, rows) in zip(made, runs.items(), strict=True):
         layers, axes = list(dict.fromkeys(row.layer for row in rows)), list(dict.fromkeys(row.axis for row in rows))
@@ -140,5 +137,5 @@ def resolution_staircases(runs: Mapping[str, Sequence[StrideRow]], *, title: str
         panel.set(title=name, ylim=(min(everything) / 1.6, max(everything) * 1.5), ylabel="samples (log)")
         style.log_scale(panel, "y", base=2)
         panel.set_xticks(range(len(layers)), layers, rotation=30, ha="right", fontsize="small")
-    style.legend(figure, style.handles_of(made))
+    style.legend(figure, made)
     return figure

@@ -69,18 +69,17 @@ def _printable(value: Any) -> Any:
     return results.printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _draw(name: str, figures: Mapping[str, Callable[[], Figure | str]], remarks: list[str]) -> list[Markup]:
+def _draw(name: str, figures: Mapping[str, Callable[[], Figure]], remarks: list[str]) -> list[Markup]:
     """Return pictures. A remark names those whose files are lost or damaged."""
     drawn: list[Markup] = []
     missing: dict[str, list[str]] = {}
     for title, draw in figures.items():
         try:
-            figure = draw()
+            drawn.append(Markup(inline_svg(draw(), f"{title}, {name}", f"{name} {title}")))
+        except pictures.NothingToDrawError:
+            continue
         except Exception as error:  # most often of data, layers or checkpoints that have changed
             missing.setdefault(one_line(error), []).append(title)
-        else:
-            if not isinstance(figure, str):
-                drawn.append(Markup(inline_svg(figure, f"{title}, {name}", f"{name} {title}")))
     remarks += [f"Not drawn: {', '.join(titles)} ({reason})." for reason, titles in missing.items()]
     return drawn
 
@@ -196,7 +195,7 @@ def _report_study(folder: Path, definition: Mapping[str, Any], rows: Sequence[Ro
         facts = {}
     facts["time_of_all_runs"] = _duration(facts.get("seconds"))
     config = yaml.safe_dump({key: value for key, value in definition.items() if key != "runs"}, sort_keys=False)
-    made = results.tables(definition, rows, results.read_latency(folder))
+    made = results.tables(definition, rows, results.read_latency(folder)["latency"])
     return Report(name, remarks, made, drawn, _provenance(facts), config)
 
 

@@ -1,14 +1,13 @@
-"""Pictures of finished runs: the numbers come from their folders, `diffstride.experiments.figures` draws them.
-
-Each function returns a figure, or the reason why there is none.
-"""
+"""Pictures of finished runs: the numbers come from their folders, `diffstride.experiments.figures` draws them."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,8 +32,11 @@ from diffstride.experiments.training.runs import build_data, load_run, read_resu
 from diffstride.experiments.training.schema import total_macs
 from diffstride.nn import DiffStride2d
 
-NO_RUNS = "no run with learned strides is done"
 NO_STRIDES = "the network has no learned strides"
+
+
+class NothingToDrawError(Exception):
+    """The reason why the runs have no such picture."""
 
 
 def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -48,10 +50,8 @@ def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         try:
             figure = FIGURES[name](folder, done)
-        except Exception as error:  # most often of data or a checkpoint that is no longer there
-            figure = one_line(error)
-        if isinstance(figure, str):
-            missing[name] = figure
+        except Exception as error:  # nothing to draw, or data or a checkpoint that is no longer there
+            missing[name] = one_line(error)
         else:
             save(figure, folder / name)
     return missing
@@ -60,83 +60,76 @@ def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
 # Many runs
 
 
-def _trajectories(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _trajectories(folder: Path, rows: Sequence[Row]) -> Figure:
     runs, varied = _by_start(rows)
-    if not runs:
-        return NO_RUNS
     found = {name: [read_rows(folder / row.name / "strides.csv") for row in group] for name, group in runs.items()}
     return study_figures.trajectories_of_runs(found, varied=varied)
 
 
-def _strides(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _strides(folder: Path, rows: Sequence[Row]) -> Figure:
     runs, varied = _by_start(rows)
-    if not runs:
-        return NO_RUNS
     ends = _ends(runs)
     number = max(len(strides) for group in ends.values() for _, learned in group for strides in learned.values())
     axes = next(iter(runs.values()))[0].result.get("axes") or ()
     return study_figures.learned_strides(ends, axis_names(number, list(axes)), varied=varied)
 
 
-def _factor(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _factor(folder: Path, rows: Sequence[Row]) -> Figure:
     runs, varied = _by_start(rows)
-    return study_figures.striding_factors(_ends(runs), varied=varied) if runs else NO_RUNS
+    return study_figures.striding_factors(_ends(runs), varied=varied)
 
 
-def _pareto(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _pareto(folder: Path, rows: Sequence[Row]) -> Figure:
     timed = results.read_latency(folder)
-    by_series: dict[str, list[Row]] = {}
-    for row in rows:
-        by_series.setdefault(_series(row, rows), []).append(row)
-    compute: dict[str, list[study_figures.Point]] = {}
-    time: dict[str, list[study_figures.Point]] = {}
-    for series, members in by_series.items():
+    compute: defaultdict[str, list[study_figures.Point]] = defaultdict(list)
+    time: defaultdict[str, list[study_figures.Point]] = defaultdict(list)
+    for series, members in groups(rows, lambda row: _series(row, rows)).items():
         varying = [axis for axis in _varying(members) if axis not in ("method", "dataset")]
         for label, group in groups(members).items():
-            accuracy = statistic(group, lambda result: result["accuracy"])
+            accuracy = statistic(group, itemgetter("accuracy"))
             if accuracy is None:
                 continue
             macs = [total_macs(row.result) / 1e6 for row in group]
             mean = min(max(fmean(macs), min(macs)), max(macs))  # of equal floats, it may differ by a rounding
             name = _name(group[0].axes, varying)
             point = study_figures.Point(name, mean, min(macs), max(macs), accuracy.mean, accuracy.sd or 0)
-            compute.setdefault(series, []).append(point)
-            if timed and label in timed["latency"]:
+            compute[series].append(point)
+            if label in timed["latency"]:
                 ms, low, high = (timed["latency"][label][key] for key in ("ms", "low", "high"))
-                time.setdefault(series, []).append(point._replace(cost=ms, low=low, high=high))
+                time[series].append(point._replace(cost=ms, low=low, high=high))
     if not compute:
-        return "no run with an accuracy is done"
+        raise NothingToDrawError("no run with an accuracy is done")
     costs = {"million multiply-accumulates an image, mean and range": compute}
-    if timed and time:
+    if time:
         unit = f"milliseconds a batch of {timed['batch']} on {timed['hardware']}"
         costs[f"{unit}\nstrides fixed, median and quartiles"] = time
     title = f"Accuracy against cost, {seeds_of(rows)}\nLines: the best at no more than this cost"
     return study_figures.pareto(costs, title=title)
 
 
-def _windows(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _windows(folder: Path, rows: Sequence[Row]) -> Figure:
     runs, _ = _by_start(rows)
-    return run_windows(folder / next(iter(runs.values()))[0].name) if runs else NO_RUNS
+    return run_windows(folder / next(iter(runs.values()))[0].name)
 
 
-def _resolution(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _resolution(folder: Path, rows: Sequence[Row]) -> Figure:
     runs, _ = _by_start(rows)
     first = {name: folder / group[0].name for name, group in runs.items()}
-    return run_resolutions(first, "the first run of each kind") if runs else NO_RUNS
+    return run_resolutions(first, "the first run of each kind")
 
 
-def _accuracies(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _accuracies(folder: Path, rows: Sequence[Row]) -> Figure:
     panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for group in groups(by_task(rows)).values():
         axes = group[0].axes
-        accuracy = statistic(group, lambda result: result["accuracy"])
+        accuracy = statistic(group, itemgetter("accuracy"))
         if "task" in axes and accuracy is not None:
             setting = str(axes.get("setting", ""))
             panel = panels.setdefault(f"{setting}-task" if setting in ("single", "multi") else setting, {})
             spread = accuracy.mean, math.nan if accuracy.sd is None else accuracy.sd
             panel.setdefault(_series(group[0], rows), {})[str(axes["task"])] = spread
     if not panels:
-        return "no run with a task is done"
+        raise NothingToDrawError("no run with a task is done")
     for series in panels.values():
         for tasks in series.values():
             tasks["mean"] = fmean(mean for mean, _ in tasks.values()), math.nan
@@ -144,16 +137,16 @@ def _accuracies(folder: Path, rows: Sequence[Row]) -> Figure | str:
 
 
 @torch.no_grad()
-def _spectrogram(folder: Path, rows: Sequence[Row]) -> Figure | str:
+def _spectrogram(folder: Path, rows: Sequence[Row]) -> Figure:
     """Draw a test sound before and after the first learned pooling: the sound itself, and the strongest channel."""
     learned = [row for row in rows if row.result["strides"] and len(row.result.get("axes") or ()) == 2]
     if not learned:
-        return "no run with learned strides on spectrograms is done"
+        raise NothingToDrawError("no run with learned strides on spectrograms is done")
     network, data = look_into(folder / learned[0].name)
     sound = sample_inputs(data, 1)[:1]
     name, (layer, before, after) = next(iter(executed(network, sound).items()))
     if not isinstance(layer, DiffStride2d):
-        return f"the first learned layer, {name}, is not a DiffStride2d"
+        raise NothingToDrawError(f"the first learned layer, {name}, is not a DiffStride2d")
     channel = int(before[0].var((-2, -1)).argmax())
     maps = {
         "log-mel spectrogram": sound[0, 0],
@@ -167,7 +160,7 @@ def _spectrogram(folder: Path, rows: Sequence[Row]) -> Figure | str:
     return layer_figures.spectrograms(maps, (time, frequency), title=title)
 
 
-FIGURES: dict[str, Callable[[Path, Sequence[Row]], Figure | str]] = {
+FIGURES: dict[str, Callable[[Path, Sequence[Row]], Figure]] = {
     "trajectories": _trajectories,
     "strides": _strides,
     "factor": _factor,
@@ -182,7 +175,7 @@ FIGURES: dict[str, Callable[[Path, Sequence[Row]], Figure | str]] = {
 # Single runs
 
 
-def run_training(run: Path) -> Figure | str:
+def run_training(run: Path) -> Figure:
     """Draw loss and accuracy, and the cost where it is logged, against the optimiser step."""
     columns = {
         "train/loss": ("loss", "training, single batches", 1),
@@ -200,34 +193,40 @@ def run_training(run: Path) -> Figure | str:
             # Lightning logs a step by the number of those before it, but a validation at the end by those done.
             line = [min(int(row["step"]) + 1, total) for row in logged], [scale * float(row[column]) for row in logged]
             curves.setdefault(quantity, {})[split] = line
-    title = f"Training, {run.absolute().name}"
-    return training_figures.training_curves(curves, title=title) if curves else "nothing is logged yet"
+    if not curves:
+        raise NothingToDrawError("nothing is logged yet")
+    return training_figures.training_curves(curves, title=f"Training, {run.absolute().name}")
 
 
-def run_strides(run: Path) -> Figure | str:
+def run_strides(run: Path) -> Figure:
     """Draw strides and sizes of the maps against the optimiser step."""
-    rows = read_rows(run / "strides.csv")
-    title = f"Strides while training, {run.absolute().name}"
-    return training_figures.stride_trajectories(rows, title=title) if rows else NO_STRIDES
+    return training_figures.stride_trajectories(_history(run), title=f"Strides while training, {run.absolute().name}")
 
 
-def run_windows(run: Path) -> Figure | str:
+def run_windows(run: Path) -> Figure:
     """Draw the windows of a run's layers over the spectra of test inputs that reach them."""
     network, data = look_into(run)
     windows = input_windows(network, sample_inputs(data), [axis.name for axis in data.axes])
+    if not windows:
+        raise NothingToDrawError(NO_STRIDES)
     title = f"Windows over the mean spectrum that reaches them, {run.absolute().name}"
-    return training_figures.windows_over_spectrum(windows, title=title) if windows else NO_STRIDES
+    return training_figures.windows_over_spectrum(windows, title=title)
 
 
-def run_resolutions(runs: Mapping[str, Path], which: str) -> Figure | str:
+def run_resolutions(runs: Mapping[str, Path], which: str) -> Figure:
     """Draw the sizes of the input and of the maps behind each layer, a panel per run, by its name."""
     found = {}
     for name, run in runs.items():
-        if not (rows := read_rows(run / "strides.csv")):
-            return NO_STRIDES
+        rows = _history(run)
         axes, (_, *sizes) = dict.fromkeys(row.axis for row in rows), look_into(run)[1].sample_shape
         found[name] = [StrideRow(0, "input", axis, 1.0, n) for axis, n in zip(axes, sizes, strict=False)] + rows
     return training_figures.resolution_staircases(found, title=f"Sizes of the maps behind each layer, {which}")
+
+
+def _history(run: Path) -> list[StrideRow]:
+    if rows := read_rows(run / "strides.csv"):
+        return rows
+    raise NothingToDrawError(NO_STRIDES)
 
 
 def look_into(run: Path) -> tuple[nn.Module, ClassificationData]:
@@ -252,6 +251,8 @@ def _data(config: str) -> ClassificationData:
 def _by_start(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], str]:
     """Return the runs that learned strides, by what they have in common but for the seed, and what the names are."""
     learned = [row for row in rows if row.result["strides"]]
+    if not learned:
+        raise NothingToDrawError("no run with learned strides is done")
     varying = _varying(learned)
     named = {_name(group[0].axes, varying) or label: group for label, group in groups(learned).items()}
     return named, ", ".join("initial strides" if axis == "strides" else _heading(axis) for axis in varying)

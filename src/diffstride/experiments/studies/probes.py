@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_hook
 
 from diffstride import geometry
 from diffstride.cost import evaluation
@@ -78,20 +79,14 @@ def _window(layer: LearnableStrides, axis: int, size: int, stride: float) -> lis
 
 def executed(network: nn.Module, inputs: Tensor) -> dict[str, tuple[LearnableStrides, Tensor, Tensor]]:
     """Return the learnable layers in order of execution, each with its first input and output."""
+    names: dict[nn.Module, str] = {layer: name for name, layer in learnable_layers(network)}
     ran: dict[str, tuple[LearnableStrides, Tensor, Tensor]] = {}
 
-    def watch(name: str, layer: LearnableStrides) -> RemovableHandle:
-        def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+    def note(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+        if layer in names:
             (x,) = args or kwargs.values()
-            ran.setdefault(name, (layer, x, y))
+            ran.setdefault(names[layer], (layer, x, y))
 
-        return layer.register_forward_hook(note, with_kwargs=True)
-
-    handles = [watch(name, layer) for name, layer in learnable_layers(network)]
-    try:
-        with evaluation(network):
-            network(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with register_module_forward_hook(note, with_kwargs=True), evaluation(network):
+        network(inputs)
     return ran

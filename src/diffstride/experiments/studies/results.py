@@ -73,11 +73,11 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     return kept, [row_of(folder, name, kept["runs"][name]) for name in names]
 
 
-def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return rows by label, so that those that differ in the seed alone are together."""
+def groups(rows: Iterable[Row], name: Callable[[Row], str] = lambda row: label_of(row.axes)) -> dict[str, list[Row]]:
+    """Return rows by a name of their group: by default by label, so that only the seed differs within a group."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(label_of(row.axes), []).append(row)
+        found.setdefault(name(row), []).append(row)
     return found
 
 
@@ -130,11 +130,17 @@ def _markdown(text: str) -> str:
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
-def tables(definition: Mapping[str, Any], rows: Sequence[Row], timed: Any = None) -> list[Table]:
+def tables(definition: Mapping[str, Any], rows: Sequence[Row], latency: Mapping[str, Any]) -> list[Table]:
     """Return the tables in a study's definition, then one with a line for every group of runs."""
     wanted = definition.get("tables") or []
     made = [(cutoffs if table.get("value") == "cutoffs" else pivot)(rows, table) for table in wanted]
-    return [*made, overview(rows, timed["latency"] if timed else {}, definition.get("compare"))]
+    return [*made, overview(rows, latency, definition.get("compare"))]
+
+
+def _of_columns(title: str, columns: Iterable[Sequence[str]]) -> Table:
+    """Return a table from its columns, each with its heading."""
+    heading, *lines = zip(*columns, strict=True)
+    return Table(title, heading, tuple(lines))
 
 
 def by_task(rows: Iterable[Row]) -> list[Row]:
@@ -167,32 +173,26 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     units = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}
     form, scale, unit = units[value]
     lines, columns = (_distinct(row.axes[axis] for row in rows if axis in row.axes) for axis in (down, across))
-    printed = _read_csv(table["paper"], 3) if "paper" in table else {}
-    published = {key: Statistic(float(mean), float(sd)) for key, (mean, sd) in printed.items()}
+    published = {key: Statistic(*map(float, pair)) for key, (pair,) in _read_paper(table, 3).items()}
     # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
-    names, headings = [], [down if down != "strides" else "initial strides"]
-    ours: list[list[Statistic | None]] = []
-    theirs: list[list[Statistic | None]] = []
-    for line in lines:
-        name = _bracketed(line)
-        names.append(name if down == "strides" else shown(down, line))
-        ours.append([statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for column in columns])
-        theirs.append([published.get((name, part, "strided" if c == "conv" else str(c))) for c in columns])
-    for cells in (ours, theirs):
-        means = [[cell.mean for cell in column if cell is not None] for column in zip(*cells, strict=True)]
-        cells.append([Statistic.of(values) for values in means])
+    names = [_bracketed(line) if down == "strides" else shown(down, line) for line in lines]
+    made = [["initial strides" if down == "strides" else down, *names, "mean"]]
     for column in columns:
-        headings.append(METHODS.get(str(column), str(column)) if across == "method" else shown(across, column))
-        headings += ["paper"] if published else []
-    body = []
-    for name, *both in zip([*names, "mean"], ours, theirs, strict=True):
-        texts = [name]
-        for own, its in zip(*both, strict=True):
-            texts += [_cell(own, form, scale), *([_cell(its, ".1f", 1) if its else ""] if published else [])]
-        body.append(tuple(texts))
+        heading = METHODS.get(str(column), str(column)) if across == "method" else shown(across, column)
+        cells = [statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for line in lines]
+        made.append([heading, *(_cell(found, form, scale) for found in [*cells, _mean(cells)])])
+        if published:
+            method = "strided" if column == "conv" else str(column)
+            theirs = [published.get((_bracketed(line), part, method)) for line in lines]
+            made.append(["paper", *(_cell(found, ".1f", 1) if found else "" for found in [*theirs, _mean(theirs)])])
     title = table.get("title") or f"{unit}: mean and deviation over {seeds_of(rows)}"
-    return Table(title, tuple(headings), tuple(body))
+    return _of_columns(title, made)
+
+
+def _mean(cells: Iterable[Statistic | None]) -> Statistic | None:
+    """Return the statistic of the means of some cells."""
+    return Statistic.of([cell.mean for cell in cells if cell is not None])
 
 
 def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
@@ -209,27 +209,25 @@ def cutoffs(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     units: dict[str, str] = rows[0].result["axes"] if rows else {}
     rows = [row for row in rows if row.result["axes"] == units]  # waveforms and spectrograms do not mix
     # Table 2 writes some tasks with other capitals than Table 1.
-    paper = {key[0].lower(): line for key, line in _read_csv("table2", 1).items()} if "paper" in table else {}
+    paper = {name.lower(): iter(map(" ± ".join, pairs)) for (name,), pairs in _read_paper(table, 1).items()}
     columns = [(f"stride, {axis}", ".2f", partial(_first, "strides", i)) for i, axis in enumerate(units)]
     for i, (axis, unit) in enumerate(units.items()):
         form = ".2f" if unit == "Hz" else ".4f"
         columns.append((f"cut-off, {axis}, {unit}", form, partial(_first, "exact", i)))
         columns.append(("in whole bins", form, partial(_first, "whole_bins", i)))
-    by_line: dict[str, list[Row]] = {}
-    for row in rows:
+
+    def name(row: Row) -> str:
         several = row.result.get("accuracies") and down == "task"
-        line = row.axes.get(down, "Multi-task model" if several else label_of(row.axes))
-        by_line.setdefault(shown(down, line), []).append(row)
-    header, body = [down], [[name] for name in by_line]
-    printed = [iter(paper.get(name.lower(), [])) for name in by_line]
+        return shown(down, row.axes.get(down, "Multi-task model" if several else label_of(row.axes)))
+
+    lines = groups(rows, name)
+    made = [[down, *lines]]
     for heading, form, get in columns:
-        has_paper = paper and not heading.startswith("cut-off")  # the paper has frequencies in whole bins
-        header += [heading, *(["paper"] if has_paper else [])]
-        for texts, group, values in zip(body, by_line.values(), printed, strict=True):
-            texts.append(_cell(statistic(group, get), form, 1))
-            texts += [" ± ".join(itertools.islice(values, 2)) or DASH] if has_paper else []
+        made.append([heading, *(_cell(statistic(group, get), form, 1) for group in lines.values())])
+        if paper and not heading.startswith("cut-off"):  # the paper has frequencies in whole bins
+            made.append(["paper", *(next(paper.get(line.lower(), iter(())), DASH) for line in lines)])
     default = f"First layer's strides and cut-off frequencies: mean and deviation over {seeds_of(rows)}"
-    return Table(table.get("title") or default, tuple(header), tuple(map(tuple, body)))
+    return _of_columns(table.get("title") or default, made)
 
 
 def _first(quantity: str, axis: int, result: Mapping[str, Any]) -> float:
@@ -251,29 +249,26 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
         latency: Median latencies by label.
         compare: A label. Others have the mean difference to it over equal seeds, with its standard error.
     """
-    header = ["runs", "n", "accuracy in %", "million MACs", "of them resampling", "striding factor", "ms a step"]
-    if latency:
-        header.insert(5, "ms a batch, frozen")
-    if compare is not None:
-        header.insert(3, f"points over {compare}")
-    lines = []
     by_label = groups(rows)
-    for label, group in by_label.items():
-        cells = [
-            label,
-            f"{sum(row.result is not None for row in group)}/{len(group)}",
-            _cell(statistic(group, itemgetter("accuracy")), ".1f", 100),
-            _cell(statistic(group, total_macs), ".3g", 1e-6),
-            _cell(statistic(group, itemgetter("resampling_macs")), ".2g", 1e-6),
-            _cell(statistic(group, lambda r: striding_factor(r["strides"])), ".4g", 1),
-            _cell(statistic(group, itemgetter("step_time_ms")), ".0f", 1),
-        ]
-        if latency:
-            cells.insert(5, f"{latency[label]['ms']:.3g}" if label in latency else DASH)
-        if compare is not None:
-            cells.insert(3, _paired(group, by_label[compare]))
-        lines.append(tuple(cells))
-    return Table("All runs", tuple(header), tuple(lines))
+
+    def column(heading: str, value: Callable[[Mapping[str, Any]], float | None], form: str, scale: float) -> list[str]:
+        return [heading, *(_cell(statistic(group, value), form, scale) for group in by_label.values())]
+
+    columns = [
+        ["runs", *by_label],
+        ["n", *(f"{sum(row.result is not None for row in group)}/{len(group)}" for group in by_label.values())],
+        column("accuracy in %", itemgetter("accuracy"), ".1f", 100),
+    ]
+    if compare is not None:
+        columns.append([f"points over {compare}", *(_paired(g, by_label[compare]) for g in by_label.values())])
+    columns.append(column("million MACs", total_macs, ".3g", 1e-6))
+    columns.append(column("of them resampling", itemgetter("resampling_macs"), ".2g", 1e-6))
+    if latency:
+        timed = (f"{latency[label]['ms']:.3g}" if label in latency else DASH for label in by_label)
+        columns.append(["ms a batch, frozen", *timed])
+    columns.append(column("striding factor", lambda result: striding_factor(result["strides"]), ".4g", 1))
+    columns.append(column("ms a step", itemgetter("step_time_ms"), ".0f", 1))
+    return _of_columns("All runs", columns)
 
 
 def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
@@ -326,11 +321,13 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _read_csv(table: str, keys: int) -> dict[tuple[str, ...], list[str]]:
-    """Return one of the paper's tables: the printed values by the first columns, which identify a line."""
-    text = (PAPER / f"{table}.csv").read_text().splitlines()
+def _read_paper(table: Mapping[str, Any], keys: int) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    """Return means and deviations of the paper's table that is asked for, by the first columns; nothing without one."""
+    if "paper" not in table:
+        return {}
+    text = (PAPER / f"{table['paper']}.csv").read_text().splitlines()
     _, *lines = csv.reader(line for line in text if not line.startswith("#"))
-    return {tuple(line[:keys]): line[keys:] for line in lines}
+    return {tuple(line[:keys]): list(zip(line[keys::2], line[keys + 1 :: 2], strict=True)) for line in lines}
 
 
 # Files
@@ -354,7 +351,7 @@ def write_tables(folder: Path) -> list[Table]:
         values = [*(row.axes.get(axis) for axis in axes), *((row.result or {}).get(column) for column in _COLUMNS)]
         fields = (json.dumps(value) if isinstance(value, dict | list) else value for value in values)
         writer.writerow(map(csv_cell, [row.name, row.state, *fields, row.error]))
-    made = tables(definition, rows, read_latency(folder))
+    made = tables(definition, rows, read_latency(folder)["latency"])
     atomic_write_text(folder / "results.csv", text.getvalue())
     notes = printable_lines("\n\n".join(filter(None, (definition.get("question"), definition.get("notes")))))
     atomic_write_text(folder / "table.md", f"{notes}\n\n" + "\n".join(table.markdown() for table in made))
@@ -362,6 +359,6 @@ def write_tables(folder: Path) -> list[Table]:
 
 
 def read_latency(folder: Path) -> Any:
-    """Return the content of `latency.json`: under `latency`, by label, median and quartiles; None without a file."""
+    """Return the content of `latency.json`: under `latency`, by label, median and quartiles; none without a file."""
     file = folder / "latency.json"
-    return read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else {"batch": None, "latency": {}}

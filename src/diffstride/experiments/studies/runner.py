@@ -107,7 +107,7 @@ def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: i
     digests = {
         label: hashlib.sha256((run / "result.json").read_bytes()).hexdigest()[:16] for label, run in runs.items()
     }
-    before = read_latency(folder) or {"batch": None, "latency": {}}
+    before = read_latency(folder)
     timed = {label: entry.get("result") for label, entry in before["latency"].items()}
     if not runs or (before["batch"], timed) == (batch, digests):
         return
