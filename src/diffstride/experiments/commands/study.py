@@ -47,10 +47,8 @@ def study(arguments: Sequence[str]) -> None:
     executor: Executor = in_process
     if options.processes:
         executor = Processes(options.processes)
-    elif options.ray:
-        executor = Ray(options.ray)
-        if any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
-            executor.connect(plan.definition["cpus"], plan.definition["gpus"])
+    elif options.ray and any(row_of(folder, run.name, run.axes).state != "done" for run in plan.runs):
+        executor = Ray(options.ray, plan.definition["cpus"], plan.definition["gpus"])
     with locked(folder, STUDY):
         run_study(plan, folder, executor, console)
 

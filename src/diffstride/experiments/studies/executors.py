@@ -27,23 +27,22 @@ import torch
 from diffstride._text import one_line
 from diffstride.errors import UsageError
 from diffstride.experiments.studies.study import Request
-from diffstride.experiments.studies.worker import read_request, work, write_failure, write_request
+from diffstride.experiments.studies.worker import requested, work, write_failure, write_request
 from diffstride.experiments.training.fit import has_several_processes, parse
 
-Executor = Callable[[Sequence[Path], int, float], None]  # folders; CPUs and GPUs of each run
+Executor = Callable[[Sequence[Path]], None]
 
 
-def in_process(folders: Sequence[Path], cpus: int, gpus: float) -> None:
+def in_process(folders: Sequence[Path]) -> None:
     """Do runs one after another in this process; those on several devices in a process of their own."""
     for folder in folders:
-        request = read_request(folder)
-        assert request is not None, folder
+        request = requested(folder)
         try:
             several = has_several_processes(parse(request.arguments()).trainer)
         except UsageError:  # `work` records it
             several = False
         if several:
-            Processes(1)([folder], cpus, gpus)
+            Processes(1)([folder])
         else:
             work(folder)
 
@@ -54,7 +53,7 @@ class Processes:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __call__(self, folders: Sequence[Path], cpus: int, gpus: float) -> None:
+    def __call__(self, folders: Sequence[Path]) -> None:
         """Return when all runs are done or have failed; an interruption ends the processes."""
         children: list[subprocess.Popen[bytes]] = []
         stopped, lock, slots = threading.Event(), threading.Lock(), list(range(self.number))
@@ -66,7 +65,7 @@ class Processes:
                 slot = slots.pop()
                 child = subprocess.Popen(
                     [sys.executable, "-m", "diffstride.experiments.studies.worker", str(folder)],
-                    env=os.environ | _environment(slot, self.number, cpus),
+                    env=os.environ | _environment(slot, self.number, requested(folder).cpus),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -107,46 +106,45 @@ class Ray:
     A run whose worker is lost resumes from its last checkpoint. Machines that do not see the study's folder work in a
     folder of their own, and send back its content.
 
+    It connects when it is made, and checks that the cluster is large enough for a run, before anything is written.
+
     Args:
         address: Address of the cluster, `host:port`. `auto` finds the cluster that this machine belongs to, `local`
             starts one on this machine for this study alone.
+        cpus: CPUs of a run.
+        gpus: GPUs of a run.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def connect(self, cpus: int, gpus: float) -> None:
-        """Connect to the cluster, and check that it is large enough for a run, before anything is written."""
-        problem = ""
+    def __init__(self, address: str, cpus: int, gpus: float) -> None:
         try:
             import ray
 
-            if ":" in self.address.removeprefix("ray://"):  # Ray itself tries for minutes before it gives up
-                host, _, port = self.address.removeprefix("ray://").rpartition(":")
+            if ":" in address.removeprefix("ray://"):  # Ray itself tries for minutes before it gives up
+                host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host, int(port)), timeout=5).close()
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            for name, needed in ("CPU", cpus), ("GPU", gpus):
-                if needed > resources.get(name, 0):  # Ray would wait for ever
-                    ray.shutdown()
-                    problem = f"it has {resources.get(name, 0):g} {name}s, but a run takes {needed:g}"
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ImportError, OSError, ValueError, RuntimeError) as error:
-            problem = f"no cluster answers ({one_line(error)}): start one with `ray start --head`, or give `local`; "
-            problem += "Ray comes with pip install 'diffstride[cluster]'"
-        if problem:
-            raise UsageError(f"--ray {self.address}: {problem}")
+            raise UsageError(
+                f"--ray {address}: no cluster answers ({one_line(error)}): start one with `ray start --head`, or give "
+                "`local`; Ray comes with pip install 'diffstride[cluster]'"
+            ) from error
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        for name, needed in ("CPU", cpus), ("GPU", gpus):
+            if needed > (there := resources.get(name, 0)):  # Ray would wait for ever
+                ray.shutdown()
+                raise UsageError(f"--ray {address}: it has {there:g} {name}s, but a run takes {needed:g}")
+        self._task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(_remote_work)
 
-    def __call__(self, folders: Sequence[Path], cpus: int, gpus: float) -> None:
+    def __call__(self, folders: Sequence[Path]) -> None:
         """Return when all runs are done or have failed."""
         import ray
 
         token = uuid.uuid4().hex
         mark = folders[0].parent / f".{token}"
         mark.touch()
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=5)(_remote_work)
         try:
             here = os.getcwd()
-            pending = {task.remote(here, path.absolute(), read_request(path), token): path for path in folders}
+            pending = {self._task.remote(here, path.absolute(), requested(path), token): path for path in folders}
             while pending:
                 (ready,), _ = ray.wait([*pending], num_returns=1)
                 folder = pending.pop(ready)
@@ -168,11 +166,11 @@ def _remote_work(cwd: str, folder: Path, request: Request, token: str) -> bytes 
     if os.path.isdir(cwd):
         os.chdir(cwd)  # so that relative paths of data are those of the user
     if (folder.parent / f".{token}").exists():
-        in_process([folder], request.cpus, 0)
+        in_process([folder])
         return None
     own = Path(tempfile.gettempdir()) / f"diffstride-{token}" / folder.name
     write_request(own, request)
-    in_process([own], request.cpus, 0)
+    in_process([own])
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         tar.add(own, arcname=".")

@@ -172,19 +172,21 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     value = table.get("value", "accuracy")
     units = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}
     form, scale, unit = units[value]
-    lines, columns = (_distinct(row.axes[axis] for row in rows if axis in row.axes) for axis in (down, across))
+    left, top = ([row.axes[axis] for row in rows if axis in row.axes] for axis in (down, across))
+    lines = {_bracketed(value) if down == "strides" else shown(down, value): value for value in left}
+    columns = {
+        METHODS.get(str(value), str(value)) if across == "method" else shown(across, value): value for value in top
+    }
     published = {key: Statistic(*map(float, pair)) for key, (pair,) in _read_paper(table, 3).items()}
     # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
-    names = [_bracketed(line) if down == "strides" else shown(down, line) for line in lines]
-    made = [["initial strides" if down == "strides" else down, *names, "mean"]]
-    for column in columns:
-        heading = METHODS.get(str(column), str(column)) if across == "method" else shown(across, column)
-        cells = [statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for line in lines]
+    made = [["initial strides" if down == "strides" else down, *lines, "mean"]]
+    for heading, column in columns.items():
+        cells = [statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for line in lines.values()]
         made.append([heading, *(_cell(found, form, scale) for found in [*cells, _mean(cells)])])
         if published:
             method = "strided" if column == "conv" else str(column)
-            theirs = [published.get((_bracketed(line), part, method)) for line in lines]
+            theirs = [published.get((_bracketed(line), part, method)) for line in lines.values()]
             made.append(["paper", *(_cell(found, ".1f", 1) if found else "" for found in [*theirs, _mean(theirs)])])
     title = table.get("title") or f"{unit}: mean and deviation over {seeds_of(rows)}"
     return _of_columns(title, made)
@@ -273,15 +275,10 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
 
 def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
     """Return the mean difference of the accuracies at equal seeds in points, and its standard error."""
-    accuracies: list[dict[Any, float]] = [
-        {
-            row.axes.get("seed"): value
-            for row in given
-            if row.result and (value := row.result["accuracy"]) is not None and math.isfinite(value)
-        }
+    own, its = (
+        {row.axes.get("seed"): found.mean for row in given if (found := statistic([row], itemgetter("accuracy")))}
         for given in (rows, others)
-    ]
-    own, its = accuracies
+    )
     differences = [100 * (own[seed] - its[seed]) for seed in own if seed in its]
     found = Statistic.of(differences)
     if found is None or rows == others:
@@ -309,16 +306,8 @@ def _bracketed(value: Any) -> str:
 
 def seeds_of(rows: Sequence[Row]) -> str:
     """Return the number of seeds as text."""
-    seeds = len(_distinct(row.axes.get("seed") for row in rows))
+    seeds = len({row.axes.get("seed") for row in rows})
     return "one seed" if seeds == 1 else f"{seeds} seeds"
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
 
 
 def _read_paper(table: Mapping[str, Any], keys: int) -> dict[tuple[str, ...], list[tuple[str, str]]]:
@@ -342,7 +331,7 @@ _COLUMNS = (
 def write_tables(folder: Path) -> list[Table]:
     """Write `results.csv`, with a line per run, and `table.md`; return the tables."""
     definition, rows = read_study(folder)
-    axes = _distinct(axis for row in rows for axis in row.axes)
+    axes = list(dict.fromkeys(axis for row in rows for axis in row.axes))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ["run", "state", *axes, *("strides_learned" if c == "strides" else c for c in _COLUMNS), "error"]

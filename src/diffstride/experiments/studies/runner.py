@@ -60,7 +60,7 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
     try:
         with _progress(plan, folder, console):
             if todo:
-                executor([folder / run.name for run in todo], plan.definition["cpus"], plan.definition["gpus"])
+                executor([folder / run.name for run in todo])
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         number = sum(row.state == "done" for row in _rows(plan, folder))
         raise InterruptedRunError(

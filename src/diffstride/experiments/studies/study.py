@@ -35,11 +35,10 @@ AXES = {
     "window": "model.network.downsample_options.window",
     "basis": "model.network.downsample_options.basis",
 }
-# Forms of values in the names of runs; a value of another axis follows the name of its axis.
-_FORMS = {
-    "setting": "{}", "task": "{}", "method": "{}", "strides": "{}", "dataset": "{}",
-    "window": "{}", "basis": "{}", "exploration": "{}",
-    "smoothness": "R{}", "cost_weight": "cost{}", "stride_lr": "lr{}",
+# What stands before values in the names of runs; before a value of another axis, the name of its axis does.
+_PREFIXES = {
+    **dict.fromkeys(("setting", "task", "method", "strides", "dataset", "window", "basis", "exploration"), ""),
+    "smoothness": "R", "cost_weight": "cost", "stride_lr": "lr",
 }  # fmt: skip
 PAPER_TABLES = {"accuracy": ("release", "table1", "table3"), "cutoffs": ("table2",)}  # by the value that they show
 
@@ -221,10 +220,8 @@ def shown(axis: str, value: Any) -> str:
     """Return the value of an axis as it stands in the names of runs."""
     if axis == "strides" and isinstance(value, list):
         return "-".join("x".join(map(_number, v)) if isinstance(v, list) else _number(v) for v in value)
-    text = _number(value)
-    if axis == "dataset":
-        text = Path(text).name
-    return _FORMS.get(axis, axis.rsplit(".", 1)[-1] + "{}").format(text)
+    text = Path(str(value)).name if axis == "dataset" else _number(value)
+    return _PREFIXES.get(axis, axis.rsplit(".", 1)[-1]) + text
 
 
 def _number(value: Any) -> str:

@@ -46,13 +46,19 @@ def read_request(folder: Path) -> Request | None:
         raise UsageError(f"{folder / 'request.json'} cannot be read ({one_line(error)}): remove {folder}") from error
 
 
+def requested(folder: Path) -> Request:
+    """Return the request of a run that has one."""
+    request = read_request(folder)
+    assert request is not None, folder
+    return request
+
+
 def work(folder: Path) -> None:
     """Complete the run in a folder, from its last checkpoint if it has one.
 
     A failure is written to `failed.json`. Only an interruption is raised.
     """
-    request = read_request(folder)
-    assert request is not None, folder
+    request = requested(folder)
     resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
     own = [f"--runs={folder.parent}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
     try:
