@@ -36,11 +36,11 @@ class _Windowed(nn.Module):
             for n, s in zip(x.shape[-2:], self.strides.tolist(), strict=True)
         ]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        y = self.resample(wide, sizes[0], sizes[1]).to(x.dtype)
+        y = self._resample(wide, sizes[0], sizes[1]).to(x.dtype)
         return y.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
-    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Return `[B, C, height, width]`, in single or double precision."""
+    def _resample(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Return `[B, C, height, width]`, in single or double precision, by the transforms of the class."""
         raise NotImplementedError
 
     def mask(self, axis: int, n: int, f: Tensor) -> Tensor:
@@ -55,8 +55,7 @@ class AxisByAxisFFT(_Windowed):
     Width comes first, so that the transforms along the height, across memory, have fewer columns.
     """
 
-    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Apply the transforms of the class."""
+    def _resample(self, x: Tensor, height: int, width: int) -> Tensor:
         for axis, new in ((1, width), (0, height)):
             dim = axis - 2
             n, kept = x.shape[dim], new // 2 + 1
@@ -69,8 +68,7 @@ class AxisByAxisFFT(_Windowed):
 class JointFFT(_Windowed):
     """A layer that transforms both axes at once, and drops columns before the transform along the height."""
 
-    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Apply the transforms of the class."""
+    def _resample(self, x: Tensor, height: int, width: int) -> Tensor:
         rows, columns = x.shape[-2:]
         f = torch.arange(width // 2 + 1, device=x.device)
         horizontal = self.mask(1, columns, f)
@@ -95,8 +93,7 @@ class NaiveFFT(_Windowed):
     shifted into the transform's order. Then the frequencies to keep are gathered by index.
     """
 
-    def resample(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Apply the transforms of the class."""
+    def _resample(self, x: Tensor, height: int, width: int) -> Tensor:
         rows, columns = x.shape[-2:]
         spectrum = torch.fft.rfft2(x, norm="forward")
         f = torch.arange(columns // 2 + 1, device=x.device)

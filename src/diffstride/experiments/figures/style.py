@@ -108,34 +108,26 @@ def inline_svg(figure: Figure, title: str, prefix: str) -> str:
     file = BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": printable(prefix)}):
         figure.savefig(file, format="svg", transparent=True)
-    (svg,) = _tidy(ElementTree.fromstring(file.getvalue()))
+    svg = ElementTree.fromstring(file.getvalue())
+    for element in svg.iter():
+        element[:] = [child for child in element if _local(child.tag) not in ("metadata", "style")]
+        element.tag, element.tail = _local(element.tag), None
+        if element.tag != "text":
+            element.text = None
+        if element.tag == "g":
+            element.attrib.pop("id", None)  # other pictures have the same
+        element.attrib = {_local(name): _tidy(value) for name, value in element.attrib.items()}
     svg.attrib = {"viewBox": svg.attrib["viewBox"], "width": svg.attrib["width"], "role": "img"}
     svg.insert(0, ElementTree.Element("title"))
     svg[0].text = title
     return ElementTree.tostring(svg, encoding="unicode")
 
 
-def _tidy(element: ElementTree.Element) -> list[ElementTree.Element]:
-    """Return what stands for an element on a page: nothing for metadata, its content for a group without attributes."""
-    element.tag, element.tail = _local(element.tag), None
-    if element.tag in ("metadata", "style"):
-        return []
-    if element.tag != "text":
-        element.text = None
-    element.attrib = {
-        _local(name): _tidy_value(value)
-        for name, value in element.attrib.items()
-        if not (element.tag == "g" and name == "id")  # other pictures have the same
-    }
-    element[:] = [part for child in element for part in _tidy(child)]
-    return list(element) if element.tag == "g" and not element.attrib else [element]
-
-
 def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _tidy_value(value: str) -> str:
+def _tidy(value: str) -> str:
     if value.startswith("data:"):
         return value
     value = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)

@@ -119,8 +119,7 @@ def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: i
     latency = {}
     for label, times in seconds.items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(times, n=4, method="inclusive"))
-        origin = {"run": runs[label].name, "result": digests[label]}
-        latency[label] = {"ms": middle, "low": low, "high": high, **origin}
+        latency[label] = {"ms": middle, "low": low, "high": high, "run": runs[label].name, "result": digests[label]}
     table = {"batch": batch, "repeats": REPEATS, "latency": latency, **facts}
     atomic_write_text(folder / "latency.json", json.dumps(table, indent=1) + "\n")
 

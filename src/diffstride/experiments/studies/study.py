@@ -185,25 +185,25 @@ def _load(file: Path, overrides: Mapping[str, Any], figures: Sequence[str]) -> S
 
 def _combinations(grid: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield the labels of each combination of a grid's values, and the settings of `fit` for it."""
-    axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
+    axes: list[list[tuple[Any, dict[str, Any]]]] = []
     for axis, values in grid.items():
         if isinstance(values, dict):
             check_kind(values, dict[str, dict[str, Any]], f"axes: {axis}")
-            choices = [(axis, label, chosen) for label, chosen in values.items()]
+            choices = list(values.items())
         else:
             if "." not in axis:
                 _one_of("axes", axis, [*AXES], " or an argument of fit by its dotted name")
-            values = values if isinstance(values, list) else [values]
-            choices = [(axis, value, {AXES.get(axis, axis): value}) for value in values]
-        for _, value, chosen in choices:
+            key = AXES.get(axis, axis)
+            choices = [(value, {key: value}) for value in (values if isinstance(values, list) else [values])]
+        for value, chosen in choices:
             if axis == "method":
                 _one_of("axes: method", value, [*METHODS])
             if overridden := sorted(set(chosen) & set(fixed)):
                 raise UsageError(f"--{overridden[0]} cannot be given: the axis {axis} of the study sets it")
         axes.append(choices)
     for combination in itertools.product(*axes):
-        settings = dict(itertools.chain.from_iterable(chosen.items() for _, _, chosen in combination))
-        yield {axis: value for axis, value, _ in combination}, settings
+        labels = {axis: value for axis, (value, _) in zip(grid, combination, strict=True)}
+        yield labels, {key: value for _, chosen in combination for key, value in chosen.items()}
 
 
 def run_name(axes: Mapping[str, Any]) -> str:
