@@ -22,11 +22,11 @@ def move_data(x: Tensor) -> Tensor:
 
 
 class _Windowed(nn.Module):
-    """A layer with two strides, height before width, and the width `R` of the ramp."""
+    """A layer with two strides of 2 at first, height before width, and the width `R` of the ramp."""
 
-    def __init__(self, stride: float = 2.0, smoothness: float = 4.0) -> None:
+    def __init__(self, smoothness: float = 4.0) -> None:
         super().__init__()
-        self.strides = nn.Parameter(torch.full((2,), stride))
+        self.strides = nn.Parameter(torch.full((2,), 2.0))
         self.smoothness = smoothness
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,13 +70,10 @@ class JointFFT(_Windowed):
 
     def _resample(self, x: Tensor, height: int, width: int) -> Tensor:
         rows, columns = x.shape[-2:]
-        f = torch.arange(width // 2 + 1, device=x.device)
-        horizontal = self.mask(1, columns, f)
-        spectrum = torch.fft.rfft(x, norm="forward")[..., : len(f)]
-        f = torch.cat(
-            [torch.arange((height + 1) // 2, device=x.device), torch.arange(height // 2, 0, -1, device=x.device)]
-        )
-        vertical = self.mask(0, rows, f)
+        horizontal = self.mask(1, columns, torch.arange(width // 2 + 1, device=x.device))
+        f = torch.arange(height, device=x.device)
+        vertical = self.mask(0, rows, torch.minimum(f, height - f))
+        spectrum = torch.fft.rfft(x, norm="forward")[..., : width // 2 + 1]
         spectrum = torch.fft.fft(spectrum, dim=-2, norm="forward")
         spectrum = torch.cat([spectrum[..., : (height + 1) // 2, :], spectrum[..., rows - height // 2 :, :]], -2)
         spectrum = torch.fft.ifft(spectrum * (vertical[:, None] * horizontal), dim=-2, norm="forward")

@@ -16,7 +16,7 @@ from rich.text import Text
 from diffstride._files import atomic_write_text
 from diffstride.experiments.benchmark.measure import WARMUP, Row, measure
 from diffstride.experiments.benchmark.suites import DTYPES, SUITES, Settings, calibration, crossovers
-from diffstride.experiments.benchmark.tables import Sheet, case_name, sheets
+from diffstride.experiments.benchmark.tables import case_name, sheets
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least, check_file
 from diffstride.experiments.provenance import provenance
@@ -67,7 +67,13 @@ def bench(arguments: Sequence[str]) -> None:
             missing += absent
     for suite in dict.fromkeys(row["suite"] for row in rows):
         for sheet in sheets(rows, suite):
-            _print(console, sheet)
+            table = make_table(sheet.title, *sheet.header)
+            for dtype, lines in sheet.sections.items():
+                table.add_section()
+                table.add_row(Text(dtype, style="bold"))
+                for line in lines:
+                    table.add_row(*line)
+            console.print(table)
     report: dict[str, Any] = {
         **provenance(device),
         "device": str(device),
@@ -108,13 +114,3 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.out:
         check_file(options.out)
     return options
-
-
-def _print(console: PlainConsole, sheet: Sheet) -> None:
-    table = make_table(sheet.title, *sheet.header)
-    for dtype, rows in sheet.sections.items():
-        table.add_section()
-        table.add_row(Text(dtype, style="bold"))
-        for row in rows:
-            table.add_row(*row)
-    console.print(table)
