@@ -210,6 +210,25 @@ def test_the_table_of_cutoffs_is_laid_out_as_the_papers():
         assert line[8].split(" ± ")[0] == f"{statistics.fmean(mel):.4f}"
 
 
+def test_differences_to_a_column_pair_runs_that_agree_in_all_else():
+    made = pivot(rows(), {"rows": "strides", "columns": "method", "over": "conv"})
+    assert made.title == "Points over conv: mean differences and their standard errors"
+    accuracies = np.array([100 * row.result["accuracy"] for row in rows()]).reshape(2, 2, 3)  # method, strides, seed
+    differences = accuracies[1] - accuracies[0]
+    expected = [*differences, differences.ravel()]  # the last line pairs over strides and seeds
+    assert [line[0] for line in made.rows] == ["(2,2,2)", "(3,1,3)", "mean"]
+    for line, own in zip(made.rows, expected, strict=True):
+        assert line[1:] == ("–", f"{own.mean():+.1f} ± {scipy.stats.sem(own):.1f}")
+    shuffled = pivot(rows()[::-1], {"rows": "strides", "columns": "method", "over": "conv"})
+    assert shuffled.rows[-1][1:] == made.rows[-1][:0:-1]
+
+
+def test_multiply_accumulates_include_resampling():
+    made = pivot(rows(), {"rows": "strides", "columns": "method", "value": "macs"})
+    assert made.title == "Million MACs, resampling included: mean and deviation over 3 seeds"
+    assert {cell for line in made.rows for cell in line[1:]} == {"1.1"}
+
+
 def test_runs_are_compared_at_equal_seeds():
     made = tables({"compare": "conv 2-2-2"}, rows(), {})[-1]
     assert made.columns[3] == "points over conv 2-2-2"
@@ -228,6 +247,6 @@ def test_runs_are_compared_at_equal_seeds():
         assert line[3] == (expected if differences.any() else "–")
     fewer = [row for row in rows() if row.axes != {"method": "conv", "strides": STRIDES[0], "seed": 2}]
     fewer[0].result["accuracy"] = math.nan  # a network whose outputs are not finite
-    assert tables({"compare": "conv 2-2-2"}, fewer, {})[-1].rows[1][3].endswith(" (1 seeds)")
+    assert tables({"compare": "conv 2-2-2"}, fewer, {})[-1].rows[1][3].endswith(" (1 of 3)")
     one = tables({"compare": "conv 2-2-2"}, [row for row in rows() if row.axes["seed"] == 0], {})[-1]
     assert one.rows[1][3] == f"{accuracies('conv', STRIDES[1])[0] - own[0]:+.1f}"

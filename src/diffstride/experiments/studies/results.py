@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -163,14 +163,16 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     Args:
         rows: Rows of the study.
         table: `rows` and `columns`, names of axes; `value`, "accuracy" (the default) or "macs"; `paper`, the name of
-            one of the paper's tables, whose values are shown beside ours; `where`, values of other axes that select
-            runs; `title`.
+            one of the paper's tables, whose values are shown beside ours; `over`, a value of `columns`: cells are mean
+            differences to that column, over runs that agree in all other axes, with their standard error, and the last
+            line is over all of them; `where`, values of other axes that select runs; `title`.
     """
     where = table.get("where", {})
     rows = _selected(by_task(rows), where)
     down, across = table["rows"], table["columns"]
     value = table.get("value", "accuracy")
-    units = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs an image")}
+    get: Callable[[Mapping[str, Any]], float | None] = total_macs if value == "macs" else itemgetter(value)
+    units = {"accuracy": (".1f", 100, "Accuracy in %"), "macs": (".3g", 1e-6, "Million MACs, resampling included")}
     form, scale, unit = units[value]
     left, top = ([row.axes[axis] for row in rows if axis in row.axes] for axis in (down, across))
     lines = {_bracketed(value) if down == "strides" else shown(down, value): value for value in left}
@@ -181,8 +183,16 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
     # A study without this axis has its usual value.
     part = str(where.get("setting", "single") if table.get("paper") == "table1" else where.get("dataset", "cifar10"))
     made = [["initial strides" if down == "strides" else down, *lines, "mean"]]
+    if "over" in table:
+        by_column = {heading: _selected(rows, {across: column}) for heading, column in columns.items()}
+        others = _selected(rows, {across: table["over"]})
+        for heading, own in by_column.items():
+            parts = [_selected(own, {down: line}) for line in lines.values()]
+            made.append([heading, *(_paired(part, others, {across}) for part in [*parts, own])])
+        title = table.get("title") or f"Points over {table['over']}: mean differences and their standard errors"
+        return _of_columns(title, made)
     for heading, column in columns.items():
-        cells = [statistic(_selected(rows, {down: line, across: column}), itemgetter(value)) for line in lines.values()]
+        cells = [statistic(_selected(rows, {down: line, across: column}), get) for line in lines.values()]
         made.append([heading, *(_cell(found, form, scale) for found in [*cells, _mean(cells)])])
         if published:
             method = "strided" if column == "conv" else str(column)
@@ -262,7 +272,10 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
         column("accuracy in %", itemgetter("accuracy"), ".1f", 100),
     ]
     if compare is not None:
-        columns.append([f"points over {compare}", *(_paired(g, by_label[compare]) for g in by_label.values())])
+        but_seed = {axis for row in rows for axis in row.axes} - {"seed"}
+        columns.append(
+            [f"points over {compare}", *(_paired(g, by_label[compare], but_seed) for g in by_label.values())]
+        )
     columns.append(column("million MACs", total_macs, ".3g", 1e-6))
     columns.append(column("of them resampling", itemgetter("resampling_macs"), ".2g", 1e-6))
     if latency:
@@ -273,18 +286,26 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
     return _of_columns("All runs", columns)
 
 
-def _paired(rows: Sequence[Row], others: Sequence[Row]) -> str:
-    """Return the mean difference of the accuracies at equal seeds in points, and its standard error."""
-    own, its = (
-        {row.axes.get("seed"): found.mean for row in given if (found := statistic([row], itemgetter("accuracy")))}
-        for given in (rows, others)
-    )
-    differences = [100 * (own[seed] - its[seed]) for seed in own if seed in its]
+def _paired(rows: Sequence[Row], others: Sequence[Row], apart: Container[str]) -> str:
+    """Return the mean difference of accuracies in points, and its standard error.
+
+    Rows are compared that have equal values of all axes, those in `apart` left out.
+    """
+
+    def accuracies(given: Sequence[Row]) -> dict[str, float]:
+        return {
+            json.dumps([[axis, value] for axis, value in row.axes.items() if axis not in apart]): found.mean
+            for row in given
+            if (found := statistic([row], itemgetter("accuracy")))
+        }
+
+    own, its = accuracies(rows), accuracies(others)
+    differences = [100 * (own[key] - its[key]) for key in own if key in its]
     found = Statistic.of(differences)
-    if found is None or rows == others:
+    if found is None or all(row in others for row in rows):
         return DASH
     error = "" if found.sd is None else f" ± {found.sd / math.sqrt(len(differences)):.1f}"
-    return f"{found.mean:+.1f}{error}" + (f" ({len(differences)} seeds)" if len(differences) < len(own) else "")
+    return f"{found.mean:+.1f}{error}" + (f" ({len(differences)} of {len(own)})" if len(differences) < len(own) else "")
 
 
 def _cell(found: Statistic | None, form: str, scale: float) -> str:

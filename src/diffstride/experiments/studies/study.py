@@ -51,6 +51,7 @@ class TableDefinition(TypedDict, total=False):
     columns: str
     value: str
     paper: str
+    over: Any
     where: dict[str, Any]
 
 
@@ -239,6 +240,8 @@ def _check_table(table: TableDefinition, runs: Sequence[StudyRun]) -> None:
         _one_of(f"tables: {key}", table.get(key), axes)
     for axis, wanted in table.get("where", {}).items():
         _one_of(f"tables: where: {axis}", wanted, [run.axes.get(axis) for run in runs])
+    if "over" in table:
+        _one_of("tables: over", table["over"], [run.axes.get(table["columns"]) for run in runs])
     if "paper" in table:
         _one_of("tables: paper", table["paper"], PAPER_TABLES.get(value, ()))
 
