@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffstride.backends import Backend, Kind, Resampling, is_channels_last
-from diffstride.geometry import Axis, Basis, Norm, Taps, gain
+from diffstride.backends import Kind, Resampling, is_channels_last
+from diffstride.geometry import Axis, Taps, gain
 from diffstride.options import LayerOptions
 
 
@@ -39,81 +39,65 @@ def resample(
         x: a tensor whose dtype and memory format the result has.
         axes: for each axis the size that the window sees, the new size, and kernel, dilation and padding of a
             convolution before it, if there is one; None leaves an axis as it is.
-        options: `LayerOptions.as_text`, or that of `fixed_options`.
-        strides: raw strides, one per axis or one for all; None where all operators are fixed.
+        options: `LayerOptions.as_text`, or a part of it.
+        strides: raw strides, one per axis or one for all; None for operators without a window.
         scaled: leave a float16 result scaled by the factors of `headroom`.
     """
     if all(axis is None for axis in axes):
         return x
-    ndim = len(axes)
-    windows = [x.shape[i - ndim] if axis is None else axis[0] for i, axis in enumerate(axes)]
-    sizes = [-1 if axis is None else axis[1] for axis in axes]
-    taps = [n for axis in axes for n in ((0, 0, 0) if axis is None or axis[2] is None else axis[2])]
-    y: Tensor = torch.ops.diffstride.resample(x, strides, windows, sizes, taps, options, scaled)
+    numbers: list[Any] = []
+    for axis in axes:
+        window, size, taps = axis or (0, _LEFT, None)
+        numbers += [window, size, *(taps or (0, 0, 0))]
+    y: Tensor = torch.ops.diffstride.resample(x, strides, numbers, options, scaled)
     return y
 
 
-def fixed_options(basis: Basis, norm: Norm, backend: Backend) -> str:
-    """Return the text for operators without a window."""
-    return f"{_FIXED} {basis} {norm} {backend}"
-
-
-_FIXED = "fixed"
+_NUMBERS = 5  # by axis: the size that the window sees, the new size, and kernel (0: none), dilation and padding
+_LEFT = -1  # the new size of an axis that is left as it is
 
 
 @lru_cache(maxsize=256)
 def _resampling(
-    kind: Kind, spatial: Any, windows: Any, sizes: Any, taps: Any, options: str, scaled: bool
+    kind: Kind, spatial: Sequence[int], numbers: Sequence[int], text: str, fixed: bool, scaled: bool
 ) -> Resampling:
-    window = None if options.startswith(_FIXED) else LayerOptions.from_text(options)
-    _, basis, norm, backend = ("", "", "", window.backend) if window else options.split()
+    options = LayerOptions.from_text(text)
     axes: list[Axis | None] = []
-    for i, (n, new) in enumerate(zip(windows, sizes, strict=True)):
-        kernel, dilation, left = taps[3 * i : 3 * i + 3]
-        if new < 0:
+    for i, samples in enumerate(spatial):
+        n, new, kernel, dilation, left = numbers[_NUMBERS * i : _NUMBERS * (i + 1)]
+        if new == _LEFT:
             axes.append(None)
-        elif window is None:
-            axes.append(Axis(n, new, basis, gain(n, new, norm)))  # type: ignore[arg-type]
+        elif fixed:
+            axes.append(Axis(n, new, options.basis, gain(n, new, options.norm)))
         else:
-            axes.append(window.axis(i, n, new, Taps(kernel, dilation, left, spatial[i]) if kernel else None))
-    return Resampling(kind, axes, backend, scaled=scaled)  # type: ignore[arg-type]
+            axes.append(options.axis(i, n, new, Taps(kernel, dilation, left, samples) if kernel else None))
+    return Resampling(kind, axes, options.backend, scaled=scaled)
 
 
 def _prepared(
-    kind: Kind, spatial: Sequence[int], strides: Tensor | None, windows: Sequence[int], sizes: Sequence[int],
-    taps: Sequence[int], options: str, scaled: bool,
-) -> tuple[Resampling, Any]:  # fmt: skip
-    resampling = _resampling(kind, tuple(spatial), tuple(windows), tuple(sizes), tuple(taps), options, scaled)
-    host_strides = None if strides is None else strides.tolist() * (len(sizes) if len(strides) == 1 else 1)
+    kind: Kind, spatial: Sequence[int], strides: Tensor | None, numbers: Sequence[int], options: str, scaled: bool
+) -> tuple[Resampling, Any]:
+    resampling = _resampling(kind, tuple(spatial), tuple(numbers), options, strides is None, scaled)
+    host_strides = None if strides is None else strides.tolist() * (len(spatial) if len(strides) == 1 else 1)
     return resampling, resampling.operators(host_strides)
 
 
 @torch.library.custom_op("diffstride::resample", mutates_args=())
-def _resample(
-    x: Tensor,
-    strides: Tensor | None,
-    windows: Sequence[int],
-    sizes: Sequence[int],
-    taps: Sequence[int],
-    options: str,
-    scaled: bool,
-) -> Tensor:
-    spatial = x.shape[x.ndim - len(sizes) :]
-    resampling, operators = _prepared(Kind.of(x), spatial, strides, windows, sizes, taps, options, scaled)
+def _resample(x: Tensor, strides: Tensor | None, numbers: Sequence[int], options: str, scaled: bool) -> Tensor:
+    spatial = x.shape[x.ndim - len(numbers) // _NUMBERS :]
+    resampling, operators = _prepared(Kind.of(x), spatial, strides, numbers, options, scaled)
     with torch.no_grad():
         return resampling(x, strides, operators)
 
 
-def _output_shape(x: Tensor, sizes: Sequence[int], taps: Sequence[int]) -> list[int]:
-    ndim = len(sizes)
-    spatial = x.shape[x.ndim - ndim :]
-    # Under a fused convolution every tap has samples of its own.
-    kernels = [kernel or 1 for kernel in taps[::3]]
-    new = [
-        n if isinstance(size, int) and size < 0 else size * kernel
-        for n, size, kernel in zip(spatial, sizes, kernels, strict=True)
-    ]
-    return [*x.shape[: x.ndim - ndim], *new]
+@_resample.register_fake
+def _(x: Tensor, strides: Any, numbers: Any, options: str, scaled: bool) -> Tensor:
+    shape = list(x.shape)
+    first = x.ndim - len(numbers) // _NUMBERS
+    for i, (size, kernel) in enumerate(zip(numbers[1::_NUMBERS], numbers[2::_NUMBERS], strict=True), start=first):
+        if not (isinstance(size, int) and size == _LEFT):
+            shape[i] = size * (kernel or 1)  # under a fused convolution every tap has samples of its own
+    return _empty(shape, x, is_channels_last(x))
 
 
 def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
@@ -121,11 +105,6 @@ def _empty(shape: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
         return like.new_empty(shape)
     batch, channels, *spatial = shape
     return like.new_empty([batch, *spatial, channels]).movedim(-1, 1)
-
-
-@_resample.register_fake
-def _(x: Tensor, strides: Any, windows: Any, sizes: Any, taps: Any, options: str, scaled: bool) -> Tensor:
-    return _empty(_output_shape(x, sizes, taps), x, is_channels_last(x))
 
 
 @torch.library.custom_op("diffstride::resample_backward", mutates_args=())
@@ -136,14 +115,12 @@ def _resample_backward(
     spatial: Sequence[int],
     channels_last: bool,
     needs_x: bool,
-    windows: Sequence[int],
-    sizes: Sequence[int],
-    taps: Sequence[int],
+    numbers: Sequence[int],
     options: str,
     scaled: bool,
 ) -> tuple[Tensor, Tensor]:
     kind = Kind.of(grad)._replace(channels_last=channels_last)
-    resampling, operators = _prepared(kind, spatial, strides, windows, sizes, taps, options, scaled)
+    resampling, operators = _prepared(kind, spatial, strides, numbers, options, scaled)
     with torch.no_grad():
         found = resampling.backward(grad, x, strides, operators, needs_x)
     of_x, of_strides = [grad.new_empty(0) if gradient is None else gradient for gradient in found]
@@ -152,10 +129,9 @@ def _resample_backward(
 
 @_resample_backward.register_fake
 def _(
-    grad: Tensor, x: Any, strides: Any, spatial: Any, channels_last: bool, needs_x: bool, windows: Any,
-    sizes: Any, taps: Any, options: str, scaled: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    shape = [*grad.shape[: grad.ndim - len(sizes)], *spatial]
+    grad: Tensor, x: Any, strides: Any, spatial: Any, channels_last: bool, needs_x: bool, *_: Any
+) -> tuple[Tensor, Tensor]:
+    shape = [*grad.shape[: grad.ndim - len(spatial)], *spatial]
     of_x = _empty(shape, grad, channels_last) if needs_x else grad.new_empty(0)
     return of_x, grad.new_empty(0) if x is None else torch.empty_like(strides)
 
@@ -163,7 +139,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, strides, *ctx.arguments = inputs
     learning = strides is not None and ctx.needs_input_grad[1]
-    ctx.spatial = x.shape[x.ndim - len(ctx.arguments[1]) :]
+    ctx.spatial = x.shape[x.ndim - len(ctx.arguments[0]) // _NUMBERS :]
     ctx.channels_last = is_channels_last(x)
     ctx.save_for_backward(x if learning else None, strides)
 

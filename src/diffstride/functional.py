@@ -194,7 +194,8 @@ def spectral_resize(
     new_sizes = _validation.sizes("size", size, ndim)
     if torch.compiler.is_compiling():
         axes = [(n, new, None) for n, new in zip(x.shape[-ndim:], new_sizes, strict=True)]
-        return _graph.resample(x, axes, _graph.fixed_options(basis, norm, backend))
+        options = f'{{"basis": "{basis}", "norm": "{norm}", "backend": "{backend}"}}'  # no compiler can trace `json`
+        return _graph.resample(x, axes, options)
     return Resampling(Kind.of(x), resize_axes(x.shape[-ndim:], new_sizes, basis, norm), backend).at(None)(x, None)
 
 
