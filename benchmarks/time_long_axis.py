@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import fx
 
 from diffstride.backends.fft import SpectralOperator
 from diffstride.experiments.benchmark.measure import Candidate, alternate
@@ -34,7 +35,7 @@ def measured(n: int, stride: float, channels: int) -> dict[str, float]:
     operator = LongAxis(axis, weights)
     seconds = time.perf_counter() - started
     numbers = sum(buffer.numel() for buffer in operator.buffers() if buffer.is_floating_point())
-    small, fft = operator.float().as_graph(), SpectralOperator(axis, weights)
+    small, fft = fx.symbolic_trace(operator.float()), SpectralOperator(axis, weights)
     x = torch.randn(channels, n)
     with torch.inference_mode():
         exact = fft.apply(x.double(), -1)

@@ -1,6 +1,5 @@
 """Products with small matrices equal the operator of a long axis."""
 
-import copy
 import io
 
 import numpy as np
@@ -54,16 +53,17 @@ def test_the_matrices_are_small():
 
 @pytest.mark.parametrize("shape", [(2, 3, 1500), (3, 1500), (2, 3, 1500, 5), (1, 2, 4, 1500)])
 def test_frozen_layers_at_any_place_of_the_axis_and_any_batch(shape):
-    strides = [2.3 if n == 1500 else 1.4 for n in shape[2 if len(shape) > 2 else 1 :]]
+    strides = [1.3 if n == 1500 else 1.4 for n in shape[2 if len(shape) > 2 else 1 :]]
     kind = {1: ds.DiffStride1d, 2: ds.DiffStride2d}[len(strides)]
     model, x = kind(strides, window="inner"), torch.randn(shape)
     frozen = ds.freeze(model, x)
+    assert any(name.endswith(".near") for name in frozen.state_dict())
     torch.testing.assert_close(frozen(x), model(x), rtol=0, atol=1e-5)
     if x.ndim > 2:
         more = torch.randn(5, *shape[1:])
         torch.testing.assert_close(frozen(more), model(more), rtol=0, atol=1e-5)
     buffer = io.BytesIO()
-    torch.save(copy.deepcopy(frozen), buffer)
+    torch.save(frozen, buffer)
     buffer.seek(0)
     torch.testing.assert_close(torch.load(buffer, weights_only=False)(x), frozen(x))
     exported = torch.export.export(frozen, (x,)).module()
@@ -72,10 +72,12 @@ def test_frozen_layers_at_any_place_of_the_axis_and_any_batch(shape):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    model = ds.DiffStride2d((2.0, 1.5), window="inner")
+    model = ds.DiffStride2d((1.6, 1.5), window="inner")
     x = torch.randn(1, 2, 1400, 12).to(dtype)
     exact = model(x.double())
-    assert (ds.freeze(model, x)(x) - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
+    frozen = ds.freeze(model, x)
+    assert any(name.endswith(".near") for name in frozen.state_dict())
+    assert (frozen(x) - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 def test_a_convolution_that_would_be_fused_comes_first():

@@ -301,39 +301,49 @@ def _products(
         strides: the raw strides of the axes; None where they are fixed.
         scaled: leave a float16 result scaled, see `diffstride.backends.headroom`.
     """
-    root, graph, size, ndim = nn.Module(), fx.Graph(), list(sizes), len(axes)
-    x = graph.placeholder("x")
-    found = {}
-    for i, (axis, label) in enumerate(zip(axes, AXIS_NAMES[ndim], strict=True)):
-        operator = (
-            None if axis is None else _operator(f"{name}'s {label}", axis, None if strides is None else strides[i])
-        )
-        if operator is not None:
-            found[i, label] = operator
+    labels, raw = AXIS_NAMES[len(axes)], [None] * len(axes) if strides is None else strides
+    found = {
+        label: made
+        for label, axis, stride in zip(labels, axes, raw, strict=True)
+        if axis is not None and (made := _operator(f"{name}'s {label}", axis, stride)) is not None
+    }
+    if not found:
+        return None
+    products = FixedStrides(sizes)
     factors = headroom(len(found), scaled) if use.dtype == torch.float16 else [1.0] * len(found)
-    for ((i, label), operator), factor in zip(found.items(), factors, strict=True):
-        last = i == ndim - 1
-        if isinstance(operator, LongAxis):
-            size[i] = operator.size
-            root.add_module(label, operator.scaled(factor).to(use.device, use.dtype).as_graph())
-            moved = x if last else graph.call_method("transpose", (x, i - ndim, -1))
-            x = graph.call_module(label, (moved,))
-            x = x if last else graph.call_method("transpose", (x, i - ndim, -1))
-            continue
-        matrix = (operator * factor).to(use.dtype).to(use.device)
-        size[i] = len(matrix)
-        root.register_buffer(label, matrix.mT.contiguous() if last else matrix)
-        constant = graph.get_attr(label)
-        if last:
-            x = graph.call_function(torch.matmul, (x, constant))
-        elif i == ndim - 2:
-            x = graph.call_function(torch.matmul, (constant, x))
+    for (label, made), factor in zip(found.items(), factors, strict=True):
+        if isinstance(made, LongAxis):
+            products.add_module(label, made.scaled(factor).to(use.device, use.dtype))
         else:
-            x = graph.call_method("flatten", (x, i - ndim + 1))
-            x = graph.call_function(torch.matmul, (constant, x))
-            x = graph.call_method("unflatten", (x, -1, tuple(size[i + 1 :])))
-    graph.output(x)
-    return fx.GraphModule(root, graph, "FixedStrides") if found else None
+            matrix = (made * factor).to(use.dtype).to(use.device)
+            products.register_buffer(label, matrix.mT.contiguous() if label == labels[-1] else matrix)
+    graph = fx.Tracer().trace(products)
+    for node in graph.nodes:
+        node.type = None  # as text, like all annotations here, it could not be pickled
+    return fx.GraphModule(products, graph, "FixedStrides")
+
+
+class FixedStrides(nn.Module):
+    """Products with the constant matrices of axes, which are buffers by the axes' names."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the matrices."""
+        ndim = len(self.sizes)
+        for i, label in enumerate(AXIS_NAMES[ndim]):
+            matrix = getattr(self, label, None)
+            if isinstance(matrix, LongAxis):
+                x = matrix(x.transpose(i - ndim, -1)).transpose(i - ndim, -1)
+            elif matrix is not None and i == ndim - 1:
+                x = torch.matmul(x, matrix)
+            elif matrix is not None and i == ndim - 2:
+                x = torch.matmul(matrix, x)
+            elif matrix is not None:
+                x = torch.matmul(matrix, x.flatten(i - ndim + 1)).unflatten(-1, self.sizes[i + 1 :])
+        return x
 
 
 def _operator(name: str, axis: Axis, stride: float | None) -> Tensor | LongAxis | None:

@@ -20,7 +20,7 @@ import math
 from typing import Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from diffstride.backends.fft import SpectralOperator
 from diffstride.geometry import Axis
@@ -112,10 +112,6 @@ class LongAxis(nn.Module):
         self.near[..., : self.length] *= factor
         self.synthesis *= factor
         return self
-
-    def as_graph(self) -> fx.GraphModule:
-        """Return the operator as a graph, which needs no code of this library."""
-        return fx.symbolic_trace(self)
 
 
 def _number_of_blocks(n: int, size: int) -> int:
