@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -15,7 +15,7 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 def run(model: nn.Module, arguments: Arguments) -> Any:
     """Return the model's output for copies of the arguments, without gradients and without a trace in random states."""
-    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, arguments)
     everything = [*model.parameters(), *model.buffers(), *tensors(arguments)]
     with torch.random.fork_rng({t.device for t in everything if t.is_cuda}), torch.no_grad():
         return model(*args, **kwargs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from diffstride._files import atomic_path, check_output_path, describe_os_error
 from diffstride._logging import log_level
@@ -60,7 +60,7 @@ def to_onnx(
         UsageError: a package is missing, the file cannot be written, inputs have no batch axis, or `freeze` raises.
         RunError: PyTorch cannot export the model, or outputs of the file differ from the model's by 1e-4.
     """
-    require_onnx()
+    require("ONNX", "onnx", "onnxscript", "onnxruntime")
     import onnx
 
     path = check_output_path(path)
@@ -89,11 +89,6 @@ def to_onnx(
     return OnnxFile(path, path.stat().st_size, error)
 
 
-def require_onnx() -> None:
-    """Raise a UsageError where a package of the extra `export` is missing."""
-    require("ONNX", "onnx", "onnxscript", "onnxruntime")
-
-
 def onnx_session(path: str | Path) -> onnxruntime.InferenceSession:
     """Open a file for the CPU, with as many threads as torch has.
 
@@ -118,11 +113,10 @@ def onnx_session(path: str | Path) -> onnxruntime.InferenceSession:
 def _repeated(arguments: Arguments, batch: int, to: int) -> Arguments:
     """Return the arguments with `to` samples in place of `batch`."""
 
-    def repeat(leaf: Any) -> Any:
-        return leaf[torch.arange(to, device=leaf.device) % batch] if _batched(leaf, batch) else leaf
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor[torch.arange(to, device=tensor.device) % batch] if _batched(tensor, batch) else tensor
 
-    repeated: Arguments = tree_map(repeat, arguments)
-    return repeated
+    return tree_map_only(Tensor, repeat, arguments)
 
 
 def _program(model: nn.Module, arguments: Arguments, batch: int, several: int) -> onnx.ModelProto:
@@ -206,10 +200,9 @@ def _random(arguments: Arguments) -> Arguments:
     """Return the arguments with floating-point numbers drawn again; others may only have certain values."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
 
-    drawn: Arguments = tree_map(draw, arguments)
-    return drawn
+    return tree_map_only(Tensor, draw, arguments)

@@ -36,7 +36,7 @@ def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, st
     Raises:
         UsageError: a package is missing, the file cannot be written, or the state has other values than dense tensors.
     """
-    require_safetensors()
+    require("safetensors", "safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -55,8 +55,3 @@ def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, st
     except KeyError as cause:
         raise UsageError(f"the model's state must be of types that safetensors has, got {cause.args[0]}") from cause
     return path
-
-
-def require_safetensors() -> None:
-    """Raise a UsageError where the package is missing."""
-    require("safetensors", "safetensors")

@@ -9,10 +9,10 @@ happen on use, because each takes longer than importing the rest of the library.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataDependentOutputException", "DynamicOutputShapeException", "FakeTensor", "FakeTensorMode",
     "UnsupportedOperatorException", "apply", "in_backward", "new_environment", "new_size", "python_dispatcher",
-    "short_quotients", "storage_of", "swap", "unset_fake_temporarily", "watched_sizes", "without_logs",
+    "short_quotients", "storage_of", "swap", "unset_fake_temporarily", "watched_sizes",
 ]  # fmt: skip
 
 
@@ -120,17 +120,11 @@ def watched_sizes(session: Session) -> Iterator[None]:
         number = session.number(size)
         return original(size) if number is size else hash(number)
 
-    torch.SymInt.__hash__ = by_value  # type: ignore[assignment, method-assign]
-    torch.SymInt.__init__ = noted  # type: ignore[method-assign]
-    try:
+    with patch.multiple(torch.SymInt, __hash__=by_value, __init__=noted):
         yield
-    finally:
-        torch.SymInt.__hash__ = original  # type: ignore[method-assign]
-        torch.SymInt.__init__ = make  # type: ignore[method-assign]
 
 
-@contextmanager
-def short_quotients(session: Session) -> Iterator[None]:
+def short_quotients(session: Session) -> AbstractContextManager[Any]:
     """Replace quotients and remainders of sizes by symbols (`Session.short`) with patches of `SymNode`. Since 2.1."""
     from torch.fx.experimental.sym_node import SymNode
 
@@ -142,31 +136,7 @@ def short_quotients(session: Session) -> Iterator[None]:
         return method
 
     names = [name for name in ("floordiv", "int_floordiv", "mod", "python_mod") if name in vars(SymNode)]
-    originals = {name: vars(SymNode)[name] for name in names}
-    try:
-        for name, original in originals.items():
-            setattr(SymNode, name, shortened(original))
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(SymNode, name, original)
-
-
-_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node", "torch.__trace")
-
-
-@contextmanager
-def without_logs() -> Iterator[None]:
-    """Silence the loggers with which torch repeats the exceptions of a trace. Since 2.1."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+    return patch.multiple(SymNode, **{name: shortened(vars(SymNode)[name]) for name in names})
 
 
 def apply(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

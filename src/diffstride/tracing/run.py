@@ -7,10 +7,13 @@ symbols. Where the code compares sizes, the symbols' present values decide, and 
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffstride._logging import log_level
 from diffstride.errors import UsageError
 from diffstride.tracing import _torch
 from diffstride.tracing._torch import storage_of
@@ -31,6 +35,8 @@ from diffstride.tracing.session import Call, Session, TraceError, Work, describe
 Forward = Callable[..., Any]
 Forwards = Callable[[Session, str, nn.Module], Forward | None]
 
+# Loggers with which torch repeats the exceptions of a trace.
+_REPEATING = ("torch._subclasses.fake_tensor", "torch.fx.experimental.sym_node", "torch.__trace")
 _ONE_AT_A_TIME = threading.RLock()  # patches and hooks of torch concern all threads
 
 
@@ -77,7 +83,7 @@ def _run(
     fake = _torch.FakeTensorMode(shape_env=session.environment, allow_non_fake_inputs=True)
     fake.cache_enabled = False  # no operation is done twice with the same symbols
     with preserved(model), ExitStack() as stack:
-        stack.enter_context(_torch.without_logs())
+        stack.enter_context(log_level(_REPEATING, logging.CRITICAL + 1))
         stack.enter_context(_torch.short_quotients(session))
         stack.enter_context(_torch.python_dispatcher())  # decompositions take symbols, kernels do not
         session.tensors.note(_make_fake(model, fake))
@@ -144,20 +150,17 @@ def _fake_tensor(tensor: Tensor, fake: Any) -> Tensor:
 
 
 def _fake_inputs(example: ExampleInputs, fake: Any, session: Session | None) -> ExampleInputs:
-    count = 0
+    numbers = itertools.count()
 
-    def convert(value: Any) -> Any:
-        nonlocal count
-        if not isinstance(value, Tensor):
-            return value
+    def convert(value: Tensor) -> Tensor:
         if session is None or not value.is_floating_point() or value.ndim < 2:
-            return fake.from_tensor(value.detach(), static_shapes=True)
-        fixed = min(2, value.ndim - 1)
-        sizes = [session.size(("input", count, i), n) for i, n in enumerate(value.shape[fixed:])]
-        count += 1
+            return fake.from_tensor(value.detach(), static_shapes=True)  # type: ignore[no-any-return]
+        fixed, number = min(2, value.ndim - 1), next(numbers)
+        sizes = [session.size(("input", number, i), n) for i, n in enumerate(value.shape[fixed:])]
         return torch.empty([*value.shape[:fixed], *sizes], dtype=value.dtype, device=value.device)
 
-    return ExampleInputs(*pytree.tree_map(convert, example.args), **pytree.tree_map(convert, example.kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, convert, (example.args, example.kwargs))
+    return ExampleInputs(*args, **kwargs)
 
 
 @contextmanager
@@ -224,7 +227,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if written:
             for tensor in written:  # a constant no longer
                 self.session.tensors.note(self._constants.pop(storage_of(tensor), ()))
-            args, kwargs = pytree.tree_map(self._faked, (args, kwargs))
+            faked = partial(self.fake.from_tensor, static_shapes=True)
+            args, kwargs = pytree.tree_map_only(Tensor, faked, (args, kwargs))
         output = _torch.apply(func, args, kwargs)
         self.session.tensors.record(func, args, kwargs, output)
         packet = func._overloadpacket
@@ -243,9 +247,6 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage_of(tensor) not in outside:  # it is no view of one from outside
                 self._constants.setdefault(storage_of(tensor), []).append(tensor)
         return output
-
-    def _faked(self, leaf: Any) -> Any:
-        return self.fake.from_tensor(leaf, static_shapes=True) if isinstance(leaf, Tensor) else leaf
 
 
 def _is_strided(func: Any, args: Any) -> bool:
@@ -281,17 +282,20 @@ class _Functions(TorchFunctionMode):
         return output
 
 
-def _max_pool1d(x: Tensor, kernel_size: Any, stride: Any = (), *options: Any, **named: Any) -> Tensor:
+def _max_pool1d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
     """Pool by `torch.max_pool2d`, because `torch.max_pool1d` makes numbers of symbols."""
-    padding, dilation, ceil_mode = [
-        named.get(name, options[i] if i < len(options) else default)
-        for i, (name, default) in enumerate((("padding", 0), ("dilation", 1), ("ceil_mode", False)))
-    ]
     (kernel,), (step,), (pad,), (gap,) = (
-        (n,) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size, padding, dilation)
+        (n,) if isinstance(n, int) else n for n in (kernel_size, stride or kernel_size, padding, dilation)
     )
-    y = torch.max_pool2d(x.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), bool(ceil_mode))
-    return y.squeeze(-2)
+    return torch.max_pool2d(x.unsqueeze(-2), (1, kernel), (1, step), (0, pad), (1, gap), ceil_mode).squeeze(-2)
 
 
 def _explanation(error: Exception, session: Session, model: nn.Module) -> str:
