@@ -342,7 +342,7 @@ class FixedStrides(nn.Module):
             elif matrix is not None and i == ndim - 2:
                 x = torch.matmul(matrix, x)
             elif matrix is not None:
-                x = torch.matmul(matrix, x.flatten(i - ndim + 1)).unflatten(-1, self.sizes[i + 1 :])
+                x = torch.unflatten(torch.matmul(matrix, x.flatten(i - ndim + 1)), -1, self.sizes[i + 1 :])
         return x
 
 

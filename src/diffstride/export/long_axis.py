@@ -54,7 +54,8 @@ class LongAxis(nn.Module):
         super().__init__()
         self.size = axis.size
         operator = SpectralOperator(axis, weights)
-        self.blocks = blocks = _number_of_blocks(axis.n, axis.size)
+        # The number for which the matrices are smallest at a rank of 8.
+        self.blocks = blocks = max(4, round(math.cbrt(3 * axis.n * axis.size / 128)))
         starts, ends = _bounds(axis.n, blocks), _bounds(axis.size, blocks)
         longest, self.length = _longest(starts), _longest(ends)
         windows, outputs = torch.zeros(blocks, 3 * longest, dtype=torch.long), []
@@ -73,7 +74,7 @@ class LongAxis(nn.Module):
                 near[i, first : first + len(samples), : ends[i + 1] - ends[i]] = rows[:, positions]
             for i in (j - 1, j, j + 1):
                 rows[:, ends[i % blocks] : ends[i % blocks + 1]] = 0
-            bases.append(_range(rows @ sketch, _MOST))
+            bases.append(_range(rows @ sketch))
             far.append(bases[-1].mT @ rows)
             outputs.append(j * self.length + torch.arange(ends[j + 1] - ends[j]))
         rank = max(basis.shape[1] for basis in bases)
@@ -83,7 +84,7 @@ class LongAxis(nn.Module):
         stacked = torch.cat([nn.functional.pad(part, (0, 0, 0, rank - len(part))) for part in far])  # [M r, N']
         sketch = torch.randn(len(stacked), _MOST, generator=generator, dtype=torch.float64)
         parts = [stacked[:, ends[i] : ends[i + 1]] for i in range(blocks)]
-        bases = [_range(part.mT @ sketch, _MOST) for part in parts]
+        bases = [_range(part.mT @ sketch) for part in parts]
         self.rank = max(basis.shape[1] for basis in bases)
         synthesis = torch.zeros(blocks, self.rank, self.length, dtype=torch.float64)
         core = torch.zeros(len(stacked), blocks, self.rank, dtype=torch.float64)
@@ -114,11 +115,6 @@ class LongAxis(nn.Module):
         return self
 
 
-def _number_of_blocks(n: int, size: int) -> int:
-    """Return the number of blocks for which the matrices are smallest at a rank of 8."""
-    return max(4, round(math.cbrt(3 * n * size / 128)))
-
-
 def _bounds(n: int, blocks: int) -> list[int]:
     return [i * n // blocks for i in range(blocks + 1)]
 
@@ -127,9 +123,9 @@ def _longest(bounds: list[int]) -> int:
     return max(b - a for a, b in itertools.pairwise(bounds))
 
 
-def _range(samples: Tensor, most: int) -> Tensor:
+def _range(samples: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns, without those below the tolerance."""
     basis: Tensor
     basis, sizes, _ = torch.linalg.svd(samples, full_matrices=False)
-    count = int((sizes > _TOLERANCE * math.sqrt(most)).sum())
+    count = int((sizes > _TOLERANCE * math.sqrt(_MOST)).sum())
     return basis[:, : max(1, count)]

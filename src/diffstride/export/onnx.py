@@ -116,7 +116,7 @@ def _repeated(arguments: Arguments, batch: int, to: int) -> Arguments:
     def repeat(tensor: Tensor) -> Tensor:
         return tensor[torch.arange(to, device=tensor.device) % batch] if _batched(tensor, batch) else tensor
 
-    return tree_map_only(Tensor, repeat, arguments)
+    return tree_map_only(Tensor, repeat, arguments)  # type: ignore[no-any-return]
 
 
 def _program(model: nn.Module, arguments: Arguments, batch: int, several: int) -> onnx.ModelProto:
@@ -205,4 +205,4 @@ def _random(arguments: Arguments) -> Arguments:
             return tensor
         return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
 
-    return tree_map_only(Tensor, draw, arguments)
+    return tree_map_only(Tensor, draw, arguments)  # type: ignore[no-any-return]

@@ -124,7 +124,8 @@ def watched_sizes(session: Session) -> Iterator[None]:
         yield
 
 
-def short_quotients(session: Session) -> AbstractContextManager[Any]:
+@contextmanager
+def short_quotients(session: Session) -> Iterator[None]:
     """Replace quotients and remainders of sizes by symbols (`Session.short`) with patches of `SymNode`. Since 2.1."""
     from torch.fx.experimental.sym_node import SymNode
 
@@ -136,7 +137,8 @@ def short_quotients(session: Session) -> AbstractContextManager[Any]:
         return method
 
     names = [name for name in ("floordiv", "int_floordiv", "mod", "python_mod") if name in vars(SymNode)]
-    return patch.multiple(SymNode, **{name: shortened(vars(SymNode)[name]) for name in names})
+    with patch.multiple(SymNode, **{name: shortened(vars(SymNode)[name]) for name in names}):
+        yield
 
 
 def apply(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
