@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from torch import nn
@@ -15,7 +15,7 @@ from diffstride.convert.candidates import Candidates, Patterns
 from diffstride.convert.plan import Plan
 from diffstride.geometry import Basis, Norm, Window
 from diffstride.nn.attach import Placement
-from diffstride.options import Bounds
+from diffstride.options import Bounds, LayerOptions
 from diffstride.tracing import ExampleInputs
 
 __all__ = ["Plan", "convert", "insert", "plan"]
@@ -81,25 +81,24 @@ def plan(
         ValueError: an option that no layer takes.
     """
     _validation.one_of("placement", placement, get_args(Placement))
-    options = {
-        "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
-        "size_multiple": size_multiple, "backend": backend,
-    }  # fmt: skip
+    options = LayerOptions(
+        smoothness=smoothness, shared=shared, bounds=bounds, window=window, basis=basis, norm=norm,
+        size_multiple=size_multiple, backend=backend,
+    )  # fmt: skip
     return _search(model, example_inputs, candidates.find(model, include, exclude, placement), upsample, options)
 
 
-def _search(model: nn.Module, example_inputs: Any, found: Candidates, upsample: bool, options: dict[str, Any]) -> Plan:
+def _search(model: nn.Module, example_inputs: Any, found: Candidates, upsample: bool, options: LayerOptions) -> Plan:
     """Return the plan for candidates: tie those that must agree, and leave alone those that must keep their size."""
     from diffstride.convert import grouping, levelling  # these import sympy
 
-    multiple = _validation.integer("size_multiple", options["size_multiple"], 1)
     search = grouping.Search(
-        model, ExampleInputs.of(example_inputs), found, follow_upsampling=upsample, multiple=multiple
+        model, ExampleInputs.of(example_inputs), found, follow_upsampling=upsample, multiple=options.size_multiple
     )
     session = search.start()
     drafted = None
     while drafted is None:
-        drafted = levelling.try_out(search, session, search.groups(), options)
+        drafted = levelling.try_out(search, session, search.groups(), asdict(options))
     drafted = replace(drafted, lengths=lengths.find(model, session, found.sites))
     apply.check(model, drafted)
     return drafted
@@ -134,14 +133,9 @@ def insert(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
-    smoothness: float = 4.0,
     shared: bool = True,
-    bounds: Bounds = (1.0, None),
     window: Window = "inner",
-    basis: Basis = "dft",
-    norm: Norm = "forward",
-    size_multiple: int = 1,
-    backend: Backend = "auto",
+    **options: Any,
 ) -> Plan:
     """Insert learnable strides into a trained model, in place, all or nothing. It computes what it computed.
 
@@ -160,28 +154,21 @@ def insert(
         include: patterns on the names of other modules, whose outputs may shrink. Networks without any downsampling
             need it.
         exclude: patterns on the names of sites to leave out, `"(input)"` among them.
-        smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer. Under a budget the two axes of an image wander apart by noise.
-        bounds: `(lower, upper)` of the strides.
         window: `"inner"` and `"hard"` are the identity at stride 1. The hard one keeps the most detail, where strides
             are found by measured losses. `"outer"` is the identity to 1e-3, and small maps do not shrink at once.
-        basis: `"dft"` or `"dct"`.
-        norm: `"forward"`, `"ortho"` or `"backward"`.
-        size_multiple: round output sizes up to a multiple of this.
-        backend: `"fft"`, `"matmul"` or `"auto"`.
+        options: `smoothness`, `bounds`, `basis`, `norm`, `size_multiple` and `backend`, as in `plan`.
 
     Returns:
         The plan that was carried out.
 
     Raises:
         UsageError: as in `plan`; the model is as before.
-        ValueError: an option that no layer takes.
+        TypeError: an option that no layer has.
+        ValueError: an option of a value that no layer takes.
     """
-    options = {
-        "smoothness": smoothness, "shared": shared, "bounds": bounds, "window": window, "basis": basis, "norm": norm,
-        "size_multiple": size_multiple, "backend": backend,
-    }  # fmt: skip
-    made = _search(model, example_inputs, candidates.find_places(model, include, exclude), True, options)
+    chosen = LayerOptions(shared=shared, window=window, **options)
+    made = _search(model, example_inputs, candidates.find_places(model, include, exclude), True, chosen)
     made.apply(model)
     return made
 

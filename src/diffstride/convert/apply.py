@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from diffstride import _validation
 from diffstride._text import one_line, short_repr
 from diffstride.convert import handlers
 from diffstride.convert.lengths import methods
-from diffstride.convert.records import Edits, Resize, Site
+from diffstride.convert.records import Resize, Site
 from diffstride.convert.watch import warn_of_missing_strides
 from diffstride.errors import UsageError
 from diffstride.nn._parameter import StrideParameter
@@ -25,13 +26,16 @@ from diffstride.nn.resize import ResizeTo
 from diffstride.options import LayerOptions
 from diffstride.tracing import preserved
 
+if TYPE_CHECKING:
+    from diffstride.convert.plan import Plan
+
 OPTIONS = {field.name for field in fields(LayerOptions)}
 """The options of the layers. A plan has all of them."""
 LARGEST_SIZE = 1 << 20
 """The largest size of an axis to which a plan may resize."""
 
 
-def apply(model: nn.Module, plan: Edits) -> None:
+def apply(model: nn.Module, plan: Plan) -> None:
     """Carry out `plan` on `model`, in place. A failure leaves the model as it was."""
     try:
         check(model, plan)
@@ -45,7 +49,7 @@ def apply(model: nn.Module, plan: Edits) -> None:
         raise UsageError(f"model cannot be converted: {one_line(error)}") from error
 
 
-def check(model: nn.Module, plan: Edits) -> None:
+def check(model: nn.Module, plan: Plan) -> None:
     """Check that a plan fits the model, since it may come from a file.
 
     Raises:
@@ -104,7 +108,7 @@ def _check_site(site: Site, module: nn.Module) -> None:
         raise UsageError(f"size_offset of {site.name} must be from 0 to {most}, got {short_repr(site.size_offset)}")
 
 
-def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -> None:
+def edit(model: nn.Module, plan: Plan, *, device: torch.device | None = None) -> None:
     """Change the model. The caller undoes what a failure leaves half-done.
 
     Args:
@@ -118,13 +122,12 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
         module = modules[site.name]
         layer = _layer(site, plan, device or next((p.device for p in module.parameters()), default))
         if site.fused:
-            fused = handlers.fuse(module, layer)
-            fused.size_offset = layer.size_offset
-            _replace(model, module, fused)
+            _replace(model, module, handlers.fuse(module, layer))
         else:
-            found = None if site.kept else handlers.downsampling(module)
-            own = None if found is None else tuple(s if i in site.fixed_axes else 1 for i, s in enumerate(found.stride))
-            handlers.put(layer, module, site.placement, own)
+            attach(module, layer.train(module.training), site.placement)
+            if not site.kept and (found := handlers.downsampling(module)):
+                stride = tuple(s if i in site.fixed_axes else 1 for i, s in enumerate(found.stride))
+                module.stride = stride
     share_strides(model, plan)
     for name in plan.global_poolings:
         _replace(model, modules[name], handlers.global_pooling(modules[name]))
@@ -148,7 +151,7 @@ def edit(model: nn.Module, plan: Edits, *, device: torch.device | None = None) -
             setattr(owner, method.method, counted)  # as an attribute, which hides the method of the class
 
 
-def share_strides(model: nn.Module, plan: Edits) -> None:
+def share_strides(model: nn.Module, plan: Plan) -> None:
     """Give the layers of each group one parameter, that of the first. Some loaders give every layer its own."""
     strides: dict[int, nn.Parameter] = {}
     for site in plan.sites:
@@ -169,7 +172,7 @@ def layer_of(model: nn.Module, site: Site) -> LearnableStrides:
     return layer
 
 
-def _layer(site: Site, plan: Edits, device: torch.device) -> DiffStrideNd:
+def _layer(site: Site, plan: Plan, device: torch.device) -> DiffStrideNd:
     multiple = math.lcm(plan.options["size_multiple"], site.size_multiple)
     options = {**plan.options, "shared": plan.options["shared"] or site.shared, "size_multiple": multiple}
     if site.fixed_axes:

@@ -22,6 +22,7 @@ that the model works at other sizes.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -96,9 +97,9 @@ class Search:
         multiple: int,
     ) -> None:
         self.model, self.example, self.candidates = model, example, candidates
-        self.follow_upsampling, self._least_multiple = follow_upsampling, multiple
-        self.multiples: dict[str, int] = {}
-        """The numbers of which sizes must be multiples, by site, where the model needs more."""
+        self.follow_upsampling = follow_upsampling
+        self.multiples: dict[str, int] = defaultdict(lambda: multiple)
+        """The numbers of which sizes must be multiples, by site."""
         self.ties = Ties()
         """The sizes that must agree."""
         self.sizes: dict[Key, int] = {}
@@ -143,10 +144,9 @@ class Search:
             groups = self._tied_sites()
             if self._fix_alike(groups):
                 continue
-            unequal = [group for group in groups if not self._has_one_stride(group)]
-            if not unequal:
+            names = next((group.names for group in groups if not self._has_one_stride(group)), None)
+            if names is None:
                 return groups
-            names = unequal[0].names
             shown = ", ".join(f"{name} {self.candidates.sites[name].stride}" for name in names)
             for name in names:
                 self.candidates.leave(name, f"outputs of different strides meet: {shown}")
@@ -174,8 +174,8 @@ class Search:
     def _trial_size(self, key: Key, number: int) -> int:
         """Return a size for a trial: another one for each number, so that equal sizes are no coincidence."""
         tied = [other[0] for other in self.sizes if self.ties.of(other) == self.ties.of(key)]
-        multiple = math.lcm(*map(self.multiple, tied))
-        return multiple * (2 * self.sizes[key] // multiple + _prime(number))
+        multiple = math.lcm(*(self.multiples[name] for name in tied))
+        return multiple * (2 * self.sizes[key] // multiple + int(sympy.prime(number + 2)))
 
     def _run(self, values: dict[Key, int]) -> Session:
         """Run the model with symbols for the sites' sizes, of these values. Other sizes are those of the model."""
@@ -272,8 +272,7 @@ class Search:
                 return
 
         def are_answered_as_before(multiples: Mapping[Symbol, int]) -> bool:
-            trials = trial_sizes(multiples)
-            return all(sympy.sympify(expression.xreplace(sizes)) != relation.truth for sizes in trials)
+            return all(sympy.sympify(expression.xreplace(n)) != relation.truth for n in trial_sizes(multiples))
 
         keys = {s: session.keys[s] for s in expression.free_symbols}
         if all(key[0] in candidates.sites for key in keys.values()) and self.raise_multiples(
@@ -328,7 +327,7 @@ class Search:
         Returns:
             False where there are none.
         """
-        present = {symbol: self.multiple(key[0]) for symbol, key in keys.items()}
+        present = {symbol: self.multiples[key[0]] for symbol, key in keys.items()}
         names = {key[0] for key in keys.values()}
         common = math.gcd(*(size for key, size in self.sizes.items() if key[0] in names))
         for factor in (n for n in range(2, _LARGEST_MULTIPLE + 1) if common % n == 0):
@@ -339,20 +338,13 @@ class Search:
                 return True
         return False
 
-    def multiple(self, name: str) -> int:
-        """Return the number of which the sizes of a site, and of those tied to it, are multiples."""
-        return self.multiples.get(name, self._least_multiple)
-
     def _equal_sizes(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
         """Return the sizes of two sites that must agree, if an equation requires just that."""
-        symbols = [list(getattr(side, "free_symbols", ())) for side in (left, right)]
-        if [len(found) for found in symbols] != [1, 1]:
+        symbols = [symbol for side in (left, right) for symbol in getattr(side, "free_symbols", ())]
+        if len(symbols) != 2 or left.xreplace({symbols[0]: symbols[1]}) != right:
             return None
-        (a,), (b,) = symbols
-        keys = session.keys[a], session.keys[b]
-        if all(key[0] in self.candidates.sites for key in keys) and left.xreplace({a: b}) == right:
-            return keys
-        return None
+        a, b = (session.keys[symbol] for symbol in symbols)
+        return (a, b) if a[0] in self.candidates.sites and b[0] in self.candidates.sites else None
 
     def _tie(self, one: Key, other: Key) -> None:
         """Tie two sizes, and those of the other axes where they were equal, because the sites share their strides."""
@@ -371,8 +363,7 @@ class Search:
         """
         for i in self.batched:
             first = session.expanded(session.outputs[i][0]) if i < len(session.outputs) else sympy.Integer(0)
-            names = {session.keys[symbol][0] for symbol in first.free_symbols}
-            bound = [name for name in self.candidates.sites if name in names]
+            bound = {session.keys[symbol][0] for symbol in first.free_symbols} & self.candidates.sites.keys()
             for name in bound:
                 self.candidates.leave(name, "the batch of the model's output depends on the size of its map")
             if bound:
@@ -424,7 +415,7 @@ class Search:
         for name in self.candidates.sites:
             groups.setdefault(joined.of(name), []).append(name)
         return [
-            Group(names, not square.isdisjoint(names), math.lcm(*map(self.multiple, names)))
+            Group(names, not square.isdisjoint(names), math.lcm(*(self.multiples[name] for name in names)))
             for names in groups.values()
         ]
 
@@ -455,10 +446,6 @@ def trial_sizes(multiples: Mapping[Symbol, int]) -> Iterator[dict[Symbol, int]]:
     ordered = sorted(multiples.items(), key=str)
     for step in range(8):
         yield {symbol: m * (6 + 5 * i + step * (i + 1)) for i, (symbol, m) in enumerate(ordered)}
-
-
-def _prime(number: int) -> int:
-    return int(sympy.prime(number + 2))
 
 
 class _WatchedStride(tuple):  # type: ignore[type-arg]

@@ -6,7 +6,7 @@ A handler takes a module and returns its `Downsampling`, or None if the module d
     def _my_pooling(module):
         return Downsampling(stride=module.stride, extent=(module.kernel_size,) * 2)
 
-A registered class must read its stride from `module.stride`, a tuple; `put` sets it to ones. `is_pooling` is for
+A registered class must read its stride from `module.stride`, a tuple; a conversion sets it to ones. `is_pooling` is for
 classes derived from the poolings of PyTorch only.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from diffstride.nn import DiffStride1d, DiffStride2d, DiffStride3d, DiffStrideConv1d, DiffStrideConv2d, DiffStrideConv3d
-from diffstride.nn.attach import Placement, attach
+from diffstride.nn.attach import Placement
 from diffstride.nn.conv import DiffStrideConvNd, is_plain_convolution
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -178,13 +178,6 @@ def fuse(conv: nn.Module, layer: DiffStrideNd) -> DiffStrideConvNd:
     unstrided.stride = (1,) * layer.ndim
     fused = CONVOLUTIONS[layer.ndim].fuse(unstrided, layer)
     return fused.train(conv.training)
-
-
-def put(layer: DiffStrideNd, module: nn.Module, placement: Placement, stride: tuple[int, ...] | None) -> None:
-    """Put `layer` behind or before a module, which gets a new stride if there is one."""
-    attach(module, layer.train(module.training), placement)
-    if stride is not None:
-        module.stride = stride  # type: ignore[assignment]
 
 
 def takes_layer_before(module: nn.Module) -> bool:

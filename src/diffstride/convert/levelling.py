@@ -57,25 +57,24 @@ def try_out(search: Search, before: Session, groups: list[Group], options: dict[
     Raises:
         UsageError: the converted model cannot run the example.
     """
-    fuse = True
-    while True:
+    for fuse in (True, False):
         plan = _draft(search, before, groups, options, fuse)
         try:
             with tracing.preserved(search.model):
                 apply.edit(search.model, plan, device=torch.device("cpu"))  # strides have values there
                 return _levelled(search, plan)
         except TraceError as error:
-            if not any(site.fused for site in plan.sites):
-                multiples = {site.key: 2 * site.size_multiple for site in plan.sites}
-                added = {site.key: multiples[site.key] // options["size_multiple"] for site in plan.sites}
-                whole = all(n % added[site.key] == 0 for site in plan.sites for n in site.size_before)
-                if max(multiples.values()) > LARGEST_TRIED or not whole:
-                    if _leave_what_cannot_move(search, plan, error):
-                        return None
-                    raise UsageError(f"the converted model cannot run the example: {error}") from error
+            if any(site.fused for site in plan.sites):
+                continue  # the model's code may read attributes of the convolutions that it had
+            multiples = {site.key: 2 * site.size_multiple for site in plan.sites}
+            added = {site.key: multiples[site.key] // options["size_multiple"] for site in plan.sites}
+            whole = all(n % added[site.key] == 0 for site in plan.sites for n in site.size_before)
+            if max(multiples.values()) <= LARGEST_TRIED and whole:
                 search.multiples |= multiples  # some code asks no question about sizes, and reshapes
-                return None
-        fuse = False  # the model's code may read attributes of the convolutions that it had
+            elif not _leave_what_cannot_move(search, plan, error):
+                raise UsageError(f"the converted model cannot run the example: {error}") from error
+            break
+    return None
 
 
 def _leave_what_cannot_move(search: Search, plan: Plan, error: TraceError) -> bool:
@@ -222,11 +221,29 @@ class _Maps(NamedTuple):
     """Sizes by site, in symbols that the sites of a group share."""
     keys: dict[Symbol, Key]
     """One of the sizes that each symbol stands for."""
+    multiples: dict[Symbol, int]
+    """The numbers of which the sizes are multiples."""
+
+    def difference(self, a: Expr, b: Expr) -> int | None:
+        """Return `a - b` if it is a constant; else None."""
+        return _constant(a - b, {symbol: self.multiples[symbol] for symbol in (a - b).free_symbols})
+
+
+def _constant(expression: Expr, multiples: Mapping[Symbol, int]) -> int | None:
+    """Return the value of an expression if it is the same wherever the sizes in it are these multiples; else None."""
+    if expression.is_Integer:
+        return int(expression)
+    found = {expression.xreplace(sizes) for sizes in trial_sizes(multiples)}
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def _is_constant(expression: Expr, multiples: Mapping[Symbol, int]) -> bool:
+    return _constant(expression, multiples) is not None
 
 
 def _maps(plan: Plan, layers: dict[str, LearnableStrides], records: list[Record]) -> _Maps:
     sites = {id(layers[site.key]): site for site in plan.sites}
-    maps, shared = _Maps({}, {}), dict[Symbol, Symbol]()
+    maps, shared = _Maps({}, {}, {}), dict[Symbol, Symbol]()
     for record in records:
         site = sites.get(id(record.layer))
         if site is None:  # learnable before
@@ -235,6 +252,7 @@ def _maps(plan: Plan, layers: dict[str, LearnableStrides], records: list[Record]
         for axis, (symbol, size) in enumerate(zip(record.symbols, record.sizes, strict=True)):
             shared[symbol] = common = sympy.Symbol(f"{site.group}_{axis}_{size}")
             maps.keys.setdefault(common, (site.key, 0, axis))
+            maps.multiples[common] = site.size_multiple
     return maps
 
 
@@ -246,10 +264,10 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
         for a, b in (
             (a, b) for sizes in others for i, (a, b) in enumerate(zip(first, sizes, strict=True)) if i not in fixed
         ):
-            if _difference(a, b, _multiples(plan, maps, a - b)) is not None:
+            if maps.difference(a, b) is not None:
                 continue
             keys = {symbol: maps.keys[symbol] for symbol in (a - b).free_symbols}
-            if search.raise_multiples(keys, partial(_are_level, a, b)):
+            if search.raise_multiples(keys, partial(_is_constant, a - b)):
                 return False
             upstream = [list((a - b).free_symbols & size.free_symbols) for size in (a, b)]
             if all(len(symbols) == 1 for symbols in upstream):
@@ -263,24 +281,6 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
     return True
 
 
-def _multiples(plan: Plan, maps: _Maps, expression: Expr) -> dict[Symbol, int]:
-    """Return the numbers of which the sizes in an expression are multiples."""
-    multiples = {site.key: site.size_multiple for site in plan.sites}
-    return {symbol: multiples[maps.keys[symbol][0]] for symbol in expression.free_symbols}
-
-
-def _difference(a: Expr, b: Expr, multiples: Mapping[Symbol, int]) -> int | None:
-    """Return `a - b` if it is the same wherever the sizes in it are these multiples; else None."""
-    if (a - b).is_Integer:
-        return int(a - b)
-    found = {(a - b).xreplace(sizes) for sizes in trial_sizes(multiples)}
-    return int(found.pop()) if len(found) == 1 else None
-
-
-def _are_level(a: Expr, b: Expr, multiples: Mapping[Symbol, int]) -> bool:
-    return _difference(a, b, multiples) is not None
-
-
 def _size_offset(plan: Plan, site: Site, maps: _Maps) -> tuple[int, ...]:
     """Return the extra samples that a site's layer counts, by axis.
 
@@ -291,8 +291,7 @@ def _size_offset(plan: Plan, site: Site, maps: _Maps) -> tuple[int, ...]:
     for axis, own in enumerate(maps.sizes[site.key]):
         largest = 0
         for other in group if axis not in site.fixed_axes else ():
-            size = maps.sizes[other.key][axis]
-            more = _difference(size, own, _multiples(plan, maps, size - own))
+            more = maps.difference(maps.sizes[other.key][axis], own)
             assert more is not None
             largest = max(largest, more + other.size_offset[axis])
         offsets.append(largest)

@@ -13,14 +13,24 @@ from torch import nn
 from diffstride._files import atomic_write_text, read_text
 from diffstride._text import one_line
 from diffstride.convert import apply
-from diffstride.convert.records import Edits, LengthMethod, Resize, Site
+from diffstride.convert.records import LengthMethod, Resize, Site
 from diffstride.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Plan(Edits):
+class Plan:
     """The plan of a conversion. It is shown as a table; `save` and `load` keep it as JSON."""
 
+    model: str
+    """The model's class."""
+    sites: tuple[Site, ...]
+    resizes: tuple[Resize, ...]
+    global_poolings: tuple[str, ...]
+    """Poolings of whole maps by a kernel of fixed size. They become adaptive, so that they follow the map's size."""
+    options: Mapping[str, Any]
+    """The options of the layers."""
+    lengths: tuple[LengthMethod, ...] = ()
+    """Methods of the model that compute output lengths."""
     left_alone: Mapping[str, str]
     """Reasons why other modules stay as they are, by name."""
     macs_before: int

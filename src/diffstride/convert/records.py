@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from diffstride.nn.attach import Placement
 
@@ -83,19 +81,3 @@ class LengthMethod:
     """The size of the example along this axis."""
     frames: tuple[int, ...] = ()
     """The sizes behind each layer before the conversion."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edits:
-    """The changes that a conversion makes to a model."""
-
-    model: str
-    """The model's class."""
-    sites: tuple[Site, ...]
-    resizes: tuple[Resize, ...]
-    global_poolings: tuple[str, ...]
-    """Poolings of whole maps by a kernel of fixed size. They become adaptive, so that they follow the map's size."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The options of the layers."""
-    lengths: tuple[LengthMethod, ...] = ()
-    """Methods of the model that compute output lengths."""
