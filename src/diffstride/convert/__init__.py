@@ -133,9 +133,14 @@ def insert(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    smoothness: float = 4.0,
     shared: bool = True,
+    bounds: Bounds = (1.0, None),
     window: Window = "inner",
-    **options: Any,
+    basis: Basis = "dft",
+    norm: Norm = "forward",
+    size_multiple: int = 1,
+    backend: Backend = "auto",
 ) -> Plan:
     """Insert learnable strides into a trained model, in place, all or nothing. It computes what it computed.
 
@@ -154,21 +159,28 @@ def insert(
         include: patterns on the names of other modules, whose outputs may shrink. Networks without any downsampling
             need it.
         exclude: patterns on the names of sites to leave out, `"(input)"` among them.
+        smoothness: as in `DiffStride2d`, like all options below. On long axes choose it in proportion to them.
         shared: one stride for all axes of a layer. Under a budget the two axes of an image wander apart by noise.
+        bounds: `(lower, upper)` of the strides.
         window: `"inner"` and `"hard"` are the identity at stride 1. The hard one keeps the most detail, where strides
             are found by measured losses. `"outer"` is the identity to 1e-3, and small maps do not shrink at once.
-        options: `smoothness`, `bounds`, `basis`, `norm`, `size_multiple` and `backend`, as in `plan`.
+        basis: `"dft"` or `"dct"`.
+        norm: `"forward"`, `"ortho"` or `"backward"`.
+        size_multiple: round output sizes up to a multiple of this.
+        backend: `"fft"`, `"matmul"` or `"auto"`.
 
     Returns:
         The plan that was carried out.
 
     Raises:
         UsageError: as in `plan`; the model is as before.
-        TypeError: an option that no layer has.
-        ValueError: an option of a value that no layer takes.
+        ValueError: an option that no layer takes.
     """
-    chosen = LayerOptions(shared=shared, window=window, **options)
-    made = _search(model, example_inputs, candidates.find_places(model, include, exclude), True, chosen)
+    options = LayerOptions(
+        smoothness=smoothness, shared=shared, bounds=bounds, window=window, basis=basis, norm=norm,
+        size_multiple=size_multiple, backend=backend,
+    )  # fmt: skip
+    made = _search(model, example_inputs, candidates.find_places(model, include, exclude), True, options)
     made.apply(model)
     return made
 

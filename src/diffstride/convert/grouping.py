@@ -363,7 +363,8 @@ class Search:
         """
         for i in self.batched:
             first = session.expanded(session.outputs[i][0]) if i < len(session.outputs) else sympy.Integer(0)
-            bound = {session.keys[symbol][0] for symbol in first.free_symbols} & self.candidates.sites.keys()
+            names = {session.keys[symbol][0] for symbol in first.free_symbols}
+            bound = [name for name in self.candidates.sites if name in names]
             for name in bound:
                 self.candidates.leave(name, "the batch of the model's output depends on the size of its map")
             if bound:

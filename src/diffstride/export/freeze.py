@@ -336,7 +336,7 @@ class FixedStrides(nn.Module):
         for i, label in enumerate(AXIS_NAMES[ndim]):
             matrix = getattr(self, label, None)
             if isinstance(matrix, LongAxis):
-                x = matrix(x.transpose(i - ndim, -1)).transpose(i - ndim, -1)
+                x = matrix(x) if i == ndim - 1 else matrix(x.transpose(i - ndim, -1)).transpose(i - ndim, -1)
             elif matrix is not None and i == ndim - 1:
                 x = torch.matmul(x, matrix)
             elif matrix is not None and i == ndim - 2:
