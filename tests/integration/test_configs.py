@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffstride.errors import UsageError
@@ -57,7 +58,13 @@ def test_two_steps_of_large_configurations_made_small(name, strides, smaller, tm
 @pytest.mark.skipif(not FSDD.exists(), reason="FSDD is not at hand")
 @pytest.mark.parametrize(
     ("name", "over", "classes"),
-    [("fsdd", None, 10), ("fsdd", "fsdd-speaker", 6), ("audio", None, 10), ("audio", "audio/nsynth-pitch", 10)],
+    [
+        ("fsdd", None, 10),
+        ("fsdd", "fsdd-speaker", 6),
+        ("fsdd", "fsdd-new-speaker", 10),
+        ("audio", None, 10),
+        ("audio", "audio/nsynth-pitch", 10),
+    ],
 )
 def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
     options = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
@@ -73,6 +80,8 @@ def test_two_steps_on_real_sounds(name, over, classes, tmp_path):
     assert result["axes"] == {"time": "Hz", "frequency": "cycles per mel band"}
     starts = [s for layer in result["strides_initial"].values() for s in layer]
     assert starts == [2, 2, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2]
+    if over == "fsdd-new-speaker":
+        assert set(cli.datamodule.groups) == {"george", "jackson", "lucas", "nicolas", "yweweler"}
     assert cli.datamodule.sample_shape == ((1, 100, 64) if name == "fsdd" else (1, 160, 64))
 
 
@@ -96,6 +105,20 @@ def test_two_steps_on_sounds_made_by_code(name, axes, tmp_path):
     assert math.isfinite(result["loss"])
 
 
+def test_two_steps_on_a_time_series_meet_half_of_the_cost(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "Toy").mkdir()
+    for split in "TRAIN", "TEST":
+        lines = ("\t".join(map(str, [i % 6, *rng.normal(size=100).round(4)])) for i in range(24))
+        (tmp_path / "Toy" / f"Toy_{split}.tsv").write_text("\n".join(lines))
+    options = ["--config", str(ROOT / "configs" / "series.yaml"), "--data.path", str(tmp_path / "Toy")]
+    cli = train([*options, "--model.search_steps", "2", "--runs", str(tmp_path), *SHORT])
+    result = json.loads((cli.run_folder / "result.json").read_text())
+    # Taps of 7, 5 and 3, channels of 64, 128 and 64, and six classes.
+    full = 100 * (7 * 64 + 5 * 64 * 128 + 3 * 128 * 64) + 6 * 64
+    assert (result["macs"] + result["resampling_macs"]) / full == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "audio").glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_goes_over_a_configuration_is_understood(path):
     arguments = ["--config", str(ROOT / "configs" / "audio.yaml"), "--config", str(path)]
@@ -107,8 +130,8 @@ def test_what_goes_over_a_configuration_is_understood(path):
 
 
 def test_every_configuration_has_a_test():
-    small = {"cifar10-small", "fsdd-speaker", "fsdd-both"}
-    names = {"demo", "cifar10", "release", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"} | small
+    small = {"cifar10-small", "fsdd-speaker", "fsdd-new-speaker", "fsdd-both"}
+    names = {"demo", "series", "cifar10", "release", "imagenet", "densenet", "audio", "fsdd", "sounds", "tones"} | small
     assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == names
 
 
