@@ -138,10 +138,10 @@ def test_networks_without_learned_strides_leave_it_aside(run):
 
 def test_a_run_with_exploration_is_read_back(run):
     cli, _ = run("run", "--model.exploration", "Sweep", "--model.exploration.depth", "0.5")
-    network, config = load_run(cli.run_folder)
-    assert config["model"]["exploration"]["init_args"] == {"depth": 0.5, "until": 0.5}
+    loaded = load_run(cli.run_folder)
+    assert loaded.config["model"]["exploration"]["init_args"] == {"depth": 0.5, "until": 0.5}
     images, _ = cli.datamodule.test_set
-    assert torch.equal(network(images), cli.model.network.eval()(images))
+    assert torch.equal(loaded.network(images), cli.model.network.eval()(images))
 
 
 class Own(LightningModule):

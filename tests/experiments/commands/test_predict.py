@@ -76,7 +76,8 @@ def rows(path):
 def test_probabilities_are_those_of_the_network_on_its_own_test_split(run, sounds, tmp_path, capsys):
     target = tmp_path / "found.csv"
     assert main(["predict", str(run), str(sounds / "test"), "--top", "3", "--csv", str(target)]) == 0
-    network, config = load_run(run)
+    loaded = load_run(run)
+    network, config = loaded.network, loaded.config
     data = build_data(config["data"])
     expected = {}
     for place in range(15):  # two views of each, whose logits are averaged
@@ -143,7 +144,8 @@ def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
     assert main(["predict", str(run), str(file), "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [[str(file), "pitch"], [str(file), "again"]]
-    network, config = load_run(run)
+    loaded = load_run(run)
+    network, config = loaded.network, loaded.config
     data = build_data(config["data"]).tasks["again"]
     inputs, _ = data.prepare_batch((data.read(file)[None], torch.zeros(1)))
     with torch.no_grad():
@@ -165,7 +167,8 @@ def pictures(folder):
 
 def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
     run = trained(tmp_path, *pictures(tmp_path / "images"))
-    network, config = load_run(run)
+    loaded = load_run(run)
+    network, config = loaded.network, loaded.config
     data = build_data(config["data"])
     inputs, _ = data.prepare_batch(data.test_set)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from diffstride.experiments.data import ClassificationData, MultiTask, Synthetic
 from diffstride.experiments.data.base import Axis
 from diffstride.experiments.models import Heads
 from diffstride.experiments.training import Classifier
-from diffstride.experiments.training.runs import load_data
+from diffstride.experiments.training.runs import load_run
 from tests.helpers.datasets import epoch, place
 
 
@@ -229,7 +229,7 @@ def test_a_training_of_two_tasks_leaves_the_mean_of_their_accuracies(tmp_path):
     assert result["accuracy"] == pytest.approx((accuracies["pitch"] + accuracies["timbre"]) / 2)
     assert (result["steps"], result["data"], result["axes"]) == (5, "MultiTask", {"time": "Hz"})
 
-    known = load_data(cli.run_folder)
+    known = load_run(cli.run_folder).data()
     for task in ("pitch", "timbre"):
         assert known.tasks[task].classes == data.tasks[task].classes
         assert torch.equal(known.tasks[task].mean, data.tasks[task].mean)

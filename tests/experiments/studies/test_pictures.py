@@ -187,7 +187,8 @@ def run(tmp_path_factory):
 
 
 def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
-    network, config = load_run(run)
+    loaded = load_run(run)
+    network, config = loaded.network, loaded.config
     inputs = sample_inputs(build_data(config["data"]))
     assert any(layer.strides != layer.initial_strides for _, layer in learnable_layers(network))
     windows = run_windows(run)
@@ -301,8 +302,8 @@ def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path):
     made = figure(tmp_path, "spectrogram")
     panels = made.axes
     images = [torch.as_tensor(panel.get_images()[0].get_array().data).T for panel in panels]
-    net, config = load_run(run)
-    built = build_data(config["data"])
+    loaded = load_run(run)
+    net, built = loaded.network, build_data(loaded.config["data"])
     sound, _ = built.prepare_batch((built.test_set[0][:1], built.test_set[1][:1]))
     (_, layer), *_ = learnable_layers(net)
     torch.testing.assert_close(images[0], sound[0, 0])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,12 @@ from typing import Any
 import torch
 from rich.text import Text
 
-from diffstride._files import atomic_write_text
 from diffstride.experiments.benchmark.measure import WARMUP, Row, measure
 from diffstride.experiments.benchmark.suites import DTYPES, SUITES, Settings, calibration, crossovers
 from diffstride.experiments.benchmark.tables import case_name, sheets
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least, check_file
-from diffstride.experiments.provenance import provenance
+from diffstride.experiments.provenance import write_report
 
 DESCRIPTION = """Measure time and peak memory of forward and backward passes against the alternatives.
 
@@ -75,13 +72,11 @@ def bench(arguments: Sequence[str]) -> None:
                     table.add_row(*line)
             console.print(table)
     report: dict[str, Any] = {
-        **provenance(device),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "allocator": malloc or "default",
         "repeats": repeats,
         "seed": options.seed,
-        "command": shlex.join(["diffstride", "bench", *arguments]),
         "rows": rows,
         "missing": missing,
     }
@@ -90,7 +85,7 @@ def bench(arguments: Sequence[str]) -> None:
         literal = ", ".join(f"torch.{dtype}: {length}" for dtype, length in report["crossover"].items())
         console.say(f"For diffstride.backends.resample: DENSE_UP_TO = {{{literal}}}")
     if options.out:
-        atomic_write_text(options.out, json.dumps(report, indent=1) + "\n")
+        write_report(options.out, ["bench", *arguments], device, report)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

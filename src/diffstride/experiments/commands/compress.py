@@ -6,38 +6,26 @@ import argparse
 import copy
 import json
 import random
-import shlex
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
 from torch import nn
 
-from diffstride._files import atomic_write_text
-from diffstride._text import printable
 from diffstride.cost import CostModel, count_macs
 from diffstride.errors import InterruptedRunError, UsageError
 from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least
-from diffstride.experiments.provenance import provenance
+from diffstride.experiments.provenance import write_report
 from diffstride.experiments.training.documents import read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
-from diffstride.experiments.training.runs import (
-    build_classifier,
-    build_data,
-    find_run,
-    load_data,
-    load_run,
-    read_result,
-)
+from diffstride.experiments.training.runs import Run, build_classifier, build_data, load_run, read_result
 from diffstride.export import freeze
 
 DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
@@ -50,47 +38,36 @@ is fine-tuned with the best, at constant sizes.
 The result is a run like any other, in RUNS/NAME: report, predict and export take it. A command that was interrupted
 goes on when it is given again. compress.json has the accuracy, multiply-accumulates and latency of each stage."""
 
-_EVALUATION = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-
 
 def compress(arguments: Sequence[str]) -> None:
     """Insert, train, evaluate, print a table."""
     options = _options(arguments)
-    checkpoint, config_file = find_run(options.run)
-    result = read_result(config_file.parent)
+    with quiet():
+        run = load_run(options.run)
+        sample_shape = run.data().sample_shape
+    result = read_result(run.folder)
     if result is None or not result["epochs"] or not result["steps"]:
         raise UsageError(f"{options.run} has no result: finish the run first (--ckpt_path last)")
-    with quiet():
-        original = load_run(options.run)
-        sample_shape = load_data(options.run).sample_shape
-    name = options.name or as_name(f"{config_file.parent.name}-{options.budget:g}")
-    folder = Path(options.runs or config_file.parent.parent).expanduser() / check_name("--name", name)
-    steps_per_epoch = result["steps"] / result["epochs"]
-    cost = CostModel(original.network, torch.zeros(1, *sample_shape))
+    name = options.name or as_name(f"{run.folder.name}-{options.budget:g}")
+    folder = Path(options.runs or run.folder.parent).expanduser() / check_name("--name", name)
+    cost = CostModel(run.network, torch.zeros(1, *sample_shape))
     budget = options.budget * cost.exact() / cost.baseline()  # a network with learned strides may be above its baseline
-    config = compressed(original.config, checkpoint, sample_shape, options, steps_per_epoch, budget)
+    steps = round(options.epochs * result["steps"] / result["epochs"])
+    config = _compressed(run, sample_shape, options, steps, budget)
     _check_same(folder, config)
     console = PlainConsole(width=100)
     if not (folder / "result.json").exists():
         resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").exists() else []
-        with tempfile.TemporaryDirectory() as temporary:
-            given = Path(temporary) / "config.yaml"
-            given.write_text(yaml.safe_dump(config, sort_keys=False))
-            try:
-                train(["--config", str(given), "--runs", str(folder.parent), "--name", folder.name, *resume])
-            except InterruptedRunError as error:
-                raise InterruptedRunError("interrupted: the same command goes on from here") from error
+        try:
+            train(["--config", json.dumps(config), "--runs", str(folder.parent), "--name", folder.name, *resume])
+        except InterruptedRunError as error:
+            raise InterruptedRunError("interrupted: the same command goes on from here") from error
     with console.status("evaluating"), quiet():
-        stages = _stages(original.network, config, folder, result["accuracy"])
-    report = {
-        **provenance(torch.device("cpu")),
-        "command": shlex.join(["diffstride", "compress", *map(str, arguments)]),
-        "budget": options.budget,
-        "stages": stages,
-        "strides": read_json(folder / "result.json")["strides"],
-    }
-    atomic_write_text(folder / "compress.json", json.dumps(report, indent=1) + "\n")
-    table = make_table(f"{config_file.parent.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
+        stages = _stages(run.network, config, folder, result["accuracy"])
+    learned = read_json(folder / "result.json")["strides"]
+    report = {"budget": options.budget, "stages": stages, "strides": learned}
+    write_report(folder / "compress.json", ["compress", *arguments], torch.device("cpu"), report)
+    table = make_table(f"{run.folder.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
     for key, text, scale in (
         ("accuracy", "accuracy, %", 100), ("macs", "million MACs per sample", 1e-6),
         ("resampling_macs", "of them resampling", 1e-6), ("latency_ms", "ms for one sample, strides fixed", 1),
@@ -98,21 +75,17 @@ def compress(arguments: Sequence[str]) -> None:
     ):  # fmt: skip
         table.add_row(text, *(f"{scale * stage[key]:.4g}" for stage in stages.values()))
     console.print(table)
-    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in report["strides"].items())
-    console.say(printable(f"{folder}: strides {layers}"))
+    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in learned.items())
+    console.say(f"{folder}: strides {layers}")
 
 
-def compressed(
-    config: Mapping[str, Any],
-    checkpoint: Path,
-    sample_shape: Sequence[int],
-    options: argparse.Namespace,
-    steps_per_epoch: float,
-    budget: float,
+def _compressed(
+    run: Run, sample_shape: Sequence[int], options: argparse.Namespace, steps: int, budget: float
 ) -> dict[str, Any]:
-    """Return the configuration of the fine-tuning of a run's network with inserted strides."""
-    changed: dict[str, Any] = copy.deepcopy(dict(config))
-    network, model = changed["model"]["network"], changed["model"]
+    """Return the configuration of a fine-tuning of so many steps of a run's network with inserted strides."""
+    changed = copy.deepcopy(run.config)
+    model = changed["model"]
+    network = model["network"]
     model["network"] = {
         "class_path": "diffstride.experiments.models.Built",
         "init_args": {
@@ -122,19 +95,17 @@ def compressed(
             "options": {"smoothness": options.smoothness, "window": options.window, "exclude": options.exclude},
         },
     }
-    steps = round(options.epochs * steps_per_epoch)
     rate = options.lr or max(model["learning_rates"]) / 5
     measured = options.search == "measured"
     model |= {
-        "init_from": str(checkpoint), "budget": budget, "stride_search": options.search,
+        "init_from": str(run.checkpoint), "budget": budget, "stride_search": options.search,
         "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
         "exploration": None, "stride_lr": options.stride_lr, "search_steps": 0, "search_rounds": 1,
         "budget_warmup": 0,
     }  # fmt: skip
     changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
-    for key in ("name", "runs", "ckpt_path"):
-        changed.pop(key, None)
+    changed["ckpt_path"] = None
     return changed
 
 
@@ -156,29 +127,24 @@ def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accura
     data = build_data(config["data"])
     inserted = build_classifier(config["model"])
     inserted.load_initial_weights()
-    trainer = Trainer(**_EVALUATION)  # type: ignore[arg-type]
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     (metrics,) = trainer.validate(inserted, datamodule=data, verbose=False)
-    networks = {
-        "before": original,
-        "inserted": inserted.network.eval(),
-        "fine-tuned": load_run(folder).network,
-    }
-    accuracies = {
-        "before": accuracy,
-        "inserted": metrics["val/accuracy"],
-        "fine-tuned": read_json(folder / "result.json")["accuracy"],
+    stages = {
+        "before": (original, accuracy),
+        "inserted": (inserted.network.eval(), metrics["val/accuracy"]),
+        "fine-tuned": (load_run(folder).network, read_json(folder / "result.json")["accuracy"]),
     }
     example = torch.zeros(1, *data.sample_shape)
-    frozen = {name: freeze(network.float(), example) for name, network in networks.items()}
-    stages = {}
-    latencies = [_latencies(frozen, example.expand(batch, *data.sample_shape).contiguous()) for batch in (1, 64)]
-    for name, network in networks.items():
+    frozen = {name: freeze(network.float(), example) for name, (network, _) in stages.items()}
+    single, batch = (_latencies(frozen, torch.zeros(size, *data.sample_shape)) for size in (1, 64))
+    found = {}
+    for name, (network, reached) in stages.items():
         macs = count_macs(network, example)
-        stages[name] = {
-            "accuracy": accuracies[name], "macs": sum(macs), "resampling_macs": macs.resampling,
-            "latency_ms": latencies[0][name], "latency_batch_ms": latencies[1][name],
+        found[name] = {
+            "accuracy": reached, "macs": sum(macs), "resampling_macs": macs.resampling,
+            "latency_ms": single[name], "latency_batch_ms": batch[name],
         }  # fmt: skip
-    return stages
+    return found
 
 
 def _latencies(networks: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, float]:

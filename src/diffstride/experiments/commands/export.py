@@ -24,9 +24,8 @@ from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.data import MultiTask
 from diffstride.experiments.parser import CommandParser, at_least, by, check_new_file
 from diffstride.experiments.provenance import provenance
-from diffstride.experiments.training.checkpoints import read_checkpoint
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.runs import Run, build_classifier, find_run, load_data, load_run, read_result
+from diffstride.experiments.training.runs import Run, build_classifier, load_run, read_result
 from diffstride.export import OnnxFile, freeze, onnx_session, to_onnx, to_safetensors
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import learnable_layers, strides
@@ -58,10 +57,10 @@ def export(arguments: Sequence[str]) -> None:
     console = PlainConsole(width=100)
     with console.status("loading the run"), quiet():
         run = load_run(options.run)
-        known = _known(options.run, options.input)
+        known = _known(run, options.input)
         example = torch.randn(options.batch, *known["sample_shape"])
         learned = _learned(run.network, example)
-        metadata = _metadata(options.run, run, known)
+        metadata = _metadata(run, known)
     if learned.row_count:
         console.print(learned)
     else:
@@ -80,10 +79,10 @@ def export(arguments: Sequence[str]) -> None:
         _compare(run, written, example, options.repeats, console)
 
 
-def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def _known(run: Run, shape: tuple[int, ...] | None) -> dict[str, Any]:
     """Return the description of the data in the checkpoint, with the shape of a sample from --input if given."""
     try:
-        data = load_data(given)
+        data = run.data()
     except UsageError as error:
         if shape is None:
             raise UsageError(
@@ -96,17 +95,16 @@ def _known(given: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
     return known if shape is None else known | {"sample_shape": shape}
 
 
-def _metadata(given: Path, run: Run, known: dict[str, Any]) -> dict[str, str]:
+def _metadata(run: Run, known: dict[str, Any]) -> dict[str, str]:
     """Return the metadata of a file as JSON texts."""
-    checkpoint, config_file = find_run(given)
     facts: dict[str, Any] = {
         "network": run.config["model"]["network"],
         "strides": strides(run.network),
         **known,
         "versions": provenance(torch.device("cpu"))["versions"],
     }
-    result = read_result(config_file.parent)
-    if result is not None and result["steps"] == read_checkpoint(checkpoint)["global_step"]:  # of this checkpoint
+    result = read_result(run.folder)
+    if result is not None and result["steps"] == run.saved["global_step"]:  # of this checkpoint
         facts["accuracy"] = result["accuracy"]
     return {name: json.dumps(fact, default=Tensor.tolist) for name, fact in facts.items()}
 

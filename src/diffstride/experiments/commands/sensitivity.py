@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffstride._files import atomic_write_text
 from diffstride.convert import insert
 from diffstride.cost import CostModel
-from diffstride.cost.sensitivity import Sensitivity
 from diffstride.experiments.console import PlainConsole, make_table, plain
 from diffstride.experiments.figures import style
 from diffstride.experiments.figures.sensitivity import tradeoffs
 from diffstride.experiments.parser import CommandParser, at_least
-from diffstride.experiments.provenance import provenance
+from diffstride.experiments.provenance import write_report
 from diffstride.experiments.training.fit import quiet
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, find_run, load_run
+from diffstride.experiments.training.runs import build_data, load_run
 from diffstride.nn.strides import learnable_layers
 
 DESCRIPTION = """Measure how the loss of a run's network changes when each stride changes alone, on training data, and
@@ -53,18 +48,21 @@ def sensitivity(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     console = PlainConsole(width=110)
     with console.status("measuring"), quiet():
-        found = measure(options)
-    folder = find_run(options.run)[1].parent
+        run = load_run(options.run)
+        folder, network = run.folder, run.network
+        data = build_data(run.config["data"])
+        if not any(learnable_layers(network)):
+            insert(network, torch.zeros(2, *data.sample_shape), exclude=options.exclude)
+        loss = recalibrated_loss(data, torch.device("cpu"), samples=options.samples, steps=options.steps)
+        found = CostModel(network, torch.zeros(1, *data.sample_shape)).sensitivity(loss)
     report = {
-        **provenance(torch.device("cpu")),
-        "command": shlex.join(["diffstride", "sensitivity", *map(str, arguments)]),
         "loss": found.loss,
         "macs": found.cost,
         "changes": [change._asdict() for change in found.changes],
         "rank_correlation": {layer: _number(found.rank_correlation(layer)) for layer in found.layers},
         "sign_agreement": {layer: found.sign_agreement(layer) for layer in found.layers},
     }
-    atomic_write_text(folder / "sensitivity.json", json.dumps(report, indent=1) + "\n")
+    write_report(folder / "sensitivity.json", ["sensitivity", *arguments], torch.device("cpu"), report)
     style.save(tradeoffs(found, title=f"Loss and cost of single strides: {folder.name}"), folder / "sensitivity")
     table = make_table(
         f"{folder.name}: loss {found.loss:.4f}, {found.cost / 1e6:.4g} million MACs",
@@ -82,17 +80,6 @@ def sensitivity(arguments: Sequence[str]) -> None:
         f"The gradient predicts {found.sign_agreement():.0%} of the signs; rank correlation "
         f"{found.rank_correlation():.2f}. {folder / 'sensitivity.png'} shows the changes."
     )
-
-
-def measure(options: argparse.Namespace) -> Sensitivity:
-    """Return the sensitivity of a run's network."""
-    run = load_run(options.run)
-    data = build_data(run.config["data"])
-    network = run.network
-    if not any(True for _ in learnable_layers(network)):
-        insert(network, torch.zeros(2, *data.sample_shape), exclude=options.exclude)
-    loss = recalibrated_loss(data, torch.device("cpu"), samples=options.samples, steps=options.steps)
-    return CostModel(network, torch.zeros(1, *data.sample_shape)).sensitivity(loss)
 
 
 def _number(value: float) -> Any:

@@ -231,8 +231,8 @@ def _history(run: Path) -> list[StrideRow]:
 
 def look_into(run: Path) -> tuple[nn.Module, ClassificationData]:
     """Return the network and the data of a run."""
-    network, config = load_run(run)
-    return network, shared_data(config)
+    loaded = load_run(run)
+    return loaded.network, shared_data(loaded.config)
 
 
 def shared_data(config: Mapping[str, Any]) -> ClassificationData:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import resource
 import statistics
 import time
@@ -273,7 +272,7 @@ def _cutoffs(module: Classifier, data: ClassificationData) -> dict[str, Any] | N
 
 
 def _reset_peak_memory(device: torch.device) -> None:
-    """Reset the peak of earlier work in this process. On the CPU only Linux can."""
+    """Reset the peak of earlier work in this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -285,5 +284,4 @@ def _peak_memory(device: torch.device) -> int:
     """Return the largest number of bytes: allocated on the GPU, or resident in memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

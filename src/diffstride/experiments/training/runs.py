@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -22,57 +23,66 @@ from diffstride.experiments.training.schema import Result, check_result
 _BUILDING = (yaml.YAMLError, FileNotFoundError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
 
 
-class Run(NamedTuple):
-    """A run's network in evaluation mode, and the configuration that built it."""
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run read from its folder.
+
+    Attributes:
+        network: the network in evaluation mode.
+        config: the configuration that built it.
+        folder: the folder of the run.
+        checkpoint: the file of the weights.
+        saved: the content of that file.
+    """
 
     network: nn.Module
     config: dict[str, Any]
+    folder: Path
+    checkpoint: Path
+    saved: dict[str, Any]
 
+    def data(self) -> ClassificationData:
+        """Return the data without samples: they can prepare files like those of the run.
 
-def find_run(given: Path) -> tuple[Path, Path]:
-    """Return the files of a run's checkpoint and configuration, from its folder or from a checkpoint in it."""
-    checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
-    if not checkpoint.is_file():
-        raise UsageError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
-    return checkpoint, checkpoint.absolute().parent.parent / "config.yaml"
+        Raises:
+            UsageError: a configuration or a checkpoint that does not describe data.
+        """
+        try:
+            data = _make_data(self.config["data"])
+        except _BUILDING as error:
+            raise UsageError(f"{self.folder / 'config.yaml'} does not describe data: {one_line(error)}") from error
+        try:
+            data.load_state_dict(self.saved[type(data).__qualname__])
+        except KeyError as error:
+            raise UsageError(
+                f"{self.checkpoint} does not describe its data ({one_line(error)}): train again"
+            ) from error
+        return data
 
 
 def load_run(given: Path) -> Run:
-    """Return the network of a run, from its folder or from a checkpoint in it.
+    """Return a run from its folder, or from a checkpoint in it.
 
     Raises:
         UsageError: files that do not exist, cannot be read or do not belong together.
     """
-    checkpoint, config_file = find_run(given)
+    checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    if not checkpoint.is_file():
+        raise UsageError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
+    folder = checkpoint.absolute().parent.parent
+    config_file = folder / "config.yaml"
     try:
         config = read_yaml(config_file)
         network = build_classifier(config["model"])
     except _BUILDING as error:
         raise UsageError(f"{config_file} does not describe a network: {one_line(error)}") from error
-    state = read_checkpoint(checkpoint)["state_dict"]
+    saved = read_checkpoint(checkpoint)
+    weights = {k: v for k, v in saved["state_dict"].items() if not k.startswith("cost.")}  # a budget's state
     try:
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("cost.")})  # a budget's state
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"{checkpoint} is of another network than {config_file} describes") from error
-    return Run(network.network.eval(), config)
-
-
-def load_data(given: Path) -> ClassificationData:
-    """Return the data of a run from its checkpoint, without samples: it can prepare files like those of the run.
-
-    Raises:
-        UsageError: files that do not exist, cannot be read or do not belong together.
-    """
-    checkpoint, config_file = find_run(given)
-    try:
-        data = _make_data(read_yaml(config_file)["data"])
-    except _BUILDING as error:
-        raise UsageError(f"{config_file} does not describe data: {one_line(error)}") from error
-    try:
-        data.load_state_dict(read_checkpoint(checkpoint)[type(data).__qualname__])
-    except KeyError as error:
-        raise UsageError(f"{checkpoint} does not describe its data ({one_line(error)}): train again") from error
-    return data
+    return Run(network.network.eval(), config, folder, checkpoint, saved)
 
 
 def read_result(folder: Path) -> Result | None:

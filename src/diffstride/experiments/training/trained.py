@@ -14,7 +14,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData, DataError, MultiTask
 from diffstride.experiments.data.base import mean_of_views
 from diffstride.experiments.parser import by
-from diffstride.experiments.training.runs import load_data, load_run
+from diffstride.experiments.training.runs import load_run
 
 
 class Prediction(NamedTuple):
@@ -91,7 +91,7 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> TrainedNetwork:
     Raises:
         UsageError: files that do not exist, cannot be read or do not belong together.
     """
-    network, config = load_run(Path(run))
-    data = load_data(Path(run))
+    loaded = load_run(Path(run))
+    data = loaded.data()
     tasks: Mapping[str, ClassificationData] = data.tasks if isinstance(data, MultiTask) else {"": data}
-    return TrainedNetwork(network.to(device), config, tasks, torch.device(device))
+    return TrainedNetwork(loaded.network.to(device), loaded.config, tasks, torch.device(device))
