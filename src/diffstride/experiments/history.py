@@ -89,12 +89,9 @@ def drop_rows_from(path: str | Path, step: int) -> None:
     if not rows:  # a line without its end may be there, and nothing can be written after it
         path.unlink(missing_ok=True)
         return
-    kept = [row for row in rows if None not in row.values() and _is_before(row["step"], step)]
+    whole = (row for row in rows if None not in row.values() and row["step"].isdecimal())
+    kept = [row for row in whole if int(row["step"]) < step]
     with atomic_path(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [name for name in rows[0] if name is not None], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(kept)
-
-
-def _is_before(cell: str, step: int) -> bool:
-    return cell.isdecimal() and len(cell) < 19 and int(cell) < step

@@ -8,6 +8,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,16 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
 
 def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
     """Measure the latencies and print them as a table."""
-    steps = {
-        "as trained, PyTorch": _eager(run.network, example),
-        "strides fixed, PyTorch": _eager(freeze(run.network, example), example),
+    steps: dict[str, Callable[[], object]] = {
+        "as trained, PyTorch": partial(run.network, example),
+        "strides fixed, PyTorch": partial(freeze(run.network, example), example),
         "strides fixed, onnxruntime": _onnxruntime(written.path, example),
     }
     with console.status("building the strided model"), tempfile.TemporaryDirectory() as folder, quiet():
         strided = _strided(run)
         if isinstance(strided, nn.Module):
             path = to_onnx(strided, example, Path(folder) / "strided.onnx").path
-            steps["strided convolutions, PyTorch"] = _eager(strided, example)
+            steps["strided convolutions, PyTorch"] = partial(strided, example)
             steps["strided convolutions, onnxruntime"] = _onnxruntime(path, example)
     with console.progress(transient=True) as progress, torch.inference_mode():
         task = progress.add_task("measuring", total=WARMUP + repeats)
@@ -163,14 +164,9 @@ def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console
     )
 
 
-def _eager(model: nn.Module, example: Tensor) -> Callable[[], object]:
-    return lambda: model(example)
-
-
 def _onnxruntime(path: Path, example: Tensor) -> Callable[[], object]:
     session = onnx_session(path)
-    inputs = {session.get_inputs()[0].name: example.numpy()}
-    return lambda: session.run(None, inputs)
+    return partial(session.run, None, {session.get_inputs()[0].name: example.numpy()})
 
 
 def _strided(run: Run) -> nn.Module | str:

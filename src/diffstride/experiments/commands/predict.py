@@ -7,7 +7,7 @@ import csv
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,13 @@ def predict(arguments: Sequence[str]) -> None:
         trained = load(options.run, "cuda" if torch.cuda.is_available() else "cpu")
     console = PlainConsole(stderr=True)
     unread = 0
-    with ExitStack() as stack:
-        rows = None if options.csv is None else stack.enter_context(_new_csv(options.csv))
-        bar = console.progress(
-            transient=True,
-            disable=len(files) < 2 or not console.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),  # on one terminal, lines go above the bar
-        )
-        for file in stack.enter_context(bar).track(files, description="predicting"):
+    bar = console.progress(
+        transient=True,
+        disable=len(files) < 2 or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # on one terminal, lines go above the bar
+    )
+    with nullcontext() if options.csv is None else _new_csv(options.csv) as rows, bar:
+        for file in bar.track(files, description="predicting"):
             try:
                 found = trained.predict(file, options.top, resize=options.resize)
             except DataError as error:

@@ -7,6 +7,7 @@ import json
 import resource
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,8 @@ class StrideProgressBar(RichProgressBar):
         """Return the metrics of the line."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if learned := _strides_in_short(pl_module):
-            metrics["strides"] = learned
+        if learned := strides(network_of(pl_module)):
+            metrics["strides"] = in_short(learned)
         return dict(metrics)
 
 
@@ -146,13 +147,14 @@ class EpochLines(Callback):
             for key, name in {"train/loss": "loss", "val/loss": "validation loss", "val/accuracy": "accuracy"}.items()
             if key in trainer.callback_metrics
         ]
-        learned = _strides_in_short(pl_module)
-        print(", ".join([*parts, *([f"strides {learned}"] if learned else [])]), flush=True)
+        if learned := strides(network_of(pl_module)):
+            parts.append(f"strides {in_short(learned)}")
+        print(", ".join(parts), flush=True)
 
 
-def _strides_in_short(pl_module: LightningModule) -> str:
-    learned = strides(network_of(pl_module)).values()
-    return " ".join("x".join(f"{s:.2f}" for s in layer) for layer in learned)
+def in_short(learned: Mapping[str, Sequence[float]]) -> str:
+    """Return the strides of layers as in 3.00x2.50 2.00."""
+    return " ".join("x".join(f"{stride:.2f}" for stride in layer) for layer in learned.values())
 
 
 class WriteResult(Callback):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -120,9 +121,8 @@ def _class_of(name: str) -> type | None:
     for place in PLACES:
         if (own := _own_classes(place).get(name)) is not None:
             return own
-    module, _, bare = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), bare)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError):
         return None
     return found if isinstance(found, type) else None
@@ -131,9 +131,5 @@ def _class_of(name: str) -> type | None:
 def _own_classes(place: str) -> dict[str, type]:
     """Return our classes for a place by their names."""
     module, base = PLACES[place]
-    exported = {name: getattr(module, name) for name in module.__all__}
-    return {
-        name: kind
-        for name, kind in exported.items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
-    }
+    classes = inspect.getmembers(module, lambda it: inspect.isclass(it) and issubclass(it, base) and it is not base)
+    return {name: kind for name, kind in classes if name in module.__all__}

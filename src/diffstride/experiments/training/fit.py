@@ -42,6 +42,7 @@ from diffstride.experiments.training.callbacks import (
     StrideHistory,
     StrideProgressBar,
     WriteResult,
+    in_short,
 )
 from diffstride.experiments.training.checkpoints import (
     AtomicCheckpointIO,
@@ -196,10 +197,9 @@ class FitCLI(LightningCLI):
         for callback in further:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = callback.dirpath or str(folder / "more_checkpoints")
-        if given.get("enable_progress_bar") is False or not sys.stderr.isatty():
-            kwargs["enable_progress_bar"] = False
         if given.get("enable_progress_bar") is not False:
             callbacks.append(StrideProgressBar() if sys.stderr.isatty() else EpochLines())
+            kwargs["enable_progress_bar"] = sys.stderr.isatty()
         trainer = super().instantiate_trainer(
             logger=[self._csv, LiveView(folder, self.checkpoint_step), *self._further_loggers],
             callbacks=[*further, *callbacks],
@@ -357,10 +357,10 @@ def has_several_processes(config: Mapping[str, Any]) -> bool:
     Lightning starts them with the command line of this process, which must be that of one training.
     """
     given = {name: config[name] for name in ("accelerator", "devices", "num_nodes")}
-    strategy = config["strategy"] if isinstance(config["strategy"], str) else "auto"
-    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    given["strategy"] = config["strategy"] if isinstance(config["strategy"], str) else "auto"
     with quiet(), suppress(MisconfigurationException, RuntimeError, ValueError):  # the training explains the mistake
-        return bool(Trainer(**given, **off, strategy=strategy).world_size > 1)
+        trainer = Trainer(**given, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        return bool(trainer.world_size > 1)
     return False
 
 
@@ -433,7 +433,6 @@ def fit(arguments: Sequence[str]) -> None:
     result = read_json(cli.run_folder / "result.json")
     parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
     if result["strides"]:
-        layers = ("x".join(f"{stride:.2f}" for stride in layer) for layer in result["strides"].values())
-        parts.append(f"strides {', '.join(layers)}")
+        parts.append(f"strides {in_short(result['strides'])}")
     parts.append(f"{total_macs(result) / 1e6:.2f} million MACs per sample")
     print(printable(f"{cli.run_folder}: {', '.join(parts)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -29,8 +30,11 @@ def check_kind(value: Any, kind: Any, where: str = "it") -> None:
         return
     if origin in (Union, UnionType):
         *others, last = sorted(inner, key=lambda each: each is not NoneType)  # the message is about a kind not null
-        if not any(_is_kind(value, each) for each in others):
-            check_kind(value, last, where)
+        for each in others:
+            with suppress(ValueError):
+                check_kind(value, each)
+                return
+        check_kind(value, last, where)
     elif is_typeddict(kind):
         check_kind(value, dict, where)
         for name, of in get_type_hints(kind).items():
@@ -47,14 +51,6 @@ def check_kind(value: Any, kind: Any, where: str = "it") -> None:
     elif origin in (list, tuple) and inner:
         for i, entry in enumerate(value):
             check_kind(entry, inner[0], f"{where}[{i}]")
-
-
-def _is_kind(value: Any, kind: Any) -> bool:
-    try:
-        check_kind(value, kind)
-    except ValueError:
-        return False
-    return True
 
 
 class Cutoffs(TypedDict):
