@@ -113,17 +113,23 @@ class _ShortHelp(_CompleteHelp):
         return f"{text} (default: %(default)s)" if has_default else str(text)
 
 
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Raise the errors of a wrong configuration as a UsageError."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, ImportError, ArgumentError, MisconfigurationException) as error:
+        causes = _causes(error)  # the parser wraps those of classes
+        raise UsageError(one_line(next((it for it in causes if _is_raised_in(diffstride, it)), error))) from error
+
+
 class FitCLI(LightningCLI):
-    """Lightning's command line with a run folder."""
+    """Lightning's command line with a run folder. Arguments are parsed without any effect; then `build` is called."""
 
     run_folder: Path
     result_writer: WriteResult
     continues_own_folder = False  # True: the checkpoint is one of the run itself
     checkpoint_step: int | None = None  # steps of the checkpoint to resume from, which may be another run's
-
-    def __init__(self, *args: Any, locks: ExitStack, **kwargs: Any) -> None:
-        self._locks, self._is_first = locks, not _get_rank()  # None where there is one process
-        super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; name an unknown key with the nearest right one."""
@@ -145,9 +151,16 @@ class FitCLI(LightningCLI):
         parser.add_argument("--checkpoint_minutes", type=NonNegativeFloat, default=10.0, help=minutes)
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
-    def before_instantiate_classes(self) -> None:
-        """Choose the run folder, so that nothing is overwritten and nothing lost."""
-        config = self.config
+    def _set_seed(self) -> None:
+        """Leave the random numbers as they are until `build`."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing until `build`."""
+
+    @_in_one_line()
+    def build(self, locks: ExitStack) -> None:
+        """Choose the run folder, so that nothing is overwritten and nothing lost; build network, data and trainer."""
+        self._locks, self._is_first, config = locks, not _get_rank(), self.config  # no rank: one process
         if config.trainer.default_root_dir is not None:
             raise UsageError(f"{_REFUSED} cannot be set: a run has its folder (--runs, --name)")
         if config.trainer.logger is False:
@@ -157,13 +170,15 @@ class FitCLI(LightningCLI):
         os.environ[_RUN_NAME] = check_name("--name", config.name)
         self.run_folder = Path(config.runs).expanduser() / config.name
         if config.ckpt_path:
-            self._find_checkpoint(config)
+            self._find_checkpoint()
         if not self.continues_own_folder and self._is_first:
             check_new(self.run_folder)
+        super()._set_seed()
+        super().instantiate_classes()
 
-    def _find_checkpoint(self, config: Any) -> None:
-        folder = self.run_folder
-        path = folder / "checkpoints" / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
+    def _find_checkpoint(self) -> None:
+        folder, given = self.run_folder, self.config.ckpt_path
+        path = folder / "checkpoints" / "last.ckpt" if given == "last" else Path(given)
         self.continues_own_folder = (folder / RUN).is_file() and path.resolve().is_relative_to(folder.resolve())
         if self.continues_own_folder and self._is_first:
             # Before reading: another process may be about to write the next one.
@@ -171,13 +186,13 @@ class FitCLI(LightningCLI):
             remove_unfinished(folder / "checkpoints")
         saved = read_checkpoint(path)
         self.checkpoint_step, self._resumed = saved["global_step"], saved
-        config.ckpt_path = str(path)
+        self.config.ckpt_path = str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return a trainer with the callbacks and loggers of a run."""
         folder = self.run_folder
         self.result_writer = WriteResult(folder)
-        given = self._get(self.config_init, "trainer")
+        given = self.config_init.trainer
         checkpoints = folder / "checkpoints"
         self._csv = CSVLogger(folder, name="", version="")
         self._further_loggers = [] if given.get("logger") is True else _as_list(given.get("logger"))
@@ -337,7 +352,8 @@ def train(arguments: Sequence[str]) -> FitCLI:
         try:
             if _get_rank():  # the first process of a machine starts the others
                 end_with_parent()
-            cli = _construct(arguments, locks)
+            cli = _parsed(arguments)
+            cli.build(locks)
             cli.run()
         finally:
             if inherited is None:
@@ -348,7 +364,7 @@ def train(arguments: Sequence[str]) -> FitCLI:
 def parse(arguments: Sequence[str]) -> Any:
     """Return the complete configuration of some arguments of `diffstride fit`. Nothing is built or written."""
     with quiet():
-        return _construct(arguments, ExitStack(), _ParsedFit).config
+        return _parsed(arguments).config
 
 
 def has_several_processes(config: Mapping[str, Any]) -> bool:
@@ -364,50 +380,31 @@ def has_several_processes(config: Mapping[str, Any]) -> bool:
     return False
 
 
-class _ParsedFit(FitCLI):
-    """A command line that parses its arguments and does nothing else."""
-
-    def _set_seed(self) -> None:
-        """Leave the random numbers as they are."""
-
-    def before_instantiate_classes(self) -> None:
-        """Choose no folder."""
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-
-def _construct(arguments: Sequence[str], locks: ExitStack, kind: type[FitCLI] = FitCLI) -> FitCLI:
+@_in_one_line()
+def _parsed(arguments: Sequence[str]) -> FitCLI:
     arguments = list(arguments)
     formatter = _CompleteHelp if arguments[-2:] == ["--help", "all"] else _ShortHelp
     if formatter is _CompleteHelp:
         arguments.pop()
-    try:
-        return kind(
-            Classifier,
-            ClassificationData,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            run=False,
-            auto_configure_optimizers=False,
-            trainer_defaults={"enable_model_summary": False},
-            parser_kwargs={
-                "prog": "diffstride fit",
-                "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
-                "description": DESCRIPTION,
-                "formatter_class": formatter,
-                "allow_abbrev": False,
-                "exit_on_error": False,
-            },
-            save_config_callback=None,
-            args=arguments,
-            locks=locks,
-        )
-    except (ValueError, TypeError, RuntimeError, ImportError, ArgumentError, MisconfigurationException) as error:
-        own = (
-            cause for cause in _causes(error) if _is_raised_in(diffstride, cause)
-        )  # the parser wraps those of classes
-        raise UsageError(one_line(next(own, error))) from error
+    return FitCLI(
+        Classifier,
+        ClassificationData,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        run=False,
+        auto_configure_optimizers=False,
+        trainer_defaults={"enable_model_summary": False},
+        parser_kwargs={
+            "prog": "diffstride fit",
+            "usage": "diffstride fit --config FILE [--ARGUMENT VALUE ...]",
+            "description": DESCRIPTION,
+            "formatter_class": formatter,
+            "allow_abbrev": False,
+            "exit_on_error": False,
+        },
+        save_config_callback=None,
+        args=arguments,
+    )
 
 
 def _is_raised_in(package: ModuleType, error: BaseException) -> bool:
