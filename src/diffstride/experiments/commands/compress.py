@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import statistics
@@ -22,7 +21,7 @@ from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least
 from diffstride.experiments.provenance import write_report
-from diffstride.experiments.training.documents import read_json, read_yaml
+from diffstride.experiments.training.documents import flatten, read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
 from diffstride.experiments.training.runs import Run, build_classifier, build_data, load_run, read_result
@@ -83,7 +82,7 @@ def _compressed(
     run: Run, sample_shape: Sequence[int], options: argparse.Namespace, steps: int, budget: float
 ) -> dict[str, Any]:
     """Return the configuration of a fine-tuning of so many steps of a run's network with inserted strides."""
-    changed = copy.deepcopy(run.config)
+    changed = json.loads(json.dumps(run.config))  # a copy, with lists for the tuples of the parser
     model = changed["model"]
     network = model["network"]
     model["network"] = {
@@ -105,21 +104,16 @@ def _compressed(
         "budget_warmup": 0,
     }  # fmt: skip
     changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
-    changed["ckpt_path"] = None
-    return changed
+    return {key: part for key, part in changed.items() if key not in ("name", "runs", "ckpt_path")}
 
 
 def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that a folder has no run of other arguments."""
-    keys = "init_from", "budget", "stride_search", "stride_steps", "learning_rates", "milestones", "stride_lr"
-
-    def given(whole: Mapping[str, Any]) -> list[Any]:
-        options = whole["model"]["network"]["init_args"].get("options")
-        return [whole["trainer"]["max_epochs"], options, *(whole["model"].get(key) for key in keys)]
-
     file = folder / "config.yaml"
-    if file.exists() and given(read_yaml(file)) != given(config):
-        raise UsageError(f"{folder} holds a run with other arguments: give another --name")
+    if file.exists():
+        before = dict(flatten(read_yaml(file)))
+        if any(before.get(name) != value for name, value in flatten(config)):
+            raise UsageError(f"{folder} holds a run with other arguments: give another --name")
 
 
 def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accuracy: float | None) -> dict[str, Any]:

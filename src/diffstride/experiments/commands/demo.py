@@ -100,9 +100,7 @@ def demo(arguments: Sequence[str]) -> None:
 def _print(runs: Sequence[Run], data: PlantedBands, limits: Limits, console: PlainConsole) -> None:
     title = "Planted bands: the right stride is known"
     table = make_table(title, "method", "start", "end", "accuracy", "MACs/image", "time")
-    for previous, run in zip([None, *runs], runs, strict=False):
-        if previous and previous.start != run.start:
-            table.add_section()
+    for run in runs:
         (end,) = run.result["strides"].values() or [run.start]
         table.add_row(
             METHODS[run.method],
@@ -111,6 +109,7 @@ def _print(runs: Sequence[Run], data: PlantedBands, limits: Limits, console: Pla
             f"{run.result['accuracy']:.3f}",
             f"{total_macs(run.result) / 1e6:.2f} M",
             f"{run.result['train_seconds']:.0f} s",
+            end_section=run.method == COMPARED[-1],
         )
     console.print(table)
     b, (height, width) = data.band, limits.values()
