@@ -42,18 +42,16 @@ def stride_rows(
                 yield StrideRow(step, name, axis, stride, size)
 
 
-def append_rows(path: str | Path, rows: Iterable[StrideRow]) -> None:
+def append_rows(path: Path, rows: Iterable[StrideRow]) -> None:
     """Append to a CSV file, with a header if it is new."""
-    path = Path(path)
-    new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        if new:
+        if not file.tell():
             writer.writerow(StrideRow._fields)
         writer.writerows((r.step, csv_cell(r.layer), csv_cell(r.axis), f"{r.stride:.6g}", r.size) for r in rows)
 
 
-def read_rows(path: str | Path) -> list[StrideRow]:
+def read_rows(path: Path) -> list[StrideRow]:
     """Return what `append_rows` wrote; nothing where there is no file.
 
     Raises:
@@ -66,13 +64,12 @@ def read_rows(path: str | Path) -> list[StrideRow]:
         raise UsageError(f"{path} is damaged, it has rows that are no strides: remove it ({error})") from error
 
 
-def read_dicts(path: str | Path) -> list[dict[str, str]]:
+def read_dicts(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file with a header; nothing where there is no file. A line without its end is left out.
 
     Raises:
         UsageError: a file that is no table.
     """
-    path = Path(path)
     if not path.exists():
         return []
     try:
@@ -82,9 +79,8 @@ def read_dicts(path: str | Path) -> list[dict[str, str]]:
         raise UsageError(f"{path} is damaged, no table can be read from it: remove it ({error})") from error
 
 
-def drop_rows_from(path: str | Path, step: int) -> None:
+def drop_rows_from(path: Path, step: int) -> None:
     """Drop the rows of a CSV file from `step` on, which a resumed run writes again, and rows without a step."""
-    path = Path(path)
     rows = read_dicts(path)
     if not rows:  # a line without its end may be there, and nothing can be written after it
         path.unlink(missing_ok=True)
