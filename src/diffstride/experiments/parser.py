@@ -45,20 +45,15 @@ def at_least(least: int, *, or_zero: bool = False) -> Callable[[str], int]:
     return convert
 
 
-def check_new_file(path: Path, force: bool) -> None:
-    """Check that a file can be written, and replaces another one only with `force`."""
-    check_file(path)
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already: give another path, or --force to replace it")
-
-
-def check_file(path: Path) -> None:
-    """Check that a file can be written, before the work for it begins."""
+def check_file(path: Path, *, force: bool = True) -> None:
+    """Check that a file can be written, before the work for it begins; without `force`, that it is a new one."""
     check_output_path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give the path of a file")
     if not os.access(path.parent, os.W_OK, effective_ids=True):
         raise UsageError(f"cannot write {path} (the folder is locked): change its permissions, or give another path")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already: give another path, or --force to replace it")
 
 
 def by(size: Sequence[int]) -> str:

@@ -128,6 +128,7 @@ def test_precisions(run, precision):
         ("--ckpt_path last", "last.ckpt (No such file"),
         ("--runs /dev/null", "cannot open /dev/null/x"),
         ("--trainer.logger false", "trainer.logger cannot be set"),
+        ("--trainer.default_root_dir x", "unknown key trainer.default_root_dir"),
         ("--trainer.enable_checkpointing false", "enable_checkpointing=False"),
         ("--trainer.strategy ddp_spawn", "trainer.strategy must start separate processes"),
         ("--trainer.callbacks [ModelCheckpoint,ModelCheckpoint]", "more than one stateful callback"),

@@ -23,7 +23,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.benchmark.measure import WARMUP, Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.data import MultiTask
-from diffstride.experiments.parser import CommandParser, at_least, by, check_new_file
+from diffstride.experiments.parser import CommandParser, at_least, by, check_file
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.fit import quiet
 from diffstride.experiments.training.runs import Run, build_classifier, load_run, read_result
@@ -198,7 +198,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     options = parser.parse_args(arguments)
-    check_new_file(options.target, options.force)
+    check_file(options.target, force=options.force)
     if options.target.suffix not in (".onnx", ".safetensors"):
         raise UsageError(f"{options.target} must end in .onnx or .safetensors, which names the format")
     return options

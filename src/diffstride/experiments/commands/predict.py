@@ -18,7 +18,7 @@ from diffstride._text import csv_cell, printable
 from diffstride.errors import RunError, UsageError
 from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.data import DataError
-from diffstride.experiments.parser import CommandParser, at_least, check_new_file
+from diffstride.experiments.parser import CommandParser, at_least, check_file
 from diffstride.experiments.training.fit import quiet
 from diffstride.experiments.training.trained import load
 
@@ -103,5 +103,5 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace an existing table")
     options = parser.parse_args(arguments)
     if options.csv is not None:
-        check_new_file(options.csv, options.force)
+        check_file(options.csv, force=options.force)
     return options

@@ -72,7 +72,6 @@ trainer as well: --help all. To print all arguments as YAML: --print_config."""
 
 _RUN_NAME = "DIFFSTRIDE_RUN_NAME"
 
-_REFUSED = "trainer.default_root_dir"  # a run has its folder
 _TRAINER_HELP = {
     "max_epochs": "epochs to train",
     "max_steps": "optimiser steps to train; -1: all of max_epochs",
@@ -89,12 +88,7 @@ _TRAINER_HELP = {
 
 
 class _CompleteHelp(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """A formatter that keeps the lines of the description, and leaves out what is refused."""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        """Add an argument. (A suppressed help would drop its value from written configurations.)"""
-        if action.dest != _REFUSED:
-            super().add_argument(action)
+    """A formatter that keeps the lines of the description."""
 
 
 class _ShortHelp(_CompleteHelp):
@@ -142,7 +136,7 @@ class FitCLI(LightningCLI):
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's name and place, and pass the seed to the data."""
+        """Add the run's name and place, and pass the seed to the data. The trainer has no folder of its own."""
         parser.add_argument("--name", type=str, default=None, help="name of the run (default: date and time)")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         last = "checkpoint to resume from; `last`: the run's last one"
@@ -150,6 +144,7 @@ class FitCLI(LightningCLI):
         minutes = "minimum time between checkpoints within an epoch; each epoch ends with one"
         parser.add_argument("--checkpoint_minutes", type=NonNegativeFloat, default=10.0, help=minutes)
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("runs", "trainer.default_root_dir")
 
     def _set_seed(self) -> None:
         """Leave the random numbers as they are until `build`."""
@@ -161,8 +156,6 @@ class FitCLI(LightningCLI):
     def build(self, locks: ExitStack) -> None:
         """Choose the run folder, so that nothing is overwritten and nothing lost; build network, data and trainer."""
         self._locks, self._is_first, config = locks, not _get_rank(), self.config  # no rank: one process
-        if config.trainer.default_root_dir is not None:
-            raise UsageError(f"{_REFUSED} cannot be set: a run has its folder (--runs, --name)")
         if config.trainer.logger is False:
             raise UsageError("trainer.logger cannot be set to false: a run logs to its folder")
         # Lightning starts a process for each further device with the same arguments: the name must be the same, too.
