@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,37 +145,28 @@ def first_lost(module: LightningModule, repeat: Callable[[], Any]) -> str | None
     """
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if not found and not _finite(output):
-                within = f"in {name}" if _finite((args, kwargs)) else f"in what reaches {name}"
-                own = [key for key, parameter in layer.named_parameters(recurse=False) if not _finite(parameter)]
-                found.append(f"{within}, whose {own[0]} is not finite" if own else within)
+    def watch(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not found and not _finite(output):
+            within = f"in {name}" if _finite((args, kwargs)) else f"in what reaches {name}"
+            own = [key for key, parameter in layer.named_parameters(recurse=False) if not _finite(parameter)]
+            found.append(f"{within}, whose {own[0]} is not finite" if own else within)
 
-        return hook
-
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    handles = [
-        layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in module.named_modules() if name
-    ]
-    devices = [module.device] if module.device.type == "cuda" else []
-    silent = dict.fromkeys(("log", "log_dict"), lambda *_, **__: None)
-    vars(module).update(silent)
-    try:
+    with ExitStack() as undo:
+        for name, layer in module.named_modules():
+            if name:
+                undo.callback(layer.register_forward_hook(partial(watch, name), with_kwargs=True).remove)
+        for buffer in module.buffers():
+            undo.callback(buffer.copy_, buffer.clone())
+        for method in "log", "log_dict":
+            vars(module)[method] = lambda *_, **__: None
+            undo.callback(vars(module).pop, method)
         with (
-            contextlib.suppress(Exception),  # of a step that cannot be repeated; the layers until then were checked
-            torch.random.fork_rng(devices),
+            suppress(Exception),  # of a step that cannot be repeated; the layers until then were checked
+            torch.random.fork_rng([module.device] if module.device.type == "cuda" else []),
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),  # compiled graphs have no layers
         ):
             repeat()
-    finally:
-        for name in silent:
-            del vars(module)[name]
-        for handle in handles:
-            handle.remove()
-        for buffer, before in buffers:
-            buffer.copy_(before)
     return found[0] if found else None
 
 

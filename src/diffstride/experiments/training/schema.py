@@ -11,9 +11,8 @@ from torch import Tensor
 
 from diffstride._text import short_repr
 
-_CLASSES: dict[Any, Any] = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}
-_NAMES = {float: "a number", int: "an integer", str: "a text", dict: "a mapping", list: "a list", tuple: "a list",
-          NoneType: "null"}  # fmt: skip
+_CLASSES: dict[Any, Any] = {float: (int, float), list: (list, tuple)}
+_NAMES = {float: "a number", int: "an integer", str: "a text", dict: "a mapping", list: "a list", NoneType: "null"}
 
 
 def check_kind(value: Any, kind: Any, where: str = "it") -> None:
@@ -48,7 +47,7 @@ def check_kind(value: Any, kind: Any, where: str = "it") -> None:
         for name, entry in value.items():
             check_kind(name, inner[0], f"a key of {where}")
             check_kind(entry, inner[1], f"{where}[{name!r}]")
-    elif origin in (list, tuple) and inner:
+    elif origin is list and inner:
         for i, entry in enumerate(value):
             check_kind(entry, inner[0], f"{where}[{i}]")
 

@@ -19,11 +19,10 @@ TAGS = {
     "train/macs": "accuracy and cost/multiply-accumulates",
     "train/stride_cost": "accuracy and cost/relative cost (Eq. 6)",
     "epoch": "schedule/epoch",
-    **{
-        f"lr-{name}/{group}": f"schedule/rate of {group}"
-        for name in ("SGD", "AdamW")
-        for group in ("weights", "strides")
-    },
+    "lr-SGD/weights": "schedule/rate of weights",
+    "lr-SGD/strides": "schedule/rate of strides",
+    "lr-AdamW/weights": "schedule/rate of weights",
+    "lr-AdamW/strides": "schedule/rate of strides",
 }
 STRIDES, SIZES = "layer strides", "map sizes"
 
