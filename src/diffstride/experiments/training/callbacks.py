@@ -165,7 +165,6 @@ class WriteResult(Callback):
     """
 
     validated_step = -1
-    has_stepped = False  # in this process
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -179,10 +178,6 @@ class WriteResult(Callback):
         self._start = time.perf_counter() - self._seconds
         self._initial = self._initial or strides(network_of(pl_module))
         _reset_peak_memory(trainer.strategy.root_device)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step at which this process begins."""
-        self._first = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that a resumed run continues from."""
@@ -200,7 +195,6 @@ class WriteResult(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note the time of the step, which includes that of its data."""
-        self.has_stepped = trainer.global_step > self._first
         self._ends.append(time.perf_counter())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -263,7 +263,7 @@ class FitCLI(LightningCLI):
         of_settings = isinstance(error, RuntimeError | ValueError) and _is_raised_in(lightning.pytorch, error)
         if of_settings or isinstance(error, MisconfigurationException):  # most often of a callback
             return UsageError(one_line(error))
-        if self.checkpoint_step is None or self.result_writer.has_stepped:
+        if self.checkpoint_step is None or self.trainer.global_step > self.checkpoint_step:  # it has been resumed
             return None
         return UsageError(
             f"{self.config.ckpt_path} cannot be resumed from ({type(error).__name__}: {one_line(error)}): give another "
