@@ -26,7 +26,6 @@ from diffstride.experiments.figures.style import save
 from diffstride.experiments.figures.training import stride_trajectories
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.classifier import Classifier, axes_of, network_of
-from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import strides
 
@@ -52,7 +51,7 @@ class SeedSteps(Callback):
 class StrideHistory(Callback):
     """A callback that writes `strides.csv`, and logs strides and output sizes to all loggers but those of CSV files.
 
-    The names are those of `LogStrides`; the run's own TensorBoard curves have their own.
+    The names are those of `LogStrides`.
 
     Args:
         path: the CSV file.
@@ -96,9 +95,7 @@ class StrideHistory(Callback):
             for kind, value in (("stride", row.stride), ("size", row.size))
         }
         for logger in trainer.loggers:
-            if isinstance(logger, LiveView):
-                logger.log_strides(rows)
-            elif not isinstance(logger, CSVLogger):
+            if not isinstance(logger, CSVLogger):
                 logger.log_metrics(metrics, step)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from diffstride._text import printable
-from diffstride.experiments.history import StrideRow
 
 # TensorBoard sorts groups (the part before the slash) and their curves by name, and opens the first two groups.
 TAGS = {
@@ -24,7 +23,7 @@ TAGS = {
     "lr-AdamW/weights": "schedule/rate of weights",
     "lr-AdamW/strides": "schedule/rate of strides",
 }
-STRIDES, SIZES = "layer strides", "map sizes"
+LAYERS = {"stride": "layer strides", "size": "map sizes"}  # groups of stride/LAYER/AXIS and size/LAYER/AXIS
 
 
 class LiveView(TensorBoardLogger):
@@ -41,22 +40,21 @@ class LiveView(TensorBoardLogger):
         # Lightning's records count the steps done before, so it repeats at most the step of the checkpoint.
         purge_step = None if resumed_step is None else resumed_step + 1
         super().__init__(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
-        self._laid_out = False
+        self._places: dict[str, int] = {}  # of layers, in their order
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write scalars under their names in `TAGS`, if they have one."""
-        super().log_metrics({TAGS.get(name, printable(name)): value for name, value in metrics.items()}, step)
-
-    @rank_zero_only
-    def log_strides(self, rows: Iterable[StrideRow]) -> None:
-        """Write strides and output sizes of one step. A number before a layer's name keeps layers in order."""
-        places: dict[str, int] = {}
-        for row in rows:
-            name = printable(f"{places.setdefault(row.layer, len(places) + 1)} {row.layer} {row.axis}")
-            self.experiment.add_scalar(f"{STRIDES}/{name}", row.stride, row.step)
-            self.experiment.add_scalar(f"{SIZES}/{name}", row.size, row.step)
-        if places and not self._laid_out:
-            charts = {group: ["Multiline", [f"{group}/.*"]] for group in (STRIDES, SIZES)}
+        """Write scalars under their names on the page, and with the first strides the charts of all layers."""
+        is_first = not self._places
+        super().log_metrics({self._tag(name): value for name, value in metrics.items()}, step)
+        if self._places and is_first:
+            charts = {group: ["Multiline", [f"{group}/.*"]] for group in LAYERS.values()}
             self.experiment.add_custom_scalars({"all layers": charts})
-            self._laid_out = True
+
+    def _tag(self, name: str) -> str:
+        kind, _, rest = name.partition("/")
+        if kind not in LAYERS:
+            return TAGS.get(name, printable(name))
+        layer, _, axis = rest.rpartition("/")
+        place = self._places.setdefault(layer, len(self._places) + 1)  # it keeps layers in order
+        return printable(f"{LAYERS[kind]}/{place} {layer} {axis}")
