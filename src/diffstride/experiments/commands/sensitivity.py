@@ -11,7 +11,7 @@ import torch
 
 from diffstride.convert import insert
 from diffstride.cost import CostModel
-from diffstride.experiments.console import PlainConsole, make_table, plain
+from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.figures import style
 from diffstride.experiments.figures.sensitivity import tradeoffs
 from diffstride.experiments.parser import CommandParser, at_least
@@ -72,7 +72,7 @@ def sensitivity(arguments: Sequence[str]) -> None:
         saved = -100 * change.cost / found.cost
         ratio = f"{10 * change.loss / saved:+.4f}" if saved > 0 else ""
         table.add_row(
-            plain(change.layer), change.axis, f"{change.stride:.3f}", str(change.size), f"{change.loss:+.4f}",
+            change.layer, change.axis, f"{change.stride:.3f}", str(change.size), f"{change.loss:+.4f}",
             f"{change.predicted:+.4f}", f"{saved:.1f}", ratio,
         )  # fmt: skip
     console.print(table)
