@@ -8,7 +8,7 @@ from torch import nn
 import diffstride as ds
 from diffstride.cost import count_macs
 from diffstride.experiments.models import ResNet, TinyCNN
-from diffstride.experiments.training import ClampStrides, Classifier, fit
+from diffstride.experiments.training import ClampStrides, Classifier, classifier, fit
 
 
 def test_the_cost_term_pushes_strides_up(run):
@@ -184,3 +184,26 @@ def test_decay_of_kernels_alone():
     assert 0 < len(kernels) < len(before) - 1
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name in kernels else 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "lr"),
+    [
+        ([], torch.optim.SGD, 0.01),
+        (["--model.optimizer", "adamw"], torch.optim.AdamW, 0.1 / 3),
+        (["--model.optimizer", "adamw", "--model.compare_lr", "0.02"], torch.optim.AdamW, 0.02),
+    ],
+)
+def test_weights_are_adapted_by_the_optimizer_of_the_training(run, monkeypatch, options, kind, lr):
+    seen = []
+    measured = classifier.recalibrated_loss
+    monkeypatch.setattr(
+        classifier, "recalibrated_loss", lambda *a, **given: seen.append(given) or measured(*a, **given)
+    )
+    hard = ["--model.network.downsample_options.window", "hard", "--model.budget", "1", "--model.compare_steps", "3"]
+    run("found", *hard, "--model.stride_search", "measured", "--model.stride_steps", "0", *options, steps=1)
+    (given,) = seen
+    assert given["steps"] == 3
+    optimizer = given["optimizer"]([nn.Parameter(torch.zeros(1))])
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)

@@ -1,11 +1,13 @@
 """The loss of measured changes, computed by hand from the same data."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 import diffstride as ds
 from diffstride.errors import UsageError
@@ -49,7 +51,7 @@ def test_batch_norms_are_those_of_training_batches_and_the_loss_that_of_the_samp
 
 def test_steps_adapt_the_weights_and_not_the_strides(data):
     model, before = network(data), network(data)
-    adapted = recalibrated_loss(data, CPU, samples=48, batches=3, steps=20, lr=0.1)(model)
+    adapted = recalibrated_loss(data, CPU, samples=48, batches=3, steps=20, optimizer=partial(SGD, lr=0.1))(model)
     assert adapted < recalibrated_loss(data, CPU, samples=48, batches=3)(network(data))
     assert torch.equal(model[3].stride, before[3].stride)
     assert not torch.equal(model[0].weight, before[0].weight)

@@ -26,8 +26,6 @@ from diffstride.experiments.training.measured import Division, augmented_batches
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
-SEARCH_STEPS = 50
-"""The training steps that adapt a network to the strides that are compared."""
 DRAWS = 50
 """The number of random directions that are tried."""
 WITHIN = 0.02
@@ -69,6 +67,9 @@ class Classifier(LightningModule):
             the strides that were found are trained from the start.
         search_rounds: how often weights are trained and allocations compared. Allocations near those that the weights
             were trained at are preferred, so that a second round, from the best of the first, corrects a bad start.
+        compare_steps: steps that adapt the weights to each allocation before its loss is measured.
+        compare_lr: learning rate of these steps, with the optimizer of the training. null: 0.01 with SGD, a third of
+            the highest of `learning_rates` with AdamW.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
         budget_warmup: training batches in which the budget goes from the cost at the start to its value.
@@ -99,6 +100,8 @@ class Classifier(LightningModule):
         stride_search: Literal["gradient", "measured", "random"] = "gradient",
         search_steps: int = 0,
         search_rounds: int = 1,
+        compare_steps: int = 50,
+        compare_lr: float | None = None,
         budget: float | None = None,
         budget_warmup: int = 0,
         exploration: Exploration | None = None,
@@ -110,7 +113,12 @@ class Classifier(LightningModule):
                 "milestones must be increasing, one fewer than learning_rates, "
                 f"got {list(milestones)} for {len(learning_rates)}"
             )
-        for name, value in ("learning_rates", min(learning_rates)), ("stride_clip", stride_clip), ("budget", budget):
+        for name, value in (
+            ("learning_rates", min(learning_rates)),
+            ("stride_clip", stride_clip),
+            ("budget", budget),
+            ("compare_lr", compare_lr),
+        ):
             if value is not None:
                 _validation.above_zero(name, value)
         for name, value in (
@@ -121,6 +129,7 @@ class Classifier(LightningModule):
             ("stride_steps", stride_steps or 0),
             ("budget_warmup", budget_warmup),
             ("search_steps", search_steps),
+            ("compare_steps", compare_steps),
             ("label_smoothing", label_smoothing),
             *((f"task_weights[{task!r}]", weight) for task, weight in (task_weights or {}).items()),
         ):
@@ -156,6 +165,7 @@ class Classifier(LightningModule):
             )
         self.init_from, self.stride_steps, self.stride_search = init_from, stride_steps, stride_search
         self.search_steps, self.search_rounds = search_steps, search_rounds
+        self.compare_steps, self.compare_lr = compare_steps, compare_lr
         self.has_strides = any(True for _ in learnable_layers(network))
         self.budget, self.budget_warmup, self.cost = budget, budget_warmup, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
@@ -206,7 +216,9 @@ class Classifier(LightningModule):
         for number in range(self.search_rounds):
             start = [layer.entries for layer in layers]
             division = Division.of(data, number) if self.search_steps else None
-            loss = recalibrated_loss(data, self.device, steps=SEARCH_STEPS, division=division)
+            loss = recalibrated_loss(
+                data, self.device, steps=self.compare_steps, optimizer=self._adaptation, division=division
+            )
             if self.search_steps:
                 self.print(f"training for {self.search_steps} steps before strides are compared")
                 made: Any = self.configure_optimizers()
@@ -222,6 +234,13 @@ class Classifier(LightningModule):
                 layer.write_strides(strides)
             if number and found == start:  # another training would be the same
                 break
+
+    def _adaptation(self, weights: list[nn.Parameter]) -> Optimizer:
+        """Return the optimizer that adapts weights to the strides that are compared."""
+        if self.optimizer == "adamw":
+            lr = self.compare_lr or max(self.learning_rates) / 3
+            return torch.optim.AdamW(weights, lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(weights, self.compare_lr or 0.01, momentum=0.9)
 
     def _draw_strides(self, budget: Budget) -> None:
         """Draw directions of log strides uniformly, until one meets the budget."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch.optim import Optimizer
 from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.data.base import as_dataset
+
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+"""The optimizer of steps that adapt weights, for networks that were trained with SGD."""
 
 
 class Division(NamedTuple):
@@ -44,7 +48,7 @@ def recalibrated_loss(
     samples: int = 2048,
     batches: int = 16,
     steps: int = 0,
-    lr: float = 0.01,
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] = SGD,
     division: Division | None = None,
 ) -> Callable[[nn.Module], Tensor]:
     """Return a function from a network, which it adapts, to its cross-entropy on a sample of the training data.
@@ -56,8 +60,9 @@ def recalibrated_loss(
         device: the device of the networks.
         samples: the number of samples of the loss, spread over the training data and not augmented.
         batches: the number of augmented training batches for the statistics of batch norms.
-        steps: the steps of SGD with momentum 0.9 that adapt the weights before.
-        lr: their learning rate.
+        steps: the steps that adapt the weights before.
+        optimizer: a function from the weights to the optimizer of these steps. That of the training ranks networks
+            better than another one.
         division: the samples to train on and those of the loss; by default, all are both.
 
     Raises:
@@ -76,7 +81,7 @@ def recalibrated_loss(
         if steps:
             strides = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("stride")}
             weights = [parameter for parameter in network.parameters() if id(parameter) not in strides]
-            train_briefly(network, augmented[batches:], torch.optim.SGD(weights, lr, momentum=0.9))
+            train_briefly(network, augmented[batches:], optimizer(weights))
         _recalibrate(network, augmented[:batches])
         network.eval()
         losses = [F.cross_entropy(network(inputs), labels, reduction="sum") for inputs, labels in sample]
