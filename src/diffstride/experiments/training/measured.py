@@ -29,15 +29,15 @@ class Division(NamedTuple):
     def of(cls, data: ClassificationData, number: int = 0) -> Division:
         """Divide the training set as the whole set was divided into training and test.
 
-        Where a speaker or another group is held out for the test, another one is held out here, and `number` counts on.
-        Otherwise it is a random fifth of the samples.
+        Where a group, such as a speaker, is held out for the test, another group is held out here. Otherwise a random
+        fifth of the samples is. Another `number` holds out others.
         """
-        if data.groups is not None:
-            names = sorted(set(data.groups))
-            chosen = torch.tensor([group == names[number % len(names)] for group in data.groups])
+        names = sorted(set(data.groups or ()))
+        if len(names) > 1:
+            chosen = torch.tensor([group == names[number % len(names)] for group in data.groups or ()])
         else:
             shuffled = torch.randperm(len(as_dataset(data.train_set)), generator=torch.Generator().manual_seed(number))
-            chosen = shuffled < len(shuffled) // 5
+            chosen = shuffled < max(1, len(shuffled) // 5)
         return cls(*(mask.nonzero().flatten().tolist() for mask in (~chosen, chosen)))
 
 
