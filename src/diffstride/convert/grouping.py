@@ -340,11 +340,14 @@ class Search:
 
     def _equal_sizes(self, left: Any, right: Any, session: Session) -> tuple[Key, Key] | None:
         """Return the sizes of two sites that must agree, if an equation requires just that."""
-        symbols = [symbol for side in (left, right) for symbol in getattr(side, "free_symbols", ())]
-        if len(symbols) != 2 or left.xreplace({symbols[0]: symbols[1]}) != right:
+        symbols = [list(getattr(side, "free_symbols", ())) for side in (left, right)]
+        if [len(found) for found in symbols] != [1, 1]:
             return None
-        a, b = (session.keys[symbol] for symbol in symbols)
-        return (a, b) if a[0] in self.candidates.sites and b[0] in self.candidates.sites else None
+        (a,), (b,) = symbols
+        keys = session.keys[a], session.keys[b]
+        if all(key[0] in self.candidates.sites for key in keys) and left.xreplace({a: b}) == right:
+            return keys
+        return None
 
     def _tie(self, one: Key, other: Key) -> None:
         """Tie two sizes, and those of the other axes where they were equal, because the sites share their strides."""

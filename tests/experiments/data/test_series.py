@@ -70,6 +70,14 @@ def test_wrong_files(tmp_path, line, message):
         SeriesData(str(tmp_path / "Toy")).setup()
 
 
+def test_classes_in_words(tmp_path):
+    archive(tmp_path / "Toy", ".tsv", tsv, labels=("healthy", "ill", "ill", "healthy"))
+    data = SeriesData(str(tmp_path / "Toy"))
+    data.setup()
+    assert data.classes == ("ill", "healthy")
+    assert data.train_set[1].tolist() == [1, 0, 0, 1]
+
+
 def test_a_folder_that_is_no_set(tmp_path):
     with pytest.raises(DataError, match=r"has no Toy_TRAIN\.ts, \.tsv or \.txt: set data.path"):
         SeriesData(str(tmp_path / "Toy")).setup()

@@ -129,7 +129,7 @@ def test_a_waveform_network_takes_every_method_of_one_axis(method):
     assert taken == [(s,) if method == "conv" else (1,) for s in (16, 4, 2, 2)]
 
 
-def test_a_fully_convolutional_network_of_time_series_is_the_published_one():
+def test_a_fully_convolutional_network_of_time_series_averages_over_time():
     """Wang, Yan and Oates 2017: three convolutions with batch norms, the mean over time, a linear layer."""
     network = WaveformCNN(
         width=1 / 16, in_channels=2, channels=(128, 256, 128), kernels=(7, 5, 3), pooling="mean", strides=(1, 1, 1),

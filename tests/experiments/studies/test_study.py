@@ -91,6 +91,7 @@ PIVOT = {"rows": "strides", "columns": "method"}
         ({"tables": [PIVOT | {"rows": "stride"}]}, "tables: rows must be one of .* got 'stride'"),
         ({"tables": [{"rows": "strides"}]}, "tables: columns must be one of .* got None"),
         ({"tables": [PIVOT | {"value": "macz"}]}, "tables: value must be one of"),
+        ({"tables": [PIVOT | {"over": "conv", "value": "macs"}]}, "tables: value beside over must be one of accuracy"),
         ({"tables": [PIVOT | {"over": "avg"}]}, "tables: over must be one of .*, got 'avg'"),
         ({"tables": [PIVOT | {"paper": "table2"}]}, "tables: paper must be one of release, table1, table3"),
         ({"tables": [PIVOT | {"where": {"seed": 9}}]}, "tables: where: seed must be one of 0, 1, got 9"),

@@ -19,8 +19,9 @@ from diffstride.cost import CostModel, count_macs
 from diffstride.errors import RunError
 from diffstride.experiments import history
 from diffstride.experiments.commands.main import main
-from diffstride.experiments.training import Classifier, fit
+from diffstride.experiments.training import Classifier, classifier, fit
 from diffstride.experiments.training.documents import load_yaml
+from diffstride.experiments.training.measured import SearchSplit
 from diffstride.nn import learnable_layers
 from tests.helpers.runs import CONFIG, SMALL
 
@@ -246,8 +247,16 @@ def test_a_budget_is_met(run):
 
 def test_a_search_before_the_training_leaves_only_its_strides(run, monkeypatch):
     """Allocations are compared with trained weights. Then the weights are those of strides found from the start."""
-    compared = []
+    compared, splits = [], []
     find_strides = CostModel.find_strides
+    for name in "recalibrated_loss", "augmented_batches":
+        original = getattr(classifier, name)
+
+        def watched(*given, name=name, original=original, **options):
+            splits.append((name, options.get("split", given[-1])))
+            return original(*given, **options)
+
+        monkeypatch.setattr(classifier, name, watched)
 
     def record(cost, *given, **options):
         compared.append(cost.model.down.stride.clone())
@@ -262,6 +271,10 @@ def test_a_search_before_the_training_leaves_only_its_strides(run, monkeypatch):
         rounded = ["--model.search_steps", steps, "--model.search_rounds", rounds]
         cli, result = run(f"after{steps}x{rounds}", *inner, "[[2,2]]", *search, *rounded, steps=4)
         found.append([layer.entries for _, layer in learnable_layers(cli.model.network)])
+    first, other = (SearchSplit.of(cli.datamodule, number) for number in (0, 1))
+    once = [("recalibrated_loss", first), ("augmented_batches", first)]
+    assert splits[0] == ("recalibrated_loss", None)  # nothing is trained before
+    assert splits[1:] == [*once, *once, ("recalibrated_loss", other), ("augmented_batches", other)]
     untrained, trained, again, second = compared[1::2]
     assert not torch.equal(untrained, trained)
     assert torch.equal(trained, again)

@@ -13,7 +13,7 @@ import diffstride as ds
 from diffstride.errors import UsageError
 from diffstride.experiments.data import MultiTask, PlantedBands
 from diffstride.experiments.data.base import as_dataset
-from diffstride.experiments.training.measured import Division, augmented_batches, recalibrated_loss
+from diffstride.experiments.training.measured import SearchSplit, augmented_batches, recalibrated_loss
 
 CPU = torch.device("cpu")
 
@@ -62,26 +62,26 @@ def test_steps_adapt_the_weights_and_not_the_strides(data):
 def test_a_search_compares_losses_on_samples_that_it_does_not_train_on(data, groups):
     data = copy.copy(data)
     data.groups = groups
-    first, second = Division.of(data), Division.of(data, 1)
-    for division in first, second:
-        assert sorted(division.trained + division.compared) == list(range(96))
+    first, second = SearchSplit.of(data), SearchSplit.of(data, 1)
+    for split in first, second:
+        assert sorted(split.train + split.validation) == list(range(96))
     assert first != second
     if groups and "bob" in groups:
-        assert [{groups[i] for i in d.compared} for d in (first, second)] == [{"ada"}, {"bob"}]
+        assert [{groups[i] for i in d.validation} for d in (first, second)] == [{"ada"}, {"bob"}]
     else:
-        assert len(first.compared) == 96 // 5
+        assert len(first.validation) == 96 // 5
     train = as_dataset(data.train_set)
     batches = [inputs for inputs, _ in augmented_batches(data, 20, CPU, first)]
-    own = {row.numpy().tobytes() for row in data.prepare_batch(train.__getitems__(first.trained))[0]}
+    own = {row.numpy().tobytes() for row in data.prepare_batch(train.__getitems__(first.train))[0]}
     assert {row.numpy().tobytes() for batch in batches for row in batch} <= own
     model = network(data)
-    loss = recalibrated_loss(data, CPU, batches=3, division=first)
+    loss = recalibrated_loss(data, CPU, batches=3, split=first)
     with torch.no_grad():
         found = loss(model)
         torch.testing.assert_close(
             model[1].running_mean, torch.stack([model[0](inputs).mean((0, 2, 3)) for inputs in batches[:3]]).mean(0)
         )
-        inputs, labels = data.prepare_batch(train.__getitems__(first.compared))
+        inputs, labels = data.prepare_batch(train.__getitems__(first.validation))
         torch.testing.assert_close(found, F.cross_entropy(model.eval()(inputs), labels))
 
 

@@ -101,7 +101,7 @@ def _compressed(
         "stride_steps": 0 if measured else max(1, steps // 3),
         "learning_rates": [rate, rate / 10], "milestones": [max(1, 2 * steps // 3)], "cost_weight": 0.0,
         "exploration": None, "stride_lr": options.stride_lr, "search_steps": 0, "search_rounds": 1,
-        "budget_warmup": 0,
+        "compare_steps": 50, "compare_lr": None, "budget_warmup": 0,
     }  # fmt: skip
     changed["trainer"] |= {"max_epochs": options.epochs, "max_steps": -1}
     return {key: part for key, part in changed.items() if key not in ("name", "runs", "ckpt_path")}

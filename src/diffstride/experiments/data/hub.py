@@ -140,13 +140,15 @@ class HubData(ClassificationData):
         self.fingerprint = digest(*keys, train.labels, test.labels, list(classes))
 
     def _groups(self, rows: datasets.Dataset, split: str) -> npt.NDArray[np.str_]:
-        """Return the value of the held-out column for each row; an empty text where nothing is held out."""
+        """Return the value of the held-out column for each row; an empty string where nothing is held out."""
         for column in self.held_out:
             if column not in rows.features:
                 found = ", ".join(rows.features)
                 raise DataError(f"held_out must name a column of the {split} split ({found}), got {column!r}")
             names = getattr(rows.features[column], "names", None)
-            return np.array([str(names[own] if names and own is not None else own) for own in rows[column][:]])
+            return np.array(
+                [str(names[own] if names and own is not None and own >= 0 else own) for own in rows[column][:]]
+            )
         return np.full(len(rows), "")
 
     def _places(self, groups: npt.NDArray[np.str_], split: str, held_out: bool) -> npt.NDArray[np.int64]:

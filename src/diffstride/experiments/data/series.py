@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -105,5 +106,6 @@ def _rows(file: Path) -> Iterator[tuple[int, tuple[list[list[str]], str]]]:
             yield number, ([channel.split(",") for channel in channels], label)
         else:
             label, *values = line.split()
-            # The older text format writes classes as 1.0000000e+00.
-            yield number, ([values], f"{float(label):g}" if "e" in label else label)
+            with suppress(ValueError):  # of classes that are no numbers
+                label = f"{float(label):g}"  # the older text format writes 1.0000000e+00
+            yield number, ([values], label)

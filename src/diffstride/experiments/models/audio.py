@@ -105,8 +105,9 @@ class WaveformCNN(Network):
     """A network on raw waveforms and other time series.
 
     Four blocks `relu(bn(D W x))` of 64, 128, 256 and 512 channels with convolutions of 65, 3, 3 and 3 taps, the
-    maximum over time, and one linear layer per task. The first layer downsamples strongly. With other `channels` and
-    `kernels`, strides of 1 and the mean over time, it is the fully convolutional network of Wang et al. 2017.
+    maximum over time, and one linear layer per task. The first layer downsamples strongly. With `channels` of 128, 256
+    and 128, `kernels` of 7, 5 and 3, strides of 1 and the mean over time, it is the fully convolutional network of Wang
+    et al. 2017, but for the first kernel, which has 8 taps there.
 
     The width of the window's ramp is `ramp` times the length of the axis, not a constant. A gradient step on a stride
     `S` moves the window's edge `N/(2S)` by a number of bins that grows with `N`. On an axis of thousands of samples,

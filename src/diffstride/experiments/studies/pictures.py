@@ -36,7 +36,7 @@ NO_STRIDES = "the network has no learned strides"
 
 
 class NothingToDrawError(Exception):
-    """The reason why the runs have no such picture."""
+    """An error of runs that have no such picture."""
 
 
 def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -165,7 +165,7 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         table: `rows` and `columns`, names of axes; `value`, "accuracy" (the default) or "macs"; `paper`, the name of
             one of the paper's tables, whose values are shown beside ours; `over`, a value of `columns`: cells are mean
             differences to that column, over runs that agree in all other axes, with their standard error, and the last
-            line is over all of them; `where`, values of other axes that select runs; `title`.
+            line has those of the lines' means; `where`, values of other axes that select runs; `title`.
     """
     where = table.get("where", {})
     rows = _selected(by_task(rows), where)
@@ -187,8 +187,9 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
         by_column = {heading: _selected(rows, {across: column}) for heading, column in columns.items()}
         others = _selected(rows, {across: table["over"]})
         for heading, own in by_column.items():
-            parts = [_selected(own, {down: line}) for line in lines.values()]
-            made.append([heading, *(_paired(part, others, {across}) for part in [*parts, own])])
+            parts = [_differences(_selected(own, {down: line}), others, {across}) for line in lines.values()]
+            means = [statistics.fmean(part) for part in parts if part]
+            made.append([heading, *(DASH if own == others else _paired(found) for found in [*parts, means])])
         title = table.get("title") or f"Points over {table['over']}: mean differences and their standard errors"
         return _of_columns(title, made)
     for heading, column in columns.items():
@@ -273,9 +274,10 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
     ]
     if compare is not None:
         but_seed = {axis for row in rows for axis in row.axes} - {"seed"}
-        columns.append(
-            [f"points over {compare}", *(_paired(g, by_label[compare], but_seed) for g in by_label.values())]
-        )
+        others = by_label[compare]
+        found = (_paired(_differences(group, others, but_seed), len(group)) for group in by_label.values())
+        cells = [DASH if label == compare else text for label, text in zip(by_label, found, strict=True)]
+        columns.append([f"points over {compare}", *cells])
     columns.append(column("million MACs", total_macs, ".3g", 1e-6))
     columns.append(column("of them resampling", itemgetter("resampling_macs"), ".2g", 1e-6))
     if latency:
@@ -286,11 +288,8 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
     return _of_columns("All runs", columns)
 
 
-def _paired(rows: Sequence[Row], others: Sequence[Row], apart: Container[str]) -> str:
-    """Return the mean difference of accuracies in points, and its standard error.
-
-    Rows are compared that have equal values of all axes, those in `apart` left out.
-    """
+def _differences(rows: Sequence[Row], others: Sequence[Row], apart: Container[str]) -> list[float]:
+    """Return the differences in points of accuracies to other rows, those with equal values of all axes not `apart`."""
 
     def accuracies(given: Sequence[Row]) -> dict[str, float]:
         return {
@@ -300,12 +299,16 @@ def _paired(rows: Sequence[Row], others: Sequence[Row], apart: Container[str]) -
         }
 
     own, its = accuracies(rows), accuracies(others)
-    differences = [100 * (own[key] - its[key]) for key in own if key in its]
+    return [100 * (own[key] - its[key]) for key in own if key in its]
+
+
+def _paired(differences: Sequence[float], of: int = 0) -> str:
+    """Return the mean of some differences with its standard error; a remark if there are fewer than `of`."""
     found = Statistic.of(differences)
-    if found is None or all(row in others for row in rows):
+    if found is None:
         return DASH
     error = "" if found.sd is None else f" ± {found.sd / math.sqrt(len(differences)):.1f}"
-    return f"{found.mean:+.1f}{error}" + (f" ({len(differences)} of {len(own)})" if len(differences) < len(own) else "")
+    return f"{found.mean:+.1f}{error}" + (f" ({len(differences)} of {of})" if len(differences) < of else "")
 
 
 def _cell(found: Statistic | None, form: str, scale: float) -> str:

@@ -241,6 +241,7 @@ def _check_table(table: TableDefinition, runs: Sequence[StudyRun]) -> None:
     for axis, wanted in table.get("where", {}).items():
         _one_of(f"tables: where: {axis}", wanted, [run.axes.get(axis) for run in runs])
     if "over" in table:
+        _one_of("tables: value beside over", value, ("accuracy",))
         _one_of("tables: over", table["over"], [run.axes.get(table["columns"]) for run in runs])
     if "paper" in table:
         _one_of("tables: paper", table["paper"], PAPER_TABLES.get(value, ()))

@@ -51,7 +51,7 @@ class SeedSteps(Callback):
 class StrideHistory(Callback):
     """A callback that writes `strides.csv`, and logs strides and output sizes to all loggers but those of CSV files.
 
-    The names are those of `LogStrides`.
+    The names are those of `LogStrides`; the run's own TensorBoard curves have their own.
 
     Args:
         path: the CSV file.

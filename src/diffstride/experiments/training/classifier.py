@@ -22,7 +22,7 @@ from diffstride.errors import UsageError
 from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.experiments.training.checkpoints import load_weights
-from diffstride.experiments.training.measured import Division, augmented_batches, recalibrated_loss, train_briefly
+from diffstride.experiments.training.measured import SearchSplit, augmented_batches, recalibrated_loss, train_briefly
 from diffstride.integrations.lightning import ExploreStrides
 from diffstride.nn import Exploration, learnable_layers, param_groups
 
@@ -65,10 +65,10 @@ class Classifier(LightningModule):
             the measured loss. A part of the training set is kept for this loss: a group, where the data hold out
             another one for the test, or a random fifth. The training is undone after the search: with `stride_steps` 0,
             the strides that were found are trained from the start.
-        search_rounds: how often weights are trained and allocations compared. Allocations near those that the weights
-            were trained at are preferred, so that a second round, from the best of the first, corrects a bad start.
+        search_rounds: how often weights are trained and allocations compared, from the best of the round before, with
+            other samples for the loss. Allocations near those that the weights were trained at are preferred.
         compare_steps: steps that adapt the weights to each allocation before its loss is measured.
-        compare_lr: learning rate of these steps, with the optimizer of the training. null: 0.01 with SGD, a third of
+        compare_lr: learning rate of these steps, by SGD or AdamW as in the training. null: 0.01 with SGD, a third of
             the highest of `learning_rates` with AdamW.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
             of learnable ones (`CostModel.baseline`); null: no budget.
@@ -214,15 +214,14 @@ class Classifier(LightningModule):
         layers = [layer for _, layer in learnable_layers(self.network)]
         before = {name: value.clone() for name, value in self.network.state_dict().items()}
         for number in range(self.search_rounds):
-            start = [layer.entries for layer in layers]
-            division = Division.of(data, number) if self.search_steps else None
+            split = SearchSplit.of(data, number) if self.search_steps else None
             loss = recalibrated_loss(
-                data, self.device, steps=self.compare_steps, optimizer=self._adaptation, division=division
+                data, self.device, steps=self.compare_steps, optimizer=self._adaptation, split=split
             )
             if self.search_steps:
                 self.print(f"training for {self.search_steps} steps before strides are compared")
                 made: Any = self.configure_optimizers()
-                batches = augmented_batches(data, self.search_steps, self.device, division)
+                batches = augmented_batches(data, self.search_steps, self.device, split)
                 train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
             self.print("comparing strides on the budget by the loss")
             for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
@@ -232,15 +231,13 @@ class Classifier(LightningModule):
             self.network.load_state_dict(before)
             for layer, strides in zip(layers, found, strict=True):
                 layer.write_strides(strides)
-            if number and found == start:  # another training would be the same
-                break
 
     def _adaptation(self, weights: list[nn.Parameter]) -> Optimizer:
         """Return the optimizer that adapts weights to the strides that are compared."""
         if self.optimizer == "adamw":
             lr = self.compare_lr or max(self.learning_rates) / 3
             return torch.optim.AdamW(weights, lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(weights, self.compare_lr or 0.01, momentum=0.9)
+        return torch.optim.SGD(weights, self.compare_lr or 0.01, momentum=self.momentum)
 
     def _draw_strides(self, budget: Budget) -> None:
         """Draw directions of log strides uniformly, until one meets the budget."""

@@ -121,6 +121,8 @@ def _class_of(name: str) -> type | None:
     for place in PLACES:
         if (own := _own_classes(place).get(name)) is not None:
             return own
+    if "." not in name:
+        return None
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError):

@@ -136,7 +136,7 @@ class FitCLI(LightningCLI):
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's name and place, and pass the seed to the data. The trainer has no folder of its own."""
+        """Add the run's name and place, and pass the seed to the data. The trainer's folder is that of the runs."""
         parser.add_argument("--name", type=str, default=None, help="name of the run (default: date and time)")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         last = "checkpoint to resume from; `last`: the run's last one"

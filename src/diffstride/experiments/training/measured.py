@@ -14,29 +14,31 @@ from torch.optim import Optimizer
 from diffstride.errors import UsageError
 from diffstride.experiments.data import ClassificationData, MultiTask
 from diffstride.experiments.data.base import as_dataset
+from diffstride.experiments.data.hashing import seed_of
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 """The optimizer of steps that adapt weights, for networks that were trained with SGD."""
 
 
-class Division(NamedTuple):
-    """Training samples of a search: places to train on, and places to compare losses on."""
+class SearchSplit(NamedTuple):
+    """A split of the training set for a search: indices of samples to train on, and to compare losses on."""
 
-    trained: list[int]
-    compared: list[int]
+    train: list[int]
+    validation: list[int]
 
     @classmethod
-    def of(cls, data: ClassificationData, number: int = 0) -> Division:
-        """Divide the training set as the whole set was divided into training and test.
+    def of(cls, data: ClassificationData, number: int = 0) -> SearchSplit:
+        """Split the training set as the whole set was split into training and test.
 
         Where a group, such as a speaker, is held out for the test, another group is held out here. Otherwise a random
-        fifth of the samples is. Another `number` holds out others.
+        fifth of the samples is, by the seed of the data. Another `number` holds out others.
         """
         names = sorted(set(data.groups or ()))
         if len(names) > 1:
             chosen = torch.tensor([group == names[number % len(names)] for group in data.groups or ()])
         else:
-            shuffled = torch.randperm(len(as_dataset(data.train_set)), generator=torch.Generator().manual_seed(number))
+            generator = torch.Generator().manual_seed(seed_of("search", data.seed, number))
+            shuffled = torch.randperm(len(as_dataset(data.train_set)), generator=generator)
             chosen = shuffled < max(1, len(shuffled) // 5)
         return cls(*(mask.nonzero().flatten().tolist() for mask in (~chosen, chosen)))
 
@@ -49,7 +51,7 @@ def recalibrated_loss(
     batches: int = 16,
     steps: int = 0,
     optimizer: Callable[[list[nn.Parameter]], Optimizer] = SGD,
-    division: Division | None = None,
+    split: SearchSplit | None = None,
 ) -> Callable[[nn.Module], Tensor]:
     """Return a function from a network, which it adapts, to its cross-entropy on a sample of the training data.
 
@@ -61,9 +63,8 @@ def recalibrated_loss(
         samples: the number of samples of the loss, spread over the training data and not augmented.
         batches: the number of augmented training batches for the statistics of batch norms.
         steps: the steps that adapt the weights before.
-        optimizer: a function from the weights to the optimizer of these steps. That of the training ranks networks
-            better than another one.
-        division: the samples to train on and those of the loss; by default, all are both.
+        optimizer: a function from the weights to the optimizer of these steps.
+        split: the samples to train on and those of the loss; by default, all are both.
 
     Raises:
         UsageError: data with several tasks.
@@ -71,11 +72,11 @@ def recalibrated_loss(
     if isinstance(data, MultiTask):
         raise UsageError("measured changes need data with one task, got several")
     train = as_dataset(data.train_set)
-    compared = range(len(train)) if division is None else division.compared
+    compared = range(len(train)) if split is None else split.validation
     spread = list(compared[:: max(1, len(compared) // samples)])[:samples]
     parts = [spread[first : first + 512] for first in range(0, len(spread), 512)]
     sample = [_on(data.prepare_batch(train.__getitems__(part)), device) for part in parts]
-    augmented = list(augmented_batches(data, batches + steps, device, division))
+    augmented = list(augmented_batches(data, batches + steps, device, split))
 
     def loss(network: nn.Module) -> Tensor:
         if steps:
@@ -95,14 +96,14 @@ def _on(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Ten
 
 
 def augmented_batches(
-    data: ClassificationData, count: int, device: torch.device, division: Division | None = None
+    data: ClassificationData, count: int, device: torch.device, split: SearchSplit | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented training batches, the same in each call; only of the samples to train on, if some are not."""
+    """Yield augmented batches, the same in each call, of the training samples of the split, or of all."""
     train = as_dataset(data.train_set)
-    places = torch.arange(len(train)) if division is None else torch.tensor(division.trained)
-    size = min(data.batch_size, len(places))
-    drawn = torch.randint(len(places), (count, size), generator=torch.Generator().manual_seed(0))
-    for step, indices in enumerate(places[drawn]):
+    samples = torch.arange(len(train)) if split is None else torch.tensor(split.train)
+    size = min(data.batch_size, len(samples))
+    drawn = torch.randint(len(samples), (count, size), generator=torch.Generator().manual_seed(0))
+    for step, indices in enumerate(samples[drawn]):
         yield _on(data.prepare_batch(train.__getitems__(indices.tolist()), step=step), device)
 
 

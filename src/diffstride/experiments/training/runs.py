@@ -42,7 +42,7 @@ class Run:
     saved: dict[str, Any]
 
     def data(self) -> ClassificationData:
-        """Return the data without samples: they can prepare files like those of the run.
+        """Return the data set of the run without its samples. It prepares files as those of the run were.
 
         Raises:
             UsageError: a configuration or a checkpoint that does not describe data.
