@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from diffstride.experiments.data import ClassificationData
 from diffstride.experiments.data.base import InMemory
@@ -88,6 +89,7 @@ def test_looking_leaves_the_network_as_it_was():
     assert all(module.training for module in network.modules())
     assert not any(module._forward_hooks for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not _has_any_global_hook()  # of which torch.compile warns
 
 
 @pytest.mark.parametrize("wrap", [tuple, lambda pair: InMemory(*pair)])

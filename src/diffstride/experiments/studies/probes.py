@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from diffstride import geometry
 from diffstride.cost import evaluation
@@ -79,14 +80,15 @@ def _window(layer: LearnableStrides, axis: int, size: int, stride: float) -> lis
 
 def executed(network: nn.Module, inputs: Tensor) -> dict[str, tuple[LearnableStrides, Tensor, Tensor]]:
     """Return the learnable layers in order of execution, each with its first input and output."""
-    names: dict[nn.Module, str] = {layer: name for name, layer in learnable_layers(network)}
     ran: dict[str, tuple[LearnableStrides, Tensor, Tensor]] = {}
 
-    def note(layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
-        if layer in names:
-            (x,) = args or kwargs.values()
-            ran.setdefault(names[layer], (layer, x, y))
+    def note(name: str, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+        (x,) = args or kwargs.values()
+        ran.setdefault(name, (layer, x, y))
 
-    with register_module_forward_hook(note, with_kwargs=True), evaluation(network):
+    with ExitStack() as stack:
+        for name, layer in learnable_layers(network):
+            stack.enter_context(layer.register_forward_hook(partial(note, name), with_kwargs=True))
+        stack.enter_context(evaluation(network))
         network(inputs)
     return ran

@@ -85,6 +85,7 @@ _TRAINER_HELP = {
     "callbacks": "further callbacks: EarlyStopping, EMAWeightAveraging or another one of Lightning's",
     "enable_progress_bar": "false: print no progress",
 }
+_RARE = "model.search_rounds", "model.compare_steps", "model.compare_lr"  # in the complete help alone
 
 
 class _CompleteHelp(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -97,7 +98,7 @@ class _ShortHelp(_CompleteHelp):
     def add_argument(self, action: argparse.Action) -> None:
         """Add an argument if it is used often."""
         part, _, name = action.dest.partition(".")
-        if name in _TRAINER_HELP if part == "trainer" else action.dest != "model":
+        if name in _TRAINER_HELP if part == "trainer" else action.dest not in ("model", *_RARE):
             super().add_argument(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
