@@ -256,6 +256,14 @@ def test_a_held_out_speaker_is_evaluated_and_not_trained_on(speakers, cache_gb):
     assert ready(path, held_out={"speaker": 0 if value == 1 else "bob"}, **options).fingerprint != data.fingerprint
 
 
+def test_a_row_without_a_speaker_is_not_of_the_last_one(tmp_path):
+    speaker = datasets.ClassLabel(names=["ada", "bob"]), [0, 0, 1, -1]
+    write(tmp_path / "train.parquet", [encoded(picture(i)) for i in range(4)], [0, 1, 2, 0], speaker=speaker)
+    data = ready(tmp_path, train_split="train", test_split="train", held_out={"speaker": "bob"})
+    assert data.test_set[1].tolist() == [2]
+    assert data.groups == ["ada", "ada", "-1"]
+
+
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [

@@ -117,9 +117,9 @@ class HubData(ClassificationData):
                 raise DataError(f"the {name} split must have {column!r} and {label!r}, and the classes of the other")
             labels = _class_indices(rows[label][:], classes, name, label)
             groups = self._groups(rows, name)
-            places = self._places(groups, name, held_out)
+            places = np.arange(len(rows)) if groups is None else self._places(groups, name, held_out)
             chosen = places[_balanced_subset(labels[places], samples, self.seed, name)]
-            if self.held_out and not held_out:
+            if groups is not None and not held_out:
                 self.groups = groups[chosen].tolist()
             files = rows.select_columns([column]).with_format("arrow")
             splits.append(Split(files, name, chosen, torch.from_numpy(labels[chosen]), self.decoder))
@@ -139,28 +139,26 @@ class HubData(ClassificationData):
             self.mean, self.std = self.statistics(train, None)
         self.fingerprint = digest(*keys, train.labels, test.labels, list(classes))
 
-    def _groups(self, rows: datasets.Dataset, split: str) -> npt.NDArray[np.str_]:
-        """Return the value of the held-out column for each row; an empty string where nothing is held out."""
-        for column in self.held_out:
-            if column not in rows.features:
-                found = ", ".join(rows.features)
-                raise DataError(f"held_out must name a column of the {split} split ({found}), got {column!r}")
-            names = getattr(rows.features[column], "names", None)
-            return np.array(
-                [str(names[own] if names and own is not None and own >= 0 else own) for own in rows[column][:]]
-            )
-        return np.full(len(rows), "")
+    def _groups(self, rows: datasets.Dataset, split: str) -> npt.NDArray[np.str_] | None:
+        """Return the value of the held-out column for each row; None where nothing is held out."""
+        if not self.held_out:
+            return None
+        (column,) = self.held_out
+        if column not in rows.features:
+            found = ", ".join(rows.features)
+            raise DataError(f"held_out must name a column of the {split} split ({found}), got {column!r}")
+        names = getattr(rows.features[column], "names", None)
+        return np.array([str(names[own] if names and own is not None and own >= 0 else own) for own in rows[column][:]])
 
     def _places(self, groups: npt.NDArray[np.str_], split: str, held_out: bool) -> npt.NDArray[np.int64]:
-        """Return the rows of a split that are held out, or those that are not; all where nothing is held out."""
-        places = np.arange(len(groups))
-        for column, value in self.held_out.items():
-            places = np.flatnonzero((groups == str(value)) == held_out)
-            if not len(places):
-                found = ", ".join(sorted(set(groups))[:10])
-                raise DataError(
-                    f"held_out {{{column}: {value}}} leaves no rows of the {split} split: its values are {found}"
-                )
+        """Return the rows of a split that are held out, or those that are not."""
+        ((column, value),) = self.held_out.items()
+        places = np.flatnonzero((groups == str(value)) == held_out)
+        if not len(places):
+            found = ", ".join(sorted(set(groups))[:10])
+            raise DataError(
+                f"held_out {{{column}: {value}}} leaves no rows of the {split} split: its values are {found}"
+            )
         return places
 
     def _test_split(self, source: Source, label: str) -> str:
