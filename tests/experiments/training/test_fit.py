@@ -342,3 +342,21 @@ def test_a_run_without_a_terminal_prints_a_line_for_each_epoch(tmp_path, capsys)
         assert f"accuracy {float(row['val/accuracy']):.4f}" in line
         assert f"validation loss {float(row['val/loss']):.4f}" in line
     assert lines[-1].endswith("strides " + "x".join(f"{s:.2f}" for s in strides))
+
+
+def test_paths_of_data_are_kept_absolute_and_names_of_the_hub_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/sounds").mkdir(parents=True)
+    sounds = {"class_path": "AudioData", "init_args": {"path": "data/sounds"}}
+    several = {
+        "class_path": "MultiTask",
+        "init_args": {"tasks": {"a": sounds, "b": sounds | {"init_args": {"path": "x/y"}}}},
+    }
+    for given, expected in (
+        ({"class_path": "ImageData", "init_args": {"path": "data/sounds"}}, [str(tmp_path / "data/sounds")]),
+        ({"class_path": "ImageData", "init_args": {"path": "cifar10"}}, ["cifar10"]),
+        (several, [str(tmp_path / "data/sounds"), "x/y"]),
+    ):
+        data = fit.parse(["--config", str(CONFIG), "--data", json.dumps(given)]).data.init_args
+        paths = [data.path] if "path" in data else [task.init_args.path for task in data.tasks.values()]
+        assert paths == expected

@@ -199,7 +199,7 @@ def pivot(rows: Sequence[Row], table: Mapping[str, Any]) -> Table:
             method = "strided" if column == "conv" else str(column)
             theirs = [published.get((_bracketed(line), part, method)) for line in lines.values()]
             made.append(["paper", *(_cell(found, ".1f", 1) if found else "" for found in [*theirs, _mean(theirs)])])
-    title = table.get("title") or f"{unit}: mean and deviation over {seeds_of(rows)}"
+    title = table.get("title") or f"{unit}: mean and deviation over {_averaged(rows, (down, across))}"
     return _of_columns(title, made)
 
 
@@ -332,6 +332,19 @@ def seeds_of(rows: Sequence[Row]) -> str:
     """Return the number of seeds as text."""
     seeds = len({row.axes.get("seed") for row in rows})
     return "one seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _averaged(rows: Iterable[Row], apart: Sequence[str]) -> str:
+    """Return what a mean is over, as text: seeds, and axes along which rows differ that agree in those `apart`."""
+    rows = [row for row in rows if row.result is not None]
+    cells = groups(rows, lambda row: json.dumps([row.axes.get(axis) for axis in apart])).values()
+    axes = dict.fromkeys(axis for row in rows for axis in row.axes if axis not in (*apart, "seed"))
+    others = [axis for axis in axes if any(_values(cell, axis) > 1 for cell in cells)]
+    return " and ".join([seeds_of(rows), *(f"{_values(rows, axis)} values of {axis}" for axis in others)])
+
+
+def _values(rows: Iterable[Row], axis: str) -> int:
+    return len({json.dumps(row.axes.get(axis)) for row in rows})
 
 
 def _read_paper(table: Mapping[str, Any], keys: int) -> dict[tuple[str, ...], list[tuple[str, str]]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning.pytorch
 import torch
-from jsonargparse import ArgumentError, DefaultHelpFormatter
+from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeFloat
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
@@ -135,6 +135,7 @@ class FitCLI(LightningCLI):
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
+        _make_paths_absolute(self.config.data)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name and place, and pass the seed to the data. The trainer's folder is that of the runs."""
@@ -325,6 +326,16 @@ class FitCLI(LightningCLI):
         atomic_write_text(folder / "config.yaml", configuration)
         for logger in self._further_loggers:
             logger.log_hyperparams(load_yaml(configuration))
+
+
+def _make_paths_absolute(part: Mapping[str, Any] | Namespace) -> None:
+    """Replace paths of data that exist, so that reports from another folder do not take them for names on the hub."""
+    content: Any = vars(part) if isinstance(part, Namespace) else part
+    for key, value in content.items():
+        if key == "path" and isinstance(value, str) and Path(value).expanduser().exists():
+            content[key] = str(Path(value).expanduser().absolute())
+        elif isinstance(value, Mapping | Namespace):
+            _make_paths_absolute(value)
 
 
 def _as_list(given: Any) -> list[Any]:
