@@ -6,8 +6,9 @@ import argparse
 import json
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from diffstride.experiments.training.documents import flatten, read_json, read_y
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
 from diffstride.experiments.training.runs import Run, build_classifier, build_data, load_run, read_result
+from diffstride.experiments.training.schema import total_macs
 from diffstride.export import freeze
 
 DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
@@ -67,12 +69,15 @@ def compress(arguments: Sequence[str]) -> None:
     report = {"budget": options.budget, "stages": stages, "strides": learned}
     write_report(folder / "compress.json", ["compress", *arguments], torch.device("cpu"), report)
     table = make_table(f"{run.folder.name} at {options.budget:g} of its multiply-accumulates", "", *stages)
-    for key, text, scale in (
-        ("accuracy", "accuracy, %", 100), ("macs", "million MACs per sample", 1e-6),
-        ("resampling_macs", "of them resampling", 1e-6), ("latency_ms", "ms for one sample, strides fixed", 1),
-        ("latency_batch_ms", "ms for 64 samples", 1),
-    ):  # fmt: skip
-        table.add_row(text, *(f"{scale * stage[key]:.4g}" for stage in stages.values()))
+    rows: dict[str, Callable[[Any], float]] = {
+        "accuracy, %": lambda stage: 100 * stage["accuracy"],
+        "million MACs per sample, resampling included": lambda stage: total_macs(stage) / 1e6,
+        "of them resampling": lambda stage: stage["resampling_macs"] / 1e6,
+        "ms for one sample, strides fixed": itemgetter("latency_ms"),
+        "ms for 64 samples": itemgetter("latency_batch_ms"),
+    }
+    for text, value in rows.items():
+        table.add_row(text, *(f"{value(stage):.4g}" for stage in stages.values()))
     console.print(table)
     layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in learned.items())
     console.say(f"{folder}: strides {layers}")
@@ -135,7 +140,7 @@ def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accura
     for name, (network, reached) in stages.items():
         macs = count_macs(network, example)
         found[name] = {
-            "accuracy": reached, "macs": sum(macs), "resampling_macs": macs.resampling,
+            "accuracy": reached, "macs": macs.model, "resampling_macs": macs.resampling,
             "latency_ms": single[name], "latency_batch_ms": batch[name],
         }  # fmt: skip
     return found
