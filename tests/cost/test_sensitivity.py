@@ -155,3 +155,15 @@ def test_combinations_of_the_same_sizes_are_compared_once():
 
     tried = ds.CostModel(model, x).find_strides(recorded, 0.5, rounds=3)
     assert len(seen) == len(tried) == len(set(seen)) > 3
+
+
+def test_a_stride_whose_sizes_step_over_the_budget_is_set_below_it():
+    """Behind kept strides, 9 samples become 5, 3 and 2, and 8 become 4, 2 and 1: no size is near 0.36 of the cost."""
+    convolutions = [nn.Conv2d(64, 64, 3, stride=2, padding=1) for _ in range(3)]
+    layer, x = ds.DiffStride2d(1.0, window="hard", shared=True), torch.randn(2, 64, 16, 16)
+    model = nn.Sequential(layer, *convolutions)
+    cost = ds.CostModel(model, x)
+    target = 0.36 * cost.exact()
+    (found,) = cost.find_strides(lambda twin: twin(x).square().mean(), target, of="absolute")
+    assert layer.output_size(16) == (8, 8)
+    assert cost.exact() == found.cost < 0.9 * target

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from diffstride.cost.budget import Budget
     from diffstride.cost.model import CostModel
 
-_BETWEEN = 0.9, 1.03
-"""The costs over the target of strides that are compared. Sizes are whole, so that few combinations meet a target."""
+_UP_TO = 1.03
+"""The highest cost over the target of strides that are compared. Sizes are whole, so that few meet a target exactly."""
 
 Loss = Callable[[nn.Module], Tensor | float]
 """A function from a copy of the model to its loss on a fixed sample of data. It may adapt the copy before."""
@@ -171,7 +171,7 @@ def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
         budget.settle(direction, start)
         cost = budget.cost.exact()
         sizes = cost, *(entry.size for entry in budget.cost.entries())
-        if _BETWEEN[0] <= cost / budget.target <= _BETWEEN[1] and sizes not in measured:
+        if cost <= _UP_TO * budget.target and sizes not in measured:
             measured.add(sizes)
             strides = {name: layer.entries for name, layer in learnable_layers(model)}
             with torch.no_grad():

@@ -255,7 +255,7 @@ def _selected(rows: Iterable[Row], where: Mapping[str, Any]) -> list[Row]:
 
 
 def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | None = None) -> Table:
-    """Return a table with a line for every group of runs: accuracy, cost, striding factor.
+    """Return a table with a line for every group of runs: accuracy, cost, product of strides.
 
     Args:
         rows: Rows of the study.
@@ -283,7 +283,7 @@ def overview(rows: Sequence[Row], latency: Mapping[str, Any], compare: str | Non
     if latency:
         timed = (f"{latency[label]['ms']:.3g}" if label in latency else DASH for label in by_label)
         columns.append(["ms a batch, frozen", *timed])
-    columns.append(column("striding factor", lambda result: striding_factor(result["strides"]), ".4g", 1))
+    columns.append(column("product of strides", lambda result: striding_factor(result["strides"]), ".4g", 1))
     columns.append(column("ms a step", itemgetter("step_time_ms"), ".0f", 1))
     return _of_columns("All runs", columns)
 
