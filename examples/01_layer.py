@@ -38,7 +38,7 @@ def main(steps: int = 101) -> float:
 
     for step in range(steps):
         images, labels = make_batch(64)
-        # Eq. 6 of the paper: small maps are cheap, so strides grow until the loss objects.
+        # Eq. 6 of the paper: small maps are cheap, so strides grow until the classification loss stops them.
         loss = nn.functional.cross_entropy(model(images), labels) + 0.3 * ds.stride_cost(model)
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,7 @@ from diffstride.integrations.transformers import ClampStrides, from_pretrained, 
 
 
 def main(steps: int = 4) -> ResNetForImageClassification:
-    """Convert a network, train it on random images, save it, and return it as loaded again."""
+    """Convert a network, train it on random images, save it, and return the loaded copy."""
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=10)
     model = ResNetForImageClassification(config)
