@@ -1,7 +1,7 @@
 """Try `ds.convert` and `ds.insert` on architectures of timm, torchvision and segmentation_models_pytorch.
 
 These packages are no requirements of the project: install those to be tried beside it. Each architecture has a process
-of its own, random weights and an input of 64 to 128 samples along each axis.
+of its own, random weights and images of 128 pixels, or the size that a model asks for.
 
     python tools/architectures.py results/architectures.json [NAME ...]
     python tools/architectures.py results/architectures.json --page docs/results/architectures.md
@@ -197,7 +197,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 PAGE = """# Architectures
 
-`ds.convert` and `ds.insert` tried once on {count} architectures of timm {timm}, torchvision {torchvision} and
+`ds.convert` and `ds.insert` were tried once on {count} architectures of timm {timm}, torchvision {torchvision} and
 segmentation_models_pytorch {segmentation_models_pytorch}, with random weights and images of 128 pixels (or the size
 that a model asks for). None of them is part of the tests. A model passes if its outputs keep their shapes, a stride
 has a gradient, it runs at strides 1.1 times as large, and its frozen copy gives the same outputs there to 1e-3. An

@@ -3,8 +3,8 @@
 Imports from `torch._*` are in `tracing/_torch.py` only; `torch.utils._pytree`, `_python_dispatch` and `_sympy` are used
 directly.
 
-Everything here is tested from torch 2.9 to 2.13 (`docs/results/versions.md`). Imports that load sympy or the compiler
-happen on use, because each takes longer than importing the rest of the library.
+Everything here is tested with the versions of torch in `docs/results/versions.md`. Imports that load sympy or the
+compiler happen on use, because each takes longer than importing the rest of the library.
 """
 
 from __future__ import annotations
