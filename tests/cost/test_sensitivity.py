@@ -11,6 +11,7 @@ from torch import nn
 import diffstride as ds
 from diffstride.cost.sensitivity import Change, Sensitivity
 from diffstride.errors import UsageError
+from diffstride.nn import learnable_layers
 
 X = torch.randn(4, 3, 24, 20, dtype=torch.float64)
 TARGET = torch.randn(4, 6, dtype=torch.float64)
@@ -167,3 +168,25 @@ def test_a_stride_whose_sizes_step_over_the_budget_is_set_below_it():
     (found,) = cost.find_strides(lambda twin: twin(x).square().mean(), target, of="absolute")
     assert layer.output_size(16) == (8, 8)
     assert cost.exact() == found.cost < 0.9 * target
+
+
+def test_a_screening_loss_decides_what_is_compared():
+    """Three combinations at least are compared by the loss, and later ones if they are among the best three so far."""
+    torch.manual_seed(0)
+    parts = [ds.DiffStride2d(1.0, window="hard", shared=True) if i % 2 == 0 else nn.Conv2d(8, 8, 3) for i in range(8)]
+    model, x = nn.Sequential(*parts), torch.randn(2, 8, 32, 32)
+    screened, compared = [], []
+
+    def quick(twin):
+        screened.append(sum(stride[0] * (i + 1) for i, stride in enumerate(ds.strides(twin).values())))
+        return screened[-1]
+
+    def loss(twin):
+        compared.append(len(screened) - 1)
+        return -screened[-1]
+
+    tried = ds.CostModel(model, x).find_strides(loss, 0.5, screen=quick)
+    assert compared == [i for i, value in enumerate(screened) if sum(other < value for other in screened[:i]) < 3]
+    assert 3 <= len(tried) == len(compared) < len(screened)
+    best = min(tried, key=lambda found: found.loss)
+    assert {name: layer.entries for name, layer in learnable_layers(model)} == best.strides

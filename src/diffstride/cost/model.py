@@ -153,7 +153,12 @@ class CostModel:
         return sensitivity.sensitivity(self, loss, fractions)
 
     def find_strides(
-        self, loss: Loss, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline", rounds: int = 2
+        self,
+        loss: Loss,
+        amount: float,
+        of: Literal["baseline", "initial", "absolute"] = "baseline",
+        rounds: int = 2,
+        screen: Loss | None = None,
     ) -> list[Allocation]:
         """Set the strides to a budget by the measured loss, in place.
 
@@ -167,7 +172,9 @@ class CostModel:
             amount: as in `budget`.
             of: as in `budget`.
             rounds: how often the best is mixed with each stride, by half as much each time. With `n` strides there are
-                up to `(2 + rounds) n + 2` calls of `loss`.
+                up to `(2 + rounds) n + 2` combinations.
+            screen: a cheaper loss, such as `loss` without steps of training. A combination is compared by `loss` only
+                if it is among the best three so far by this one. None compares all.
 
         Returns:
             All combinations that were compared; the one of the lowest loss is set.
@@ -175,7 +182,8 @@ class CostModel:
         Raises:
             UsageError: the budget is out of reach.
         """
-        return sensitivity.find_strides(self.budget(amount, of), loss, _validation.integer("rounds", rounds, 0))
+        rounds = _validation.integer("rounds", rounds, 0)
+        return sensitivity.find_strides(self.budget(amount, of), loss, rounds, screen)
 
     def budget(
         self, amount: float, of: Literal["baseline", "initial", "absolute"] = "baseline", warmup: int = 0

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _UP_TO = 1.03
 """The highest cost over the target of strides that are compared. Sizes are whole, so that few meet a target exactly."""
 
+_FINALISTS = 3
+"""The best combinations by a screening loss that are compared by the loss itself."""
+
 Loss = Callable[[nn.Module], Tensor | float]
 """A function from a copy of the model to its loss on a fixed sample of data. It may adapt the copy before."""
 
@@ -147,12 +150,12 @@ def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sens
     return Sensitivity(value, present, tuple(changes))
 
 
-def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
+def find_strides(budget: Budget, loss: Loss, rounds: int, screen: Loss | None) -> list[Allocation]:
     """Find strides on the budget with a low loss; see `CostModel.find_strides`."""
     layers = [layer for _, layer in learnable_layers(budget.cost.model) if layer.learns_strides]
     before = [layer.raw_strides[: len(layer.stride)] for layer in layers]
     try:
-        tried = _compared(budget, loss, rounds)
+        tried = _compared(budget, loss, rounds, screen)
     except BaseException:
         for layer, strides in zip(layers, before, strict=True):
             layer.write_strides(strides)
@@ -161,10 +164,11 @@ def find_strides(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
     return tried
 
 
-def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
+def _compared(budget: Budget, loss: Loss, rounds: int, screen: Loss | None) -> list[Allocation]:
     model, places = budget.cost.model, budget.places
     tried: list[Allocation] = []
     measured: set[tuple[int, ...]] = set()
+    screened: list[float] = []
 
     def attempt(direction: Sequence[float], start: Sequence[float] | None = None) -> None:
         """Move strides along a line onto the budget, and measure the loss."""
@@ -175,6 +179,10 @@ def _compared(budget: Budget, loss: Loss, rounds: int) -> list[Allocation]:
             measured.add(sizes)
             strides = {name: layer.entries for name, layer in learnable_layers(model)}
             with torch.no_grad():
+                if screen is not None:
+                    screened.append(float(screen(copy.deepcopy(model))))
+                    if sorted(screened).index(screened[-1]) >= _FINALISTS:
+                        return
                 tried.append(Allocation(float(loss(copy.deepcopy(model))), cost, strides))
 
     present = budget.logs

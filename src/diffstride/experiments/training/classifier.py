@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -224,7 +225,9 @@ class Classifier(LightningModule):
                 batches = augmented_batches(data, self.search_steps, self.device, split)
                 train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
             self.print("comparing strides on the budget by the loss")
-            for tried in budget.cost.find_strides(loss, budget.target, of="absolute"):
+            for tried in budget.cost.find_strides(
+                loss, budget.target, of="absolute", screen=partial(loss, adapt=False)
+            ):
                 shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
                 self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
             found = [layer.entries for layer in layers]

@@ -52,8 +52,10 @@ def recalibrated_loss(
     steps: int = 0,
     optimizer: Callable[[list[nn.Parameter]], Optimizer] = SGD,
     split: SearchSplit | None = None,
-) -> Callable[[nn.Module], Tensor]:
+) -> Callable[..., Tensor]:
     """Return a function from a network, which it adapts, to its cross-entropy on a sample of the training data.
+
+    With `adapt=False`, the function leaves out the steps that adapt the weights.
 
     Other sizes of maps have other statistics, so that those of batch norms are computed again first.
 
@@ -78,8 +80,8 @@ def recalibrated_loss(
     sample = [_on(data.prepare_batch(train.__getitems__(part)), device) for part in parts]
     augmented = list(augmented_batches(data, batches + steps, device, split))
 
-    def loss(network: nn.Module) -> Tensor:
-        if steps:
+    def loss(network: nn.Module, adapt: bool = True) -> Tensor:
+        if steps and adapt:
             strides = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("stride")}
             weights = [parameter for parameter in network.parameters() if id(parameter) not in strides]
             train_briefly(network, augmented[batches:], optimizer(weights))
