@@ -68,7 +68,8 @@ class Classifier(LightningModule):
             the strides that were found are trained from the start.
         search_rounds: how often weights are trained and allocations compared, from the best of the round before, with
             other samples for the loss. Allocations near those that the weights were trained at are preferred.
-        compare_steps: steps that adapt the weights to each allocation before its loss is measured.
+        compare_steps: steps that adapt the weights to an allocation before its loss is measured. Only those are adapted
+            to that are among the best three so far without.
         compare_lr: learning rate of these steps, by SGD or AdamW as in the training. null: 0.01 with SGD, a third of
             the highest of `learning_rates` with AdamW.
         budget: multiply-accumulates to reach, as a fraction of those of the same network with strided layers in place
