@@ -39,6 +39,8 @@ def write_report(file: Path, command: Sequence[str], device: torch.device, found
 
 def _commit() -> str | None:
     """Return the commit of the source tree, marked if files differ from it; None for an installed wheel."""
+    if not Path(__file__).parents[3].joinpath("pyproject.toml").is_file():
+        return None  # git would find the repository around the environment
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

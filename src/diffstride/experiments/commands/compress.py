@@ -22,6 +22,7 @@ from diffstride.experiments.benchmark.measure import Candidate, alternate
 from diffstride.experiments.console import PlainConsole, make_table
 from diffstride.experiments.parser import CommandParser, at_least
 from diffstride.experiments.provenance import write_report
+from diffstride.experiments.training.callbacks import in_short
 from diffstride.experiments.training.documents import flatten, read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
@@ -79,7 +80,7 @@ def compress(arguments: Sequence[str]) -> None:
     for text, value in rows.items():
         table.add_row(text, *(f"{value(stage):.4g}" for stage in stages.values()))
     console.print(table)
-    layers = ", ".join(f"{layer} {s[0]:.2f}" for layer, s in learned.items())
+    layers = ", ".join(f"{layer} {in_short({layer: s})}" for layer, s in learned.items())
     console.say(f"{folder}: strides {layers}")
 
 

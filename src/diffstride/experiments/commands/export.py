@@ -176,8 +176,8 @@ def _strided(run: Run) -> nn.Module | str:
     if options.get("downsample") == "conv":
         return "the network has strided convolutions itself"
     strided = network | {"init_args": options | {"downsample": "conv"}}
-    try:  # without the budget, which needs learnable strides
-        return build_classifier(run.config["model"] | {"network": strided, "budget": None}).network.eval()
+    try:  # without the other settings, some of which need learnable strides
+        return build_classifier({"network": strided}).network.eval()
     except (ValueError, ArgumentError) as error:  # fractional strides, or a class without `downsample`
         return one_line(error)
 

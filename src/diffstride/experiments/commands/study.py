@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def _settings(arguments: Sequence[str], parser: CommandParser) -> Iterator[tuple
             raise UsageError(f"cannot read the argument {name!r}: arguments for the runs are given as --NAME VALUE")
         value = value if equals else left.pop(0)
         try:
-            yield name[2:], load_yaml(value)
-        except yaml.YAMLError as error:
+            parsed = load_yaml(value)
+            yield name[2:], value if isinstance(parsed, date) else parsed
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{name} is not YAML: {value!r}") from error

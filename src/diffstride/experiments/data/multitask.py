@@ -67,6 +67,7 @@ class MultiTask(ClassificationData):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for task, data in self.tasks.items():
             data.load_state_dict(state_dict[task])
+        self.sample_shape = next(iter(self.tasks.values())).sample_shape
 
     def _sampler(self, dataset: BatchDataset, *, train: bool) -> Shard:
         """Return the order of the training. Each task evaluates on its own."""

@@ -169,6 +169,7 @@ class Classifier(LightningModule):
         self.search_steps, self.search_rounds = search_steps, search_rounds
         self.compare_steps, self.compare_lr = compare_steps, compare_lr
         self.has_strides = any(True for _ in learnable_layers(network))
+        self._holding = False
         self.budget, self.budget_warmup, self.cost = budget, budget_warmup, cast(Budget | None, None)
         self.explorer = ExploreStrides(exploration) if exploration and self.has_strides else None
 
@@ -189,12 +190,16 @@ class Classifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Hold the strides from the step `stride_steps` on."""
-        if self.holds_strides and any(layer.learns_strides for _, layer in learnable_layers(self.network)):
+        if self.holds_strides and not self._holding:
+            self._holding = True
             if self.cost is not None and self.global_step == self.stride_steps:  # a resumed training has set them
                 self._set_strides(self.cost)
-            for _, layer in learnable_layers(self.network):
-                for parameter in layer.stride_parameters:
+            if self.trainer.model is self:  # otherwise several processes wait for the gradient of each parameter
+                for parameter in self._stride_parameters():
                     parameter.requires_grad_(False)
+
+    def _stride_parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, layer in learnable_layers(self.network) for parameter in layer.stride_parameters]
 
     def _set_strides(self, budget: Budget) -> None:
         """Set the strides to the budget, alike in all processes."""
@@ -278,6 +283,8 @@ class Classifier(LightningModule):
                 f"the network has {outputs} outputs, and the data other classes: set model.network.num_classes to "
                 f"{data.outputs}"
             )
+        if tasks and self.stride_search == "measured":
+            raise UsageError(f"stride_search measured needs data with one task, got {', '.join(tasks)}")
         if unknown := sorted(self.task_weights.keys() - tasks.keys()):
             raise UsageError(f"task_weights must name tasks of the data, got {unknown[0]}")
         self._set_budget(data)
@@ -362,7 +369,10 @@ class Classifier(LightningModule):
         return logits
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip each layer's stride gradient separately from the weights'."""
+        """Clip each layer's stride gradient separately from the weights'; leave out those of strides that are held."""
+        if self._holding:
+            for parameter in self._stride_parameters():
+                parameter.grad = None
         if self.stride_clip is not None:
             for _, layer in learnable_layers(self.network):
                 clip_grad_norm_(layer.stride_parameters, self.stride_clip)

@@ -313,6 +313,7 @@ class FitCLI(LightningCLI):
             check_new(folder)  # another process may have used it meanwhile
             clear(folder)
         else:
+            (folder / "result.json").unlink(missing_ok=True)  # of fewer steps: the run has not ended any more
             # strides.csv counts the steps done, metrics.csv the steps done before.
             strides, metrics = folder / "strides.csv", folder / "metrics.csv"
             history.read_dicts(metrics)  # check both files before changing one
