@@ -243,3 +243,8 @@ def test_floats_of_eight_bits_are_refused():
     ):
         with pytest.raises((TypeError, ValueError), match=rf"must be floating point \(float64, .*, got {dtype}$"):
             call()
+
+
+def test_sizes_of_numpy_are_sizes():
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(F.spectral_resize(x, np.int64(9)), F.spectral_resize(x, 9))

@@ -15,14 +15,18 @@ import itertools
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffstride.backends import Kind, Resampling, is_channels_last
 from diffstride.geometry import Axis, Taps, gain
 from diffstride.options import LayerOptions
+
+if TYPE_CHECKING:
+    from diffstride.nn.learnable import LearnableStrides
 
 
 def resample(
@@ -155,17 +159,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _resample.register_autograd(_backward, setup_context=_save)
 
 
-class Layer(Protocol):
-    """What a slot needs of a layer."""
-
-    def sizes_in_use(self, spatial: Sequence[int], scaled: bool) -> tuple[int, ...]:
-        """Return the present sizes of the output; `scaled` as in training mode."""
-
-
 class Slot:
     """The size of a layer's output in one graph."""
 
-    def __init__(self, layer: Layer, scaled: bool) -> None:
+    def __init__(self, layer: LearnableStrides, scaled: bool) -> None:
         self.layer, self.scaled = weakref.ref(layer), scaled
         self.number = next(_numbers)
         self.graph: _Graph | None = None
@@ -202,7 +199,7 @@ class Slot:
         """Compute the sizes of the output for an input of sizes `spatial`."""
         layer = self.layer()
         assert layer is not None
-        sizes = layer.sizes_in_use(spatial, self.scaled)
+        sizes = layer.sizes_at(layer._raw_strides(self.scaled), spatial)
         if sizes != tuple(self.holder.shape):
             self.holder = torch.empty(1, device="cpu").expand(sizes)
             for i in range(len(sizes)):
@@ -229,13 +226,13 @@ _slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()
 _graphs: weakref.WeakKeyDictionary[Any, _Graph] = weakref.WeakKeyDictionary()
 
 
-def layers() -> list[Layer]:
+def layers() -> list[LearnableStrides]:
     """Return the layers that are part of a graph."""
     found = {id(layer): layer for slot in list(_slots.values()) if (layer := slot.layer()) is not None}
     return list(found.values())
 
 
-def refresh(changed: Collection[Layer]) -> None:
+def refresh(changed: Collection[LearnableStrides]) -> None:
     """Compute the sizes in the graphs of these layers from the present strides."""
     graphs = {id(slot.graph): slot.graph for slot in list(_slots.values()) if slot.layer() in changed}
     for graph in graphs.values():
@@ -246,6 +243,17 @@ def refresh(changed: Collection[Layer]) -> None:
 @lru_cache(maxsize=1)  # the compiler is loaded by now
 def _refresh_eagerly() -> Callable[[_Graph], None]:
     return torch.compiler.disable(_Graph.refresh)  # type: ignore[no-untyped-call, no-any-return]
+
+
+@lru_cache(maxsize=1)  # once per process, and not on import
+def refresh_after_steps() -> None:
+    """Refresh the sizes in graphs after each step of an optimizer that has a parameter of one of their layers."""
+    register_optimizer_step_post_hook(_refresh)
+
+
+def _refresh(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    written = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    refresh([layer for layer in layers() if any(id(p) in written for p in layer.parameters())])
 
 
 @torch.library.custom_op("diffstride::note_sizes", mutates_args=())

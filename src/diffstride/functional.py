@@ -6,6 +6,7 @@ Riad, Teboul, Grangier, Zeghidour, "Learning strides in convolutional neural net
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -186,8 +187,8 @@ def spectral_resize(
         ValueError: a size is below 1, or the rank is wrong.
     """
     check_basis(basis, norm, backend)
-    if isinstance(size, int):
-        size = (size,) * max(1, x.ndim - 2)
+    if isinstance(size, int | Integral):
+        size = (int(size),) * max(1, x.ndim - 2)
     _validation.a_sequence("size", size)
     ndim = len(size)
     _validation.spatial_sizes(x, ndim)

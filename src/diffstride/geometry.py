@@ -152,17 +152,13 @@ class Axis(NamedTuple):
             return False
         return self.smoothness is None or stride is None or (self.window == "inner" and self.clamp(stride) == 1)
 
-    def frequencies(self, like: Tensor, first: int = 0, count: int | None = None) -> Tensor:
-        """Return the frequencies of `count` coefficients from `first` on, in cycles per axis."""
-        return frequencies(self.basis, self.kept if count is None else count, like, first)
-
     def weights(self, stride: Tensor | float | None, like: Tensor) -> Tensor:
         """Return the factors of the coefficients: the mask at the clamped stride times the gain.
 
         When the axis grows, the Nyquist coefficient of an even `N` is halved, since it stands for `+N/2` and `-N/2`
         alike (the rule of `scipy.signal.resample`).
         """
-        f = self.frequencies(like)
+        f = frequencies(self.basis, self.kept, like)
         if self.smoothness is None or stride is None:
             weights = torch.full_like(f, self.gain)
         else:
@@ -222,7 +218,7 @@ class Axis(NamedTuple):
 
     def slopes(self, stride: Tensor | float, like: Tensor, first: int, last: int) -> Tensor:
         """Return `d weights / d S` of the coefficients `first .. last - 1`, which are on the ramp."""
-        f = self.frequencies(like, first, last - first)
+        f = frequencies(self.basis, last - first, like, first)
         if self.smoothness is None:
             return f
         slopes = mask_slope(self.n, stride, self.smoothness, self.window, f) * self.gain

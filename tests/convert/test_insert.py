@@ -218,3 +218,13 @@ def test_a_place_where_no_other_stride_runs_is_left_alone():
     assert {site.size_multiple for site in plan.sites} == {7}
     assert "raised AssertionError: windows of 7" in plan.left_alone["(input)"]
     torch.testing.assert_close(model(x), expected)
+
+
+def test_a_module_whose_output_has_many_axes_is_left_alone():
+    class Six(nn.Module):
+        def forward(self, x):
+            return x.unflatten(-1, (-1, 4)).unflatten(2, (-1, 4))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), Six(), nn.Flatten(1))
+    plan = ds.insert(model, torch.randn(1, 3, 64, 64), include="2")
+    assert "2" in plan.left_alone

@@ -9,6 +9,7 @@ from torch import nn
 
 import diffstride as ds
 from diffstride import DiffStride2d
+from diffstride.cost.budget import LIMIT, TOLERANCE
 from diffstride.errors import UsageError
 from diffstride.nn import learnable_layers
 
@@ -71,7 +72,7 @@ def test_a_budget_pushes_from_both_sides_and_its_multiplier_is_bounded(fraction,
         moved.append(float(budget.multiplier))
     assert sign * moved[-1] > 0
     assert all(sign * (b - a) >= 0 for a, b in itertools.pairwise(moved))
-    assert max(map(abs, moved)) <= budget.limit
+    assert max(map(abs, moved)) <= LIMIT
     again = cost.budget(fraction, of="initial")
     again.load_state_dict(budget.state_dict())
     assert again.multiplier == budget.multiplier
@@ -141,7 +142,7 @@ def test_settling_comes_as_near_to_the_target_as_single_sizes_allow():
         assert learned(model)[0].strides[0] > learned(model)[1].strides[0] > 1  # the allocation stays
         assert found <= min(abs(math.log(step.cost / budget.target)) for step in cost.neighbours())
         kept = ds.strides(model)
-        if found <= budget.tolerance:
+        if found <= TOLERANCE:
             budget.settle()
             assert ds.strides(model) == kept
 

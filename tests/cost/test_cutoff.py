@@ -42,7 +42,8 @@ def test_spacings_follow_from_the_sizes_that_layers_give(window):
     )
     size, d = 400, 0.5
     x = torch.randn(1, 2, size)
-    got = ds.cutoff_frequencies(model, d, x)
+    with torch.inference_mode():  # as in evaluation
+        got = ds.cutoff_frequencies(model, d, x)
     expected = {"0": (1 / (2 * 1.7 * d),)}
     new = math.ceil(size / 1.7) if window == "inner" else math.floor(size / 1.7 + 4)
     d, size = d * size / new * 3, (new - 4 - 3) // 3 + 1

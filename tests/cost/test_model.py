@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -405,3 +406,70 @@ def test_a_shared_stride_costs_nothing_along_an_axis_that_stays():
 
     # The convolution costs 4 * 9 * 20 / S * 30, and the resampling 20 / S * 20 * 30.
     assert gradient(1.7, shared=True) == pytest.approx(gradient((1.7, 1.0))) == pytest.approx(-33600 / 1.7**2)
+
+
+def test_code_that_rounds_or_takes_roots_of_sizes_has_a_cost():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ds.DiffStrideConv2d(3, 8, 3, 2.0, padding=1, shared=True, window="inner")
+            self.next = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            tokens = self.conv(x).flatten(2)
+            side = int(tokens.shape[-1] ** 0.5)
+            y = tokens.unflatten(-1, (side, side))
+            return self.next(y[..., : round(side * 0.75)])
+
+    model, x = Tokens(), torch.randn(1, 3, 32, 32)
+    cost = ds.CostModel(model, x)
+    for stride, size in ((2.0, 16), (3.0, 11)):
+        model.conv.write_strides([stride])
+        assert cost.exact() == sum(count_macs(model, x))
+        assert model(x).shape[2:] == (size, round(size * 0.75))
+
+
+def test_a_layer_that_is_called_diffstride_is_a_layer_like_any_other():
+    names = ("conv", "diffstride", "next"), ("conv", "layer", "next")
+    parts = [nn.Conv2d(3, 4, 3, padding=1), ds.DiffStride2d(2.0), nn.Conv2d(4, 4, 3, padding=1)]
+    models = [nn.Sequential(OrderedDict(zip(given, parts, strict=True))) for given in names]
+    named, other = (ds.CostModel(model, torch.randn(1, 3, 32, 32)).baseline() for model in models)
+    assert named == other == 9 * 4 * (3 * 32 * 32 + 4 * 16 * 16)
+
+
+def test_costs_are_counted_where_a_layer_is_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = ds.DiffStrideConv2d(3, 4, 3, 2.0, padding=1)
+
+        def forward(self, x):
+            return self.conv(x=x)
+
+    model, x = Keyword(), torch.randn(1, 3, 32, 32)
+    assert count_macs(model, x) == count_macs(model.conv, x)
+
+
+@pytest.mark.parametrize("window", ["inner", "outer"])
+def test_sizes_change_by_steps_of_their_multiple(window):
+    layer = ds.DiffStride2d(2.0, window=window, smoothness=2.0, size_multiple=4, shared=True)
+    model, x = nn.Sequential(layer, nn.Conv2d(3, 64, 3, padding=1)), torch.randn(1, 3, 62, 62)
+    cost = ds.CostModel(model, x)
+    (size, _) = layer.output_size(62)
+    found = list(cost.neighbours())
+    sizes = []
+    for neighbour in found:
+        layer.write_strides([neighbour.stride])
+        sizes.append(layer.output_size(62)[0])
+        assert neighbour.cost == cost.exact()
+    assert sizes == [size - 4, size + 4]
+    layer.write_strides([2.0])
+    changes = cost.sensitivity(lambda _: 0.0).changes
+    assert {change.size % 4 for change in changes} == {0}
+    assert {size - 4, size + 4} <= {change.size for change in changes}
+
+
+def test_a_budget_without_strides_that_can_move_settles_where_it_is():
+    model = nn.Sequential(ds.DiffStride2d(1.0, bounds=(1, 1)), nn.Conv2d(3, 3, 3))
+    ds.CostModel(model, torch.randn(1, 3, 32, 32)).budget(1.0).settle([])
+    assert ds.strides(model) == {"0": (1.0, 1.0)}

@@ -190,3 +190,11 @@ def test_a_screening_loss_decides_what_is_compared():
     assert 3 <= len(tried) == len(compared) < len(screened)
     best = min(tried, key=lambda found: found.loss)
     assert {name: layer.entries for name, layer in learnable_layers(model)} == best.strides
+
+
+def test_windows_without_a_gradient_agree_with_nothing():
+    model = nn.Sequential(ds.DiffStride2d(1.0, window="hard", shared=True), nn.Conv2d(3, 4, 3, padding=1))
+    x = torch.randn(2, 3, 16, 16)
+    found = ds.CostModel(model, x).sensitivity(lambda twin: twin(x).square().mean())
+    assert found.changes
+    assert math.isnan(found.sign_agreement())

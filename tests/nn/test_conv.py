@@ -360,3 +360,18 @@ def test_the_cost_knows_what_is_kept_for_backward():
         cost = ds.CostModel(fused, x, measure="memory")
         assert kept[-1] == cost.exact() - x.nbytes
     assert kept[1] < 0.2 * kept[0]
+
+
+def test_a_shared_layer_with_an_axis_that_stays_is_fused():
+    layer = ds.DiffStride2d(3.0, shared=True, bounds=((1, None), (1, 2)))
+    conv = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 20, 20)
+    torch.testing.assert_close(ds.DiffStrideConv2d.fuse(conv, layer)(x), layer(conv(x)), atol=1e-5, rtol=1e-4)
+
+
+def test_an_attribute_that_is_changed_between_calls_is_used():
+    layer, x = ds.DiffStrideConv2d(3, 4, 3, 2.0, padding=1), torch.randn(1, 3, 16, 16)
+    before = layer(x)
+    layer.padding_mode = "circular"
+    assert not torch.equal(layer(x), before)
+    assert torch.equal(layer(x), copy.deepcopy(layer)(x))

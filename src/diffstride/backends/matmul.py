@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffstride.geometry import Axis, Basis, num_coefficients
+from diffstride.geometry import Axis, Basis, frequencies, num_coefficients
 
 
 class DenseOperator:
@@ -265,7 +265,8 @@ def _change(axis: Axis, slopes: Tensor, first: int) -> tuple[Tensor, Tensor]:
         return analysis.flatten(0, 1), synthesis.flatten(0, 1)
     kernel, dilation, left, length = axis.taps
     taps = torch.arange(kernel, dtype=slopes.dtype, device=slopes.device)
-    turns = axis.frequencies(slopes, first, len(slopes))[:, None] * (taps * dilation - left) * (2 * math.pi / axis.n)
+    f = frequencies(axis.basis, len(slopes), slopes, first)[:, None]
+    turns = f * (taps * dilation - left) * (2 * math.pi / axis.n)
     cosine, sine = turns.cos()[:, None], turns.sin()[:, None]  # [r, 1, kernel]
     even, odd = (*synthesis[..., None], torch.zeros_like(synthesis[0, ..., None]))[:2]  # [r, size, 1]
     turned = torch.cat([even * cosine - odd * sine, even * sine + odd * cosine]).flatten(1)

@@ -347,7 +347,7 @@ def backward(
             stride_grads.append(_inner_product(of_x, of_grad))
             grad_x = adjoint
             continue
-        if needs_x or i + 1 < len(built):
+        if needs_x:
             grad_x = operator.adjoint(grad_x, step.dim)
     found = None
     if learning:

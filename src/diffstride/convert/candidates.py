@@ -58,7 +58,7 @@ class Candidates:
 
     def leave(self, name: str, reason: str) -> None:
         """Leave a site alone."""
-        for label in AXIS_NAMES[max(self.sites.pop(name).ndim, 1)]:
+        for label in AXIS_NAMES.get(self.sites.pop(name).ndim, ()):
             self.left_alone.pop(f"{name} ({label})", None)
         self.left_alone[name] = reason
 

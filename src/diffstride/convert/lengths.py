@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -36,7 +35,7 @@ def find(model: nn.Module, session: Session, converted: Iterable[str]) -> tuple[
         fitting = (chain for chain in chains if _result(modules[name], method, chain.size) in chain.frames)
         if (chain := next(fitting, None)) is not None:
             found.append(replace(chain, module=name, method=method))
-        elif any(other.startswith(name) for other in names):
+        elif any(not name or f"{other}.".startswith(f"{name}.") for other in names):
             found.append(LengthMethod(module=name, method=method))
     return tuple(found)
 
@@ -55,12 +54,6 @@ def _result(module: nn.Module, method: str, size: int) -> int | None:
     return None
 
 
-class _Step(NamedTuple):
-    layer: str
-    before: int
-    after: int
-
-
 def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[str]) -> Iterator[LengthMethod]:
     """Yield the chains that end at a converted layer, the last one first, for methods that are not known yet.
 
@@ -75,12 +68,12 @@ def _chains(modules: Mapping[str, nn.Module], session: Session, converted: set[s
                 if axis < ndim:
                     before, after = (session.value(shape[-ndim:][axis]) for shape in (call.input, call.output))
                     if before != after or call.module in converted:
-                        steps.append(_Step(call.module, before, after))
+                        steps.append((call.module, before, after))
         for end in range(len(steps))[::-1]:
-            if steps[end].layer in converted:
+            if steps[end][0] in converted:
                 chain = [steps[end]]
                 for step in steps[:end][::-1]:
-                    if step.after == chain[0].before:
+                    if step[2] == chain[0][1]:  # it ends where the chain begins
                         chain.insert(0, step)
                 layers, sizes, frames = zip(*chain, strict=True)
                 yield LengthMethod(module="", method="", layers=layers, axis=axis, size=sizes[0], frames=frames)

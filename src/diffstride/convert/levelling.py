@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import sympy
@@ -139,9 +138,6 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
         global_poolings=tuple(candidates.global_poolings),
         left_alone={name: reason for name, reason in candidates.left_alone.items() if name not in resized},
         macs_before=sum(macs.values()),
-        macs_after=0,
-        resampling_macs=0,
-        macs_least=0,
         examples=_examples(search, calls),
         options=options,
     )
@@ -237,10 +233,6 @@ def _constant(expression: Expr, multiples: Mapping[Symbol, int]) -> int | None:
     return int(found.pop()) if len(found) == 1 else None
 
 
-def _is_constant(expression: Expr, multiples: Mapping[Symbol, int]) -> bool:
-    return _constant(expression, multiples) is not None
-
-
 def _maps(plan: Plan, layers: dict[str, LearnableStrides], records: list[Record]) -> _Maps:
     sites = {id(layers[site.key]): site for site in plan.sites}
     maps, shared = _Maps({}, {}, {}), dict[Symbol, Symbol]()
@@ -267,7 +259,7 @@ def _differences_are_constant(search: Search, plan: Plan, maps: _Maps) -> bool:
             if maps.difference(a, b) is not None:
                 continue
             keys = {symbol: maps.keys[symbol] for symbol in (a - b).free_symbols}
-            if search.raise_multiples(keys, partial(_is_constant, a - b)):
+            if search.raise_multiples(keys, lambda n: _constant(a - b, n) is not None):  # noqa: B023  # at once
                 return False
             upstream = [list((a - b).free_symbols & size.free_symbols) for size in (a, b)]
             if all(len(symbols) == 1 for symbols in upstream):

@@ -19,6 +19,15 @@ from diffstride.nn.strides import learnable_layers
 if TYPE_CHECKING:
     from diffstride.cost.model import CostModel
 
+RATE = 0.05
+"""The fraction of the error that a step removes."""
+LIMIT = 10.0
+"""The largest size of the multiplier."""
+TOLERANCE = 0.01
+"""The relative error that counts as none."""
+NEAR = 0.15
+"""The error below which single sizes are moved in turn."""
+
 
 class Budget(nn.Module):
     """A loss term that holds a model's cost at a target, from above and from below.
@@ -31,17 +40,18 @@ class Budget(nn.Module):
     Pass the strides' present learning rate, `budget(lr)`, where a schedule changes it. Save the budget with the model:
     its state is in buffers. It reads the strides and has no other effect on the model.
 
-    How it works. With the exact cost `C` and the target `T`, the error is `log(C/T)`, or 0 within `tolerance`. The
+    How it works. With the exact cost `C` and the target `T`, the error is `log(C/T)`, or 0 within `TOLERANCE`. The
     value of the term is half of its square. The term's gradient with respect to the strides is `push g / |g|^2`, where
     `g` is the gradient of the logarithm of the relaxed cost. Strides that move by `r` times their gradient lower the
     error by `r push`. The push has two parts:
 
-    - `rate error / r`, under which the error shrinks by `rate` a step. Below an error of `near`, where whole sizes
+    - `RATE error / r`, under which the error shrinks by `RATE` a step. Below an error of `NEAR`, where whole sizes
       decide, it goes to one stride alone, the one whose next size comes nearest to the target.
     - A multiplier, as in a Lagrangian. It holds the strides against the rest of the loss once the error is gone. Each
-      call in training mode moves it by `rate^2 / 4 error / r` (critically damped), within `limit`.
+      call in training mode moves it by `RATE^2 / 4 error / r` (critically damped), within `LIMIT`.
 
     `r` depends on the optimizer, its learning rate, momentum and clipping. It is estimated from the strides' movement.
+    `RATE`, `LIMIT`, `TOLERANCE` and `NEAR` are constants of the module `diffstride.cost.budget`.
     """
 
     multiplier: Tensor
@@ -49,17 +59,7 @@ class Budget(nn.Module):
     last: Tensor
     warmed: Tensor | None
 
-    def __init__(
-        self,
-        cost: CostModel,
-        target: float,
-        *,
-        warmup: int = 0,
-        rate: float = 0.05,
-        limit: float = 10.0,
-        tolerance: float = 0.01,
-        near: float = 0.15,
-    ) -> None:
+    def __init__(self, cost: CostModel, target: float, *, warmup: int = 0) -> None:
         """Make the term.
 
         Args:
@@ -67,18 +67,11 @@ class Budget(nn.Module):
             target: the cost to reach, in multiply-accumulates or bytes.
             warmup: calls in training mode in which the target goes from the cost at the first of them to `target`, by
                 equal factors. Without a warm-up the cost alone decides in the first tens of steps which strides move.
-            rate: the fraction of the error that a step removes.
-            limit: the largest size of the multiplier.
-            tolerance: the relative error that counts as none.
-            near: the error below which single sizes are moved in turn.
         """
         super().__init__()
-        for name, value in ("target", target), ("rate", rate), ("limit", limit):
-            _validation.above_zero(name, value)
-        for name, value in ("tolerance", tolerance), ("near", near), ("warmup", warmup):
-            _validation.not_negative(name, value)
+        _validation.above_zero("target", target)
+        _validation.not_negative("warmup", warmup)
         self.cost, self.target, self.warmup = cost, target, warmup
-        self.rate, self.limit, self.tolerance, self.near = rate, limit, tolerance, near
         entries = sum(g.numel() for g in cost.gradient().grads)
         self.register_buffer("multiplier", torch.zeros((), dtype=torch.float64))
         # Sums of (movement times push) and of push squared. Their quotient is r over the learning rate. It starts as
@@ -107,19 +100,19 @@ class Budget(nn.Module):
             self._observe(strides, error)
         speed = lr * self._speed()
         # A large error is no sign of a force to hold against.
-        lasting = min(max(error, -self.near), self.near)
-        multiplier = float(self.multiplier) + self.rate**2 / 4 * lasting / speed
+        lasting = min(max(error, -NEAR), NEAR)
+        multiplier = float(self.multiplier) + RATE**2 / 4 * lasting / speed
         if multiplier * error < 0:  # it pushes away from the target
-            multiplier *= 1 - self.rate
-        multiplier = min(max(multiplier, -self.limit), self.limit)
-        last_step = self._nearer_step(target, abs(error)) if 0 < abs(error) < self.near else None
+            multiplier *= 1 - RATE
+        multiplier = min(max(multiplier, -LIMIT), LIMIT)
+        last_step = self._nearer_step(target, abs(error)) if 0 < abs(error) < NEAR else None
         if last_step is None:
-            push = (multiplier + self.rate * error / speed) * along
+            push = (multiplier + RATE * error / speed) * along
         else:
             push = multiplier * along
             at = sum(raw[i].numel() for i in itertools.takewhile(lambda i: i != last_step.stride_id, raw))
             at += last_step.entry
-            push[at] += self.rate * (strides[at] - last_step.stride) / speed
+            push[at] += RATE * (strides[at] - last_step.stride) / speed
         # No step should move a stride by more than a tenth, wherever the cost is flat.
         most = 0.1 * strides / speed
         push = torch.minimum(torch.maximum(push, -most), most)
@@ -195,7 +188,7 @@ class Budget(nn.Module):
                 return
             direction = self.logs
         layers, places = self._layers, self.places
-        largest = max(direction)
+        largest = max(direction, default=0.0)
         slopes = [own / largest for own in direction] if largest > 0 else [1.0] * len(places)
         start = start or [0.0] * len(places)
 
@@ -224,7 +217,7 @@ class Budget(nn.Module):
         everywhere = {(layer.stride_id, i) for layer, i in places}
         moved = {(layer.stride_id, i) for (layer, i), slope in zip(places, slopes, strict=True) if slope > 0}
         # An axis that the line leaves alone would be resampled for a single sample.
-        for allowed, enough in (moved, 0.0), (everywhere, 2 * self.tolerance):
+        for allowed, enough in (moved, 0.0), (everywhere, 2 * TOLERANCE):
             while meets and distance > enough and (step := self._nearer_step(self.target, distance, allowed)):
                 distance = abs(math.log(step.cost / self.target))
                 _write_entry(by_id[step.stride_id], step.entry, step.stride)
@@ -240,7 +233,7 @@ class Budget(nn.Module):
     def log_error(self, target: float | None = None) -> float:
         """Return `log(C/T)`, or 0 within the tolerance; `T` is the budget's target if none is given."""
         error = math.log(self.cost.exact() / (target or self.target))
-        return 0.0 if abs(error) <= self.tolerance else error
+        return 0.0 if abs(error) <= TOLERANCE else error
 
     def _observe(self, strides: Tensor, error: float) -> None:
         """Update the estimate of how far strides move, with less weight near the target."""

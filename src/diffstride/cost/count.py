@@ -49,16 +49,17 @@ def count_macs(model: nn.Module, *inputs: Any) -> Macs:
     """
     convolutions = 0  # of layers that resample and convolve
 
-    def count(layer: DiffStrideConvNd, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(layer: DiffStrideConvNd, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         nonlocal convolutions
-        (x,) = inputs
+        (x,) = *args, *kwargs.values()
         batch = x.shape[0] if x.ndim == layer.ndim + 2 else 1
         spatial, new_sizes = x.shape[-layer.ndim :], output.shape[-layer.ndim :]
         convolutions += batch * layer.schedule(spatial, new_sizes).macs(spatial, new_sizes)
 
     with evaluation(model), on_examples(model):
         model(*inputs)  # builds the operators, whose products are not part of a forward pass
-        handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, DiffStrideConvNd)]
+        layers = [module for module in model.modules() if isinstance(module, DiffStrideConvNd)]
+        handles = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
         try:
             with FlopCounterMode(display=False) as counter:
                 model(*inputs)

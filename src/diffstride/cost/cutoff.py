@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffstride import _validation
 from diffstride.cost.stand_ins import records_of
 from diffstride.nn.learnable import LearnableStrides
 from diffstride.nn.strides import learnable_layers
-from diffstride.tracing import ExampleInputs, Session
+from diffstride.tracing import ExampleInputs, Session, evaluator
 
 
 def cutoff_frequencies(
@@ -93,17 +94,12 @@ def _edges(layer: LearnableStrides, spacings: Sequence[float], sizes: Sequence[i
 
 def _spacing_of(size: Any, spacings: dict[Any, float], session: Session, name: str) -> float:
     """Return the spacing of an axis whose size is an expression: `d N/d N'`, with quotients not rounded."""
-    import sympy
-    from torch.utils._sympy import functions
-
-    smooth = session.expanded(size)
-    for quotient in (functions.FloorDiv, functions.CleanDiv, functions.IntTrueDiv, functions.FloatTrueDiv):
-        smooth = smooth.replace(quotient, lambda a, b: a / b)
-    for rounded in (functions.TruncToInt, functions.FloorToInt, functions.CeilToInt, functions.ToFloat):
-        smooth = smooth.replace(rounded, lambda a: a)
-    smooth = smooth.replace(functions.Mod, lambda a, b: sympy.Integer(0))
-    found = [symbol for symbol in smooth.free_symbols if symbol in spacings]
+    symbols = list(size.free_symbols)
+    found = [symbol for symbol in symbols if symbol in spacings]
     if len(found) != 1:
-        raise ValueError(f"an axis of {name} must be one of the model's input, got the size {smooth}")
-    (symbol,) = found
-    return spacings[symbol] / float(smooth.diff(symbol))
+        raise ValueError(f"an axis of {name} must be one of the model's input, got the size {size}")
+    with torch.inference_mode(False):  # with gradients
+        n = {s: torch.tensor(float(session.hints[s]), dtype=torch.float64, requires_grad=True) for s in symbols}
+        (relaxed,) = evaluator([size], symbols, {})(*n.values())
+        (slope,) = torch.autograd.grad(relaxed, n[found[0]])
+    return spacings[found[0]] / float(slope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,15 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffstride import functional, tracing
-from diffstride.cost.stand_ins import (
-    Record,
-    Strides,
-    macs_by_module,
-    raw_strides_of,
-    records_of,
-    stand_in_for_fixed,
-)
-from diffstride.nn._fused import as_autocast, convolve, dense_macs
+from diffstride.cost.stand_ins import Record, Strides, raw_strides_of, records_of, stand_in_for_fixed
+from diffstride.nn._fused import as_autocast, convolver, dense_macs
 from diffstride.nn.attach import attached
 from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.diffstride import DiffStrideNd
@@ -59,6 +53,12 @@ class Entry(NamedTuple):
     def margin(self) -> float:
         """The samples of the output beyond `N/S`."""
         return 2 * self.layer.smoothness if self.layer.window == "outer" else 0.0
+
+    @property
+    def next_sizes(self) -> tuple[int, int]:
+        """The next smaller and the next larger size."""
+        multiple = self.layer.size_multiple
+        return multiple * math.ceil(self.size / multiple - 1), multiple * (self.size // multiple + 1)
 
     def moved(self, stride: float) -> tuple[float, ...]:
         """Return the raw strides of the layer, one per axis, with another one for the entry."""
@@ -122,14 +122,15 @@ class Program:
                     yield Entry(layer, position, axis, n + layer.size_offset[axis], size)
 
     def neighbours(self) -> Iterator[Neighbour]:
-        """Yield the exact costs with one size, of one layer along one axis, a sample smaller or larger.
+        """Yield the exact costs with one size, of one layer along one axis, a step smaller or larger.
 
-        Sizes at which the model does not run are left out.
+        The step is a sample, or the layer's `size_multiple`. Sizes at which the model does not run are left out.
         """
         for entry in self.entries():
-            for step in (-1, 1):
+            multiple = entry.layer.size_multiple
+            for step, size in zip((-1, 1), entry.next_sizes, strict=True):
                 # Half-way between the strides at which the size changes. Outer sizes are rounded down, inner up.
-                relaxed = entry.size + step - entry.margin + (0.5 if entry.margin else -0.5)
+                relaxed = size - entry.margin - multiple / 2 + (1 if entry.margin else 0)
                 if relaxed > 0:
                     stride = entry.n / relaxed
                     strides = instead(entry.layer.stride_id, entry.moved(stride))
@@ -286,7 +287,9 @@ def _fixed_resampling(layer: ResizeTo | SpectralPoolNd, shapes: Sequence[Any], w
 
 def macs_at_present(model: nn.Module, session: Session) -> dict[str, int]:
     """Return the multiply-accumulates by module of a trace in which the layers have their present sizes."""
-    macs = macs_by_module(session)
+    macs: dict[str, int] = defaultdict(int)
+    for work in session.work:
+        macs[work.module] += session.value(work.macs)
     modules = dict(model.named_modules())
     for call in session.calls:
         layer = modules[call.module]
@@ -298,9 +301,9 @@ def macs_at_present(model: nn.Module, session: Session) -> dict[str, int]:
             spatial, new = shape[-layer.ndim :], output[-layer.ndim :]
             schedule = layer.schedule(spatial, new)
             own = schedule.macs(spatial, new) + schedule.resampling_macs(channels, spatial, new, raw_strides_of(layer))
-            macs[call.module] = macs.get(call.module, 0) + math.prod(leading) * own
+            macs[call.module] += math.prod(leading) * own
         elif isinstance(layer, (ResizeTo, SpectralPoolNd)):
-            macs[call.module] = macs.get(call.module, 0) + _fixed_resampling(layer, shape + output, shape + output)
+            macs[call.module] += _fixed_resampling(layer, shape + output, shape + output)
     return macs
 
 
@@ -377,7 +380,7 @@ def of_strided_model(model: nn.Module, example: ExampleInputs, measure: Measure)
     def forwards(session: Session, name: str, module: nn.Module) -> tracing.Forward | None:
         for placement in ("before", "after"):
             layer = attached(module, placement)
-            if isinstance(layer, DiffStrideNd):
+            if isinstance(layer, DiffStrideNd) and not isinstance(module, nn.Sequential):  # whose children run below
                 if max(layer.initial_strides) > 1:  # else it was inserted, and the module has its own stride
                     strides: Any = zip(layer.initial_strides, module.stride, strict=True)  # type: ignore[arg-type]
                     module.stride = tuple(math.ceil(s) * own for s, own in strides)  # type: ignore[assignment]
@@ -420,6 +423,6 @@ def _strided(layer: DiffStrideConvNd) -> tracing.Forward:
             none = tuple((0, 0) for _ in strides)
             needed = [n + d * (k - 1) for n, k, d in zip(new, convolution.kernel, convolution.dilation, strict=True)]
             x, convolution = x.new_empty([*x.shape[: -layer.ndim], *needed]), convolution._replace(padding=none)
-        return convolve(x, layer.weight, layer.bias, convolution._replace(stride=strides))
+        return convolver(convolution._replace(stride=strides))(x, layer.weight, layer.bias)
 
     return forward

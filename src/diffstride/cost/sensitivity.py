@@ -88,8 +88,11 @@ class Sensitivity:
         return torch.corrcoef(torch.stack([measured, predicted]))[0, 1].item() if len(chosen) > 1 else math.nan
 
     def sign_agreement(self, layer: str | None = None) -> float:
-        """Return the fraction of changes whose sign the gradient predicts; of one layer, or of all."""
-        chosen = [c for c in self.changes if layer in (None, c.layer)]
+        """Return the fraction of changes whose sign the gradient predicts; of one layer, or of all.
+
+        It is NaN where strides have no gradient, as under hard windows.
+        """
+        chosen = [c for c in self.changes if layer in (None, c.layer) and c.predicted and not math.isnan(c.predicted)]
         agree = [math.copysign(1, c.loss) == math.copysign(1, c.predicted) for c in chosen]
         return sum(agree) / len(agree) if agree else math.nan
 
@@ -130,7 +133,8 @@ def sensitivity(cost: CostModel, loss: Loss, fractions: Sequence[float]) -> Sens
     for entry in cost.entries():
         name = names[entry.layer.stride_id]
         before = entry.layer.strides[entry.axis]
-        sizes = {entry.size - 1, entry.size + 1, *(round(fraction * entry.size) for fraction in fractions)}
+        multiple = entry.layer.size_multiple
+        sizes = {*entry.next_sizes, *(multiple * round(fraction * entry.size / multiple) for fraction in fractions)}
         for size in sorted(sizes - {entry.size}, reverse=True):
             stride = _stride_for(entry, size)
             if stride is None:

@@ -150,11 +150,3 @@ class _SaveInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise NotImplementedError
-
-
-def macs_by_module(session: Session) -> dict[str, int]:
-    """Return the multiply-accumulates of a trace by module, at its sizes."""
-    macs: dict[str, int] = {}
-    for work in session.work:
-        macs[work.module] = macs.get(work.module, 0) + session.value(work.macs)
-    return macs

@@ -32,7 +32,5 @@ def stride_cost(model: nn.Module) -> Tensor:
 
 def _in_bounds(layer: LearnableStrides) -> Tensor:
     raw, limits = layer.stride.expand(layer.ndim), [layer.options.limits(axis) for axis in range(layer.ndim)]
-    if len(set(limits)) == 1:
-        return clamp_stride(raw, limits[0][0], limits[0][1] or math.inf)
     pairs = zip(raw, limits, strict=True)
     return torch.stack([clamp_stride(stride, lower, upper or math.inf) for stride, (lower, upper) in pairs])

@@ -1,13 +1,16 @@
-"""Run a model on its example inputs, and compare the outputs of two models."""
+"""Run a model on its example inputs, compare the outputs of two models, and check that optional packages exist."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from diffstride.errors import UsageError
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -41,3 +44,10 @@ def _relative_error(a: Tensor, b: Tensor) -> float:
     if not difference.any():
         return 0.0
     return float(difference.max() / torch.where(b.isfinite(), b, 0.0).abs().max())
+
+
+def require(kind: str, *packages: str) -> None:
+    """Raise a UsageError where a package for files of this kind is missing."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{kind} files need the package {name}: pip install 'diffstride[export]'")

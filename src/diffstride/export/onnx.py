@@ -20,8 +20,7 @@ from diffstride._files import atomic_path, check_output_path, describe_os_error
 from diffstride._logging import log_level
 from diffstride._text import one_line
 from diffstride.errors import RunError, UsageError
-from diffstride.export._outputs import Arguments, largest_error, run, tensors
-from diffstride.export._packages import require
+from diffstride.export._outputs import Arguments, largest_error, require, run, tensors
 from diffstride.export.freeze import copy_without_observers, freeze
 from diffstride.tracing import ExampleInputs
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffstride._files import atomic_path, check_output_path
 from diffstride._text import one_line
 from diffstride.errors import UsageError
-from diffstride.export._packages import require
+from diffstride.export._outputs import require
 
 
 def to_safetensors(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:

@@ -59,9 +59,13 @@ class LogStrides(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hooks."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hooks."""
-        if stage == "fit":
+        if stage == "fit" and hasattr(self, "_inputs"):
             self._inputs.close()
 
 

@@ -97,11 +97,6 @@ def convolver(convolution: Convolution) -> Callable[[Tensor, Tensor, Tensor | No
     return convolve
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
-    """Convolve `x`, in its memory format."""
-    return convolver(convolution)(x, weight, bias)
-
-
 def as_autocast(x: Tensor) -> Tensor:
     """Return `x` in the dtype in which a convolution takes it."""
     return x.to(autocast_dtype(x))
@@ -133,7 +128,7 @@ class Schedule:
         if y.dtype == torch.float16 and self.fused_axes:
             weight = weight * 2.0**self.fused_axes  # undoes the headroom that the resampled input keeps
         bias = bias if bias is None or self.bias_gain == 1 else bias * self.bias_gain
-        y = convolve(y, weight, bias, self.convolution)
+        y = convolver(self.convolution)(y, weight, bias)
         return _graph.resample(y, _described(self.after), options, strides)
 
     def convolved_sizes(self, spatial: Sequence[Any], new_sizes: Sequence[Any]) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, Self, final
 
 import torch
@@ -14,15 +13,7 @@ from torch import Tensor, nn
 from diffstride import _validation
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.nn._fused import (
-    PADDING_MODES,
-    ConvDownsample,
-    Convolution,
-    Schedule,
-    as_autocast,
-    convolve,
-    make_schedule,
-)
+from diffstride.nn._fused import PADDING_MODES, ConvDownsample, Convolution, Schedule, as_autocast, make_schedule
 from diffstride.nn._tracers import is_proxy
 from diffstride.nn.diffstride import DiffStrideNd
 from diffstride.nn.learnable import LearnableStrides
@@ -40,13 +31,9 @@ def is_plain_convolution(module: nn.Module) -> bool:
         and not hasattr(module, "parametrizations")
         and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed, as by the old weight_norm
         and not any(vars(module)[hooks] for hooks in _HOOKS)
-        and all(name[0] == "_" for name in vars(module).keys() - _attributes_of(base))  # which an owner may read
+        # An owner may read attributes of its own.
+        and all(name[0] == "_" for name in vars(module).keys() - {*base.__constants__, "transposed", "training"})
     )
-
-
-@lru_cache(maxsize=3)
-def _attributes_of(convolution: Any) -> frozenset[str]:
-    return frozenset(vars(convolution(1, 1, 1, device="meta")))
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -175,9 +162,10 @@ class DiffStrideConvNd(LearnableStrides):
                 f"conv must have stride 1 and {cls.ndim} spatial axes like the layer, got stride {conv.stride} "
                 f"and a layer of {layer.ndim}"
             )
+        initial: Any = layer._initial[0] if layer.shared else layer._initial
         fused = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, layer.initial_strides, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None, conv.padding_mode, device="meta", **asdict(layer.options),
+            conv.in_channels, conv.out_channels, conv.kernel_size, initial, conv.padding, conv.dilation, conv.groups,
+            conv.bias is not None, conv.padding_mode, device="meta", **asdict(layer.options),
         )  # fmt: skip
         fused.size_offset = layer.size_offset
         fused.weight, fused.bias, fused.stride = conv.weight, conv.bias, layer.stride  # type: ignore[assignment]
@@ -234,10 +222,6 @@ class DiffStrideConvNd(LearnableStrides):
     def window_size(self, spatial: Sequence[Any]) -> Sequence[Any]:
         """Return the sizes that the convolution gives at stride 1, for sizes in any kind of number."""
         return self.convolution.full_sizes(spatial)
-
-    def window_input(self, x: Tensor) -> Tensor:
-        """Return the convolution of `x` at stride 1."""
-        return convolve(x, self.weight, self.bias, self.convolution)
 
     def extra_repr(self) -> str:
         """Return the arguments of the convolution, then those of the strides."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from diffstride import _graph, _validation
 from diffstride.backends import Backend
 from diffstride.geometry import Basis, Norm, Window
-from diffstride.nn._compile import refresh_after_steps, refresh_sharers
 from diffstride.nn._fused import Schedule, make_schedule
 from diffstride.nn._parameter import StrideParameter, carry_over, host_values, successor_of
 from diffstride.nn._tracers import Traceable
@@ -94,6 +93,10 @@ class LearnableStrides(Traceable):
         self.register_buffer("_stride_scale", None, persistent=False)  # the same numbers where a graph can read them
         self.reset_strides()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self.__dict__["_last_call"] = None  # which may depend on it
+
     def reset_strides(self) -> None:
         """Set the strides back to the initial ones."""
         self.write_strides(self._initial)
@@ -128,7 +131,7 @@ class LearnableStrides(Traceable):
                 raise ValueError(
                     f"stride must have a parametrization with right_inverse to be set, got {kinds}"
                 ) from error
-        refresh_sharers(self)
+        self.refresh_sizes()
 
     @property
     def initial_strides(self) -> tuple[float, ...]:
@@ -168,10 +171,6 @@ class LearnableStrides(Traceable):
     def window_size(self, spatial: Sequence[Any]) -> Sequence[Any]:
         """Return the sizes that the window sees, for sizes of the input in any kind of number."""
         return spatial
-
-    def window_input(self, x: Tensor) -> Tensor:
-        """Return what the window sees of an input."""
-        return x
 
     def schedule(self, spatial: Sequence[int], new_sizes: Sequence[int]) -> Schedule:
         """Return the layer's operators in their order, for an input of sizes `spatial` that becomes `new_sizes`."""
@@ -256,7 +255,7 @@ class LearnableStrides(Traceable):
     def _new_slot(self) -> int:
         slot = _graph.Slot(self, scaled=self.training)
         setattr(self._slots, _slot_name(slot.number), slot)
-        refresh_after_steps()
+        _graph.refresh_after_steps()
         return slot.number
 
     @_constant_in_graphs
@@ -264,13 +263,9 @@ class LearnableStrides(Traceable):
         slot = getattr(self._slots, _slot_name(number))
         slot.settle(slot.first_size)
 
-    def sizes_in_use(self, spatial: Sequence[int], scaled: bool) -> tuple[int, ...]:
-        """Return the output sizes at the present strides, times `stride_scale` if `scaled`."""
-        return self.sizes_at(self._raw_strides(scaled), spatial)
-
     def refresh_sizes(self) -> None:
-        """Compute the sizes that compiled graphs use again, from the present strides."""
-        _graph.refresh([self])
+        """Compute the sizes that compiled graphs use again, from the present strides, for all layers that share one."""
+        _graph.refresh([layer for layer in _graph.layers() if layer.stride_id == self.stride_id])
 
     @property
     def is_scaled(self) -> bool:
@@ -364,7 +359,7 @@ class LearnableStrides(Traceable):
         successor = successor_of(stride)
         super()._load_from_state_dict(*args)
         carry_over(self, stride, successor)
-        refresh_sharers(self)
+        self.refresh_sizes()
 
     def extra_repr(self) -> str:
         """Return the present strides, the smoothness, and the options that differ from the defaults."""

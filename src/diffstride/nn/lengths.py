@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,5 +90,10 @@ def _output_size(layer: Any, size: int, axis: int) -> int:
     )
     if isinstance(padding, str):
         padding = {"same": dilation * (kernel - 1) / 2, "valid": 0}[padding]
-    size = max(0, int((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1))
+    windows = (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1
+    if getattr(layer, "ceil_mode", False):  # no window begins behind the input
+        size = math.ceil(windows) - ((math.ceil(windows) - 1) * stride >= size + padding)
+    else:
+        size = math.floor(windows)
+    size = max(0, size)
     return size if after is None else _output_size(after, size, axis)

@@ -74,10 +74,9 @@ def param_groups(
     Raises:
         ValueError: a rate or decay is negative, or the model has no trainable parameters.
     """
-    given: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-    if stride_lr is not None:
-        given["stride_lr"] = stride_lr
-    for name, value in given.items():
+    rate: Any = lr if stride_lr is None else stride_lr
+    given: Any = ("lr", lr), ("weight_decay", weight_decay), ("stride_lr", rate)
+    for name, value in given:
         one = isinstance(value, Tensor) and value.numel() == 1  # torch's optimisers take such rates
         _validation.not_negative(name, value.item() if one else value)
     stride_ids = {id(p) for _, layer in learnable_layers(model) for p in layer.stride_parameters}
@@ -88,6 +87,6 @@ def param_groups(
     strides = [p for p in trainable if id(p) in stride_ids]
     groups: list[dict[str, Any]] = [
         {"params": weights, "lr": lr, "weight_decay": weight_decay, "name": "weights"},
-        {"params": strides, "lr": lr if stride_lr is None else stride_lr, "weight_decay": 0.0, "name": "strides"},
+        {"params": strides, "lr": rate, "weight_decay": 0.0, "name": "strides"},
     ]
     return [group for group in groups if group["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ def evaluator(
         "CeilToInt": _ceil,
         "FloorToInt": _floor,
         "TruncToInt": _floor,
+        "RoundToInt": lambda x: x if isinstance(x, Tensor) else round(x),
+        "FloatPow": operator.pow,
+        "PowByNatural": operator.pow,
         "floor": _floor,
         "ceiling": _ceil,
         "ToFloat": lambda x: x,

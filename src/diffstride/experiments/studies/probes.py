@@ -18,6 +18,8 @@ from diffstride.experiments.data.base import as_dataset
 from diffstride.experiments.figures.training import WindowPanel
 from diffstride.experiments.history import axis_names
 from diffstride.nn import learnable_layers
+from diffstride.nn._fused import convolver
+from diffstride.nn.conv import DiffStrideConvNd
 from diffstride.nn.learnable import LearnableStrides
 
 
@@ -38,7 +40,8 @@ def input_windows(network: nn.Module, inputs: Tensor, axes: Sequence[str] = ()) 
     """
     panels = []
     for name, (layer, x, _) in executed(network, inputs).items():
-        x = layer.window_input(x)
+        if isinstance(layer, DiffStrideConvNd):
+            x = convolver(layer.convolution)(x, layer.weight, layer.bias)
         for i, axis in enumerate(axis_names(layer.ndim, axes)):
             if layer.options.is_left(i):
                 continue
