@@ -22,7 +22,7 @@ import diffstride as ds
 from diffstride.experiments.data.base import as_dataset
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 from diffstride.nn.strides import learnable_layers
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    run = load_run(options.run)
+    run = load(options.run)
     data = build_data(run.config["data"])
     network, shape = run.network, data.sample_shape
     ds.insert(network, torch.zeros(2, *shape))

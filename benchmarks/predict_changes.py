@@ -30,7 +30,7 @@ from diffstride.convert import insert
 from diffstride.cost import CostModel
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 from diffstride.nn.strides import learnable_layers
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("results/predicted-changes.json"))
     options = parser.parse_args()
-    run = load_run(options.run)
+    run = load(options.run)
     data = build_data(run.config["data"])
     insert(run.network, torch.zeros(2, *data.sample_shape))
     cost = CostModel(run.network, torch.zeros(1, *data.sample_shape))

@@ -5,14 +5,12 @@ It needs `pip install torch-pruning`, and this folder on PYTHONPATH.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from diffstride.cost import count_macs
 from diffstride.experiments.models import Network
-from diffstride.experiments.training.runs import load_run
+from diffstride.experiments.training.runs import load
 
 STEPS = 400  # so many that a step removes a channel or two
 
@@ -32,9 +30,9 @@ class Pruned(Network):
         import torch_pruning  # optional
 
         super().__init__()
-        loaded = load_run(Path(run))
+        loaded = load(run)
         self.model = loaded.network.float()
-        example = torch.zeros(1, *loaded.data().sample_shape)
+        example = torch.zeros(1, *loaded.data.sample_shape)
         target = budget * sum(count_macs(self.model, example))
         pruner = torch_pruning.pruner.BasePruner(
             self.model,

@@ -18,7 +18,7 @@ from torch import nn
 import diffstride as ds
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("results/screened-allocations.json"))
     options = parser.parse_args()
-    run = load_run(options.run)
+    run = load(options.run)
     data = build_data(run.config["data"])
     loss = recalibrated_loss(data, torch.device("cpu"), steps=options.steps)
     rows = []

@@ -20,7 +20,7 @@ from diffstride.experiments import history
 from diffstride.experiments.models import TinyCNN
 from diffstride.experiments.training import Classifier, ExploreStrides
 from diffstride.experiments.training.fit import train
-from diffstride.experiments.training.runs import load_run
+from diffstride.experiments.training.runs import load
 from diffstride.nn import learnable_layers
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
@@ -138,7 +138,7 @@ def test_networks_without_learned_strides_leave_it_aside(run):
 
 def test_a_run_with_exploration_is_read_back(run):
     cli, _ = run("run", "--model.exploration", "Sweep", "--model.exploration.depth", "0.5")
-    loaded = load_run(cli.run_folder)
+    loaded = load(cli.run_folder)
     assert loaded.config["model"]["exploration"]["init_args"] == {"depth": 0.5, "until": 0.5}
     images, _ = cli.datamodule.test_set
     assert torch.equal(loaded.network(images), cli.model.network.eval()(images))

@@ -11,7 +11,7 @@ from diffstride.errors import InterruptedRunError
 from diffstride.experiments.commands import compress
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.history import read_rows
-from diffstride.experiments.training.runs import load_run
+from diffstride.experiments.training.runs import load
 from diffstride.experiments.training.schema import total_macs
 from tests.helpers.runs import small
 
@@ -43,7 +43,7 @@ def test_a_run_becomes_cheaper_by_about_the_budget(search, trained, tmp_path, ca
         assert 0.9 * 0.6 <= share <= 1.03 * 0.6
     else:
         assert share == pytest.approx(0.6, rel=0.06)  # maps have whole sizes
-    network = load_run(tmp_path / "cheap").network
+    network = load(tmp_path / "cheap").network
     assert total_macs(after) == sum(count_macs(network, torch.zeros(1, 1, 32, 32)))
     result = json.loads((tmp_path / "cheap" / "result.json").read_text())
     assert {key: after[key] for key in ("accuracy", "macs", "resampling_macs")}.items() <= result.items()
@@ -96,7 +96,7 @@ def test_a_killed_command_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
     monkeypatch.setattr(compress, "train", original)
     assert run(*arguments, "--runs", tmp_path / "parts") == 0
     assert len(searches) == 2  # one for each run, none for the resumed part
-    states = [load_run(tmp_path / part / "plain-0.6").network.state_dict() for part in ("whole", "parts")]
+    states = [load(tmp_path / part / "plain-0.6").network.state_dict() for part in ("whole", "parts")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert run(*arguments[:-1], "3", "--runs", tmp_path / "whole") == 2

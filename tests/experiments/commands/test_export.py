@@ -11,7 +11,7 @@ import yaml
 
 from diffstride.experiments.commands.export import _strided
 from diffstride.experiments.commands.main import main
-from diffstride.experiments.training.runs import load_run
+from diffstride.experiments.training.runs import load
 from tests.helpers.runs import small
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -43,7 +43,7 @@ def test_a_run_becomes_a_file(run, tmp_path, capsys):
     target = tmp_path / "model.onnx"
     assert export(run, target, "--batch", 3, "--repeats", 2) == 0
     printed = capsys.readouterr().out
-    network = load_run(run).network
+    network = load(run).network
     assert not network.training
     end = ", ".join(f"{stride:.4g}" for stride in network.down.strides)
     for text in ("Learned strides", "│ down  │  3, 3 │", end, "32×32 → 18×18", f"{target.stat().st_size / 1e6:.3g} MB",
@@ -117,7 +117,7 @@ def test_the_reason_for_no_strided_model_is_printed(run, tmp_path, capsys):
     assert "No strided model beside it: " in printed
     assert "stride must be an integer for downsample='conv', got" in printed
     assert "strided convolutions" not in printed
-    one = load_run(run)
+    one = load(run)
     one.config["model"]["network"]["init_args"]["downsample"] = "conv"
     assert _strided(one) == "the network has strided convolutions itself"
     one.config["model"]["network"] = {"class_path": "tests.helpers.processes.Dropped"}
@@ -198,3 +198,11 @@ def test_a_missing_package_has_its_cure(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export(run, tmp_path / "model.onnx") == 2
     assert "need the package onnx: pip install 'diffstride[export]'" in capsys.readouterr().err
+
+
+def test_a_run_of_a_search_has_a_strided_network_beside_it(run):
+    def search(config):
+        config["model"] |= {"stride_search": "measured", "stride_steps": 0, "budget": 0.9, "search_steps": 3}
+
+    edit(run, search)
+    assert isinstance(_strided(load(run)), torch.nn.Module)

@@ -16,7 +16,7 @@ soundfile = pytest.importorskip("soundfile")
 from diffstride.experiments.commands.main import main  # noqa: E402
 from diffstride.experiments.training import load  # noqa: E402
 from diffstride.experiments.training.fit import train  # noqa: E402
-from diffstride.experiments.training.runs import build_data, load_run  # noqa: E402
+from diffstride.experiments.training.runs import build_data  # noqa: E402
 from tests.helpers.runs import small  # noqa: E402
 
 RATE = 2000
@@ -76,7 +76,7 @@ def rows(path):
 def test_probabilities_are_those_of_the_network_on_its_own_test_split(run, sounds, tmp_path, capsys):
     target = tmp_path / "found.csv"
     assert main(["predict", str(run), str(sounds / "test"), "--top", "3", "--csv", str(target)]) == 0
-    loaded = load_run(run)
+    loaded = load(run)
     network, config = loaded.network, loaded.config
     data = build_data(config["data"])
     expected = {}
@@ -144,7 +144,7 @@ def test_several_tasks_have_a_line_each(sounds, caches, tmp_path, capsys):
     assert main(["predict", str(run), str(file), "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [[str(file), "pitch"], [str(file), "again"]]
-    loaded = load_run(run)
+    loaded = load(run)
     network, config = loaded.network, loaded.config
     data = build_data(config["data"]).tasks["again"]
     inputs, _ = data.prepare_batch((data.read(file)[None], torch.zeros(1)))
@@ -167,7 +167,7 @@ def pictures(folder):
 
 def test_images_are_prepared_as_the_test_split_was(caches, tmp_path, capsys):
     run = trained(tmp_path, *pictures(tmp_path / "images"))
-    loaded = load_run(run)
+    loaded = load(run)
     network, config = loaded.network, loaded.config
     data = build_data(config["data"])
     inputs, _ = data.prepare_batch(data.test_set)

@@ -9,7 +9,7 @@ import diffstride as ds
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.figures.sensitivity import tradeoffs
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 from tests.helpers.figures import inside
 from tests.helpers.runs import small
 
@@ -26,7 +26,7 @@ def test_the_file_and_the_table_have_the_measured_changes(trained, capsys):
     assert main(["sensitivity", str(trained), "--samples", "64", "--steps", "2"]) == 0
     report = json.loads((trained / "sensitivity.json").read_text())
     assert report["command"] == f"diffstride sensitivity {trained} --samples 64 --steps 2"
-    run = load_run(trained)
+    run = load(trained)
     data = build_data(run.config["data"])
     if not ds.strides(run.network):
         ds.insert(run.network, torch.zeros(2, *data.sample_shape))
@@ -36,7 +36,15 @@ def test_the_file_and_the_table_have_the_measured_changes(trained, capsys):
     assert report["macs"] == found.cost
     printed = capsys.readouterr().out
     assert f"{found.changes[0].stride:.3f}" in printed
+    assert repr(found).splitlines()[0] in printed
     assert "The gradient predicts" in printed
     assert (trained / "sensitivity.png").stat().st_size > 10000
     assert all((trained / name).read_bytes() == content for name, content in before.items())
     assert inside(tradeoffs(found, title="strides"))
+
+
+def test_exclude_is_refused_where_no_stride_is_inserted(trained, capsys):
+    learned = bool(ds.strides(load(trained).network))
+    status = main(["sensitivity", str(trained), "--samples", "64", "--exclude", "conv"])
+    assert status == (2 if learned else 0)
+    assert ("--exclude is for networks without learned strides" in capsys.readouterr().err) == learned

@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffstride.experiments.commands.study import _options
 from tests.helpers.studies import study
 
 
@@ -42,3 +43,8 @@ def test_mistakes_on_the_command_line(write, capsys, arguments, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (file.parent / "runs").exists()
+
+
+def test_a_value_that_looks_like_a_date_is_text():
+    _, settings = _options(["study.yaml", "--data.path", "2024-05-01", "--name.of", "2024-02-30", "--a.b", "[1, 2]"])
+    assert settings == {"data.path": "2024-05-01", "name.of": "2024-02-30", "a.b": [1, 2]}

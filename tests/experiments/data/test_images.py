@@ -13,7 +13,7 @@ from tests.helpers.datasets import encoded, epoch, image_set, picture, pixels_of
 
 pytest.importorskip("datasets")
 
-from diffstride.experiments.data import Augment, DataError
+from diffstride.experiments.data import Augment, DataError, ImageData
 from diffstride.experiments.data.images import ImageDecoder
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -53,6 +53,19 @@ def test_evaluation_normalises_by_the_statistics_of_the_train_split(tmp_path):
     inputs, _ = given.prepare_batch(given.test_set)
     std = torch.tensor([0.2, 0.5, 1.0]).view(1, 3, 1, 1)
     torch.testing.assert_close(inputs.double(), (given.test_set[0].double() / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_statistics_are_those_of_numpy(size):
+    decoded = torch.randint(256, (300, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    decoded[:, 1] = 200
+    decoded[0, 1, 0, 0] = 201
+    decoded[:, 2] //= 100
+    mean, std = ImageData("none").statistics(None, decoded)
+    pixels = decoded.double().numpy() / 255
+    np.testing.assert_array_equal(mean, pixels.mean((0, 2, 3)).astype(np.float32))
+    expected = np.maximum(pixels.std((0, 2, 3), ddof=1), 1 / 255)  # constant channels are not divided by zero
+    np.testing.assert_allclose(std, expected.astype(np.float32), rtol=2e-7)
 
 
 def saved(image, kind, **options):

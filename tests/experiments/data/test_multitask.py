@@ -12,7 +12,7 @@ from diffstride.experiments.data import ClassificationData, MultiTask, Synthetic
 from diffstride.experiments.data.base import Axis
 from diffstride.experiments.models import Heads
 from diffstride.experiments.training import Classifier
-from diffstride.experiments.training.runs import load_run
+from diffstride.experiments.training.runs import load
 from tests.helpers.datasets import epoch, place
 
 
@@ -229,7 +229,7 @@ def test_a_training_of_two_tasks_leaves_the_mean_of_their_accuracies(tmp_path):
     assert result["accuracy"] == pytest.approx((accuracies["pitch"] + accuracies["timbre"]) / 2)
     assert (result["steps"], result["data"], result["axes"]) == (5, "MultiTask", {"time": "Hz"})
 
-    known = load_run(cli.run_folder).data()
+    known = load(cli.run_folder).data
     for task in ("pitch", "timbre"):
         assert known.tasks[task].classes == data.tasks[task].classes
         assert torch.equal(known.tasks[task].mean, data.tasks[task].mean)
@@ -245,3 +245,10 @@ def test_a_resumed_training_of_several_tasks_ends_with_the_same_weights(tmp_path
     results = [json.loads((cli.run_folder / "result.json").read_text()) for cli in (whole, cut)]
     assert results[0]["accuracies"] == results[1]["accuracies"]
     assert results[0]["steps"] == results[1]["steps"] == 3 * (64 // 8)
+
+
+def test_the_shape_of_a_sample_is_known_without_samples():
+    saved = union(4, 6)
+    read = MultiTask({task: Numbered(1) for task in saved.tasks})
+    read.load_state_dict(saved.state_dict())
+    assert read.sample_shape == saved.sample_shape

@@ -94,8 +94,8 @@ def test_a_runs_page_has_what_its_folder_holds(copy):
     shown = dict(page.tables["Result"])
     assert shown["accuracy on the test split"] == f"{100 * result['accuracy']:.2f} %"
     total = (result["macs"] + result["resampling_macs"]) / 1e6
-    assert shown["MACs an image, resampling included"] == f"{total:.4g} M"
-    assert re.fullmatch(r"[\d.]+ M", shown["MACs an image with the initial strides"])
+    assert shown["MACs a sample, resampling included"] == f"{total:.4g} M"
+    assert re.fullmatch(r"[\d.]+ M", shown["MACs a sample with the initial strides"])
     assert dict(page.tables["Provenance"])["torch"] == result["versions"]["torch"]
     assert [picture.split(",")[0] for picture in page.pictures] == [
         "Training", "Strides while training", "Windows", "Resolution",
@@ -166,7 +166,7 @@ def test_a_run_without_its_checkpoint_has_the_pictures_that_need_none(copy):
     page = Page(copy / NAMES[2])
     assert re.search(r"Not drawn: Windows, Resolution \(there is no checkpoint .*last\.ckpt", page.text)
     assert len(page.pictures) == 2
-    assert dict(page.tables["Result"])["MACs an image with the initial strides"] == "–"
+    assert dict(page.tables["Result"])["MACs a sample with the initial strides"] == "–"
 
 
 def test_numbers_that_are_not_finite_are_dashes(copy):

@@ -22,7 +22,7 @@ from diffstride.experiments.studies.pictures import (
 from diffstride.experiments.studies.probes import input_windows, sample_inputs
 from diffstride.experiments.studies.results import read_study
 from diffstride.experiments.training.fit import train
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 from diffstride.nn import learnable_layers
 from tests.helpers.figures import inside
 from tests.helpers.studies import AXES, TASKS, accuracy, task_rows
@@ -187,7 +187,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_shows_the_windows_and_sizes_of_its_network(run):
-    loaded = load_run(run)
+    loaded = load(run)
     network, config = loaded.network, loaded.config
     inputs = sample_inputs(build_data(config["data"]))
     assert any(layer.strides != layer.initial_strides for _, layer in learnable_layers(network))
@@ -302,7 +302,7 @@ def test_the_spectrogram_shows_what_the_first_layer_does(tmp_path):
     made = figure(tmp_path, "spectrogram")
     panels = made.axes
     images = [torch.as_tensor(panel.get_images()[0].get_array().data).T for panel in panels]
-    loaded = load_run(run)
+    loaded = load(run)
     net, built = loaded.network, build_data(loaded.config["data"])
     sound, _ = built.prepare_batch((built.test_set[0][:1], built.test_set[1][:1]))
     (_, layer), *_ = learnable_layers(net)

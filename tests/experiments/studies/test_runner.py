@@ -220,8 +220,11 @@ def test_the_fraction_of_a_run_is_read_from_its_log(tmp_path):
     assert fraction_done(tmp_path) == 0
     (tmp_path / "metrics.csv").write_text("epoch,step\n0,10\n6,210\n")
     assert fraction_done(tmp_path) == 6 / 8
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write(",220\n")  # of the monitor of learning rates
+    assert fraction_done(tmp_path) == 6 / 8
     (tmp_path / "config.yaml").write_text("trainer: {max_steps: 400, max_epochs: null}")
-    assert fraction_done(tmp_path) == 210 / 400
+    assert fraction_done(tmp_path) == 220 / 400
 
 
 # Epochs limit these runs: a run that only steps limit resumes with other batches.

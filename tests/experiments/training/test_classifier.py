@@ -1,5 +1,7 @@
 """The training module: loss, optimiser groups, clipping, and the cost term."""
 
+import socket
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -7,6 +9,7 @@ from torch import nn
 
 import diffstride as ds
 from diffstride.cost import count_macs
+from diffstride.experiments.history import read_rows
 from diffstride.experiments.models import ResNet, TinyCNN
 from diffstride.experiments.training import ClampStrides, Classifier, classifier, fit
 
@@ -207,3 +210,19 @@ def test_weights_are_adapted_by_the_optimizer_of_the_training(run, monkeypatch, 
     optimizer = given["optimizer"]([nn.Parameter(torch.zeros(1))])
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_strides_are_held_where_several_processes_wait_for_gradients(run):
+    """DDP waits for the gradient of every parameter that it was given."""
+    options = ["--model.stride_steps", "3", "--trainer.strategy", "ddp", "--trainer.devices", "1"]
+    alone, _ = run("alone", *options[:2], steps=8)
+    with socket.socket() as free:  # a port of this test
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_PORT", str(port))
+        cli, result = run("ddp", *options, steps=8)
+    torch.distributed.destroy_process_group()
+    steps = {row.step: row.stride for row in read_rows(cli.run_folder / "strides.csv") if row.axis == "height"}
+    assert steps[8] != 3.0
+    assert result["strides"] == {"down": [*ds.strides(alone.model.network)["down"]]}

@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffstride.cost import CostModel, count_macs
-from diffstride.errors import RunError
+from diffstride.errors import RunError, UsageError
 from diffstride.experiments import history
 from diffstride.experiments.commands.main import main
 from diffstride.experiments.training import Classifier, classifier, fit
@@ -360,3 +360,29 @@ def test_paths_of_data_are_kept_absolute_and_names_of_the_hub_as_they_are(tmp_pa
         data = fit.parse(["--config", str(CONFIG), "--data", json.dumps(given)]).data.init_args
         paths = [data.path] if "path" in data else [task.init_args.path for task in data.tasks.values()]
         assert paths == expected
+
+
+def test_a_search_by_measured_losses_refuses_several_tasks_at_the_start(tmp_path):
+    tasks = {task: {"class_path": "SyntheticSounds", "init_args": {"task": task}} for task in ("pitch", "timbre")}
+    data = {"class_path": "MultiTask", "init_args": {"batch_size": 8, "tasks": tasks}}
+    network = {
+        "class_path": "AudioCNN",
+        "init_args": {"width": 0.03, "strides": [2] * 6, "num_classes": {"pitch": 5, "timbre": 4}},
+    }
+    search = ["--model.stride_search", "measured", "--model.stride_steps", "2", "--model.budget", "0.8"]
+    given = ["--data", json.dumps(data), "--model.network", json.dumps(network), *search, "--runs", str(tmp_path)]
+    with pytest.raises(UsageError, match="stride_search measured needs data with one task, got pitch, timbre"):
+        fit.train(["--config", CONFIG, "--name", "several", *given])
+    assert not (tmp_path / "several").exists()
+
+
+def test_the_peak_memory_of_a_run_is_its_own():
+    """A process starts with the peak of the one that has started it, if that is asked for with `getrusage`."""
+    measure = "from diffstride.experiments.training.callbacks import _peak_memory; import torch; "
+    measure += "print(_peak_memory(torch.device('cpu')))"
+    large = f"import subprocess, sys; x = b'1' * 2**30; del x; subprocess.run([sys.executable, '-c', {measure!r}])"
+    own, within = (
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for code in (measure, large)
+    )
+    assert within == pytest.approx(own, rel=0.2)

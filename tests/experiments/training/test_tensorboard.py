@@ -33,57 +33,37 @@ def logged(folder, column):
         return [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row[column]]
 
 
-def only(curves, pattern):
-    (tag,) = [tag for tag in curves if re.search(pattern, tag)]
-    return curves[tag]
-
-
 def test_the_curves_have_the_values_of_the_run_s_files(run):
     folder = run("--model.budget", "0.9", "--model.network.downsample_options.window", "inner")
     curves, _ = shown(folder)
     rows = history.read_rows(folder / "strides.csv")
     for axis in "height", "width":
         of_axis = [row for row in rows if row.axis == axis]
-        assert only(curves, f"stride.*down.*{axis}") == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in of_axis]
-        assert only(curves, f"size.*down.*{axis}") == [(r.step, r.size) for r in of_axis]
-    for column, pattern in {
-        "val/accuracy": "/accuracy$", "val/loss": "loss, validation", "train/loss": "loss, training",
-        "train/stride_cost": "Eq. 6", "lr-SGD/strides": "rate of strides", "lr-SGD/weights": "rate of weights",
-    }.items():  # fmt: skip
+        assert curves[f"stride/down/{axis}"] == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in of_axis]
+        assert curves[f"size/down/{axis}"] == [(r.step, r.size) for r in of_axis]
+    columns = "val/accuracy", "val/loss", "train/loss", "train/stride_cost", "lr-SGD/strides", "lr-SGD/weights"
+    for column in columns:
         points = logged(folder, column)
-        assert only(curves, pattern) == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], column
-    macs = dict(only(curves, "multiply|MACs"))
+        assert curves[column] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], column
+    macs = dict(curves["train/macs"])
     assert set(logged(folder, "train/macs")) < set(macs.items())
     result = json.loads((folder / "result.json").read_text())
     assert macs[12] == result["macs"] + result["resampling_macs"]
 
 
-def test_the_two_groups_that_are_open_have_the_accuracy_and_the_strides(run):
-    curves, _ = shown(run())
-    groups = sorted({tag.partition("/")[0] for tag in curves})
-    first = {group: [tag for tag in curves if tag.startswith(f"{group}/")] for group in groups[:2]}
-    assert {"accuracy", "loss", "cost"} <= set(re.findall(r"\w+", " ".join(first[groups[0]])))
-    assert all("stride" in tag for tag in first[groups[1]])
-    assert len(first[groups[1]]) == 2
-    assert len(groups) <= 4
-    assert all("/" in tag for tag in curves)  # none in a group of its own
-
-
-def test_layers_stand_in_order(run):
+def test_one_chart_has_all_strides_and_another_all_sizes(run):
     network = ["--model.network", "ResNet", "--model.network.in_channels", "1", "--model.network.width", "0.03"]
     more = ["--model.network.num_classes", "4", "--model.network.strides", "[2,1,2,1,2]", "--trainer.max_epochs", "1"]
     folder = run(*network, "--model.network.downsample", "diffstride", *more)
     curves, events = shown(folder)
-    strides = sorted(tag for tag in curves if "stride" in tag.partition("/")[0])
-    in_order = [f"{row.layer} {row.axis}" for row in history.read_rows(folder / "strides.csv")[:10]]
-    assert [tag.split(" ", 2)[-1] for tag in strides] == in_order
+    places = {f"{row.layer}/{row.axis}" for row in history.read_rows(folder / "strides.csv")}
+    assert len(places) == 10
 
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = [chart for category in layout.category for chart in category.chart]
-    together = [{tag for tag in curves if re.search(chart.multiline.tag[0], tag)} for chart in charts]
-    assert set(strides) in together
-    assert {tag for tag in curves if "size" in tag} in together
+    together = [{tag for tag in curves if re.match(chart.multiline.tag[0], tag)} for chart in charts]  # as pages do
+    assert together == [{f"{kind}/{place}" for place in places} for kind in ("stride", "size")]
 
 
 def test_a_resumed_run_shows_every_step_once(run, monkeypatch):
@@ -102,14 +82,15 @@ def test_a_resumed_run_shows_every_step_once(run, monkeypatch):
         steps = [step for step, _ in points]
         assert steps == sorted(steps if "epoch" in tag else set(steps)), tag  # the epoch comes with every record
     rows = [row for row in history.read_rows(folder / "strides.csv") if row.axis == "width"]
-    assert only(curves, "stride.*width") == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in rows]
-    assert [step for step, _ in only(curves, "loss, training")] == [1, 3, 5, 7, 9, 11]
+    assert curves["stride/down/width"] == [(r.step, pytest.approx(r.stride, rel=1e-5)) for r in rows]
+    assert [step for step, _ in curves["train/loss"]] == [1, 3, 5, 7, 9, 11]
 
 
 def test_a_network_without_learnable_strides_shows_its_cost(run):
     folder = run("--model.network.downsample", "conv")
-    curves, _ = shown(folder)
-    macs = only(curves, "multiply|MACs")
+    curves, events = shown(folder)
+    macs = curves["train/macs"]
     assert {value for _, value in macs} == {json.loads((folder / "result.json").read_text())["macs"]}
     assert [step for step, _ in macs] == [0, 6, 12]
-    assert not any("layer" in tag or "size" in tag for tag in curves)
+    assert not any("stride/" in tag or "size" in tag for tag in curves)
+    assert "custom_scalars__config__" not in events.Tags()["tensors"]

@@ -26,7 +26,7 @@ from diffstride.experiments.training.callbacks import in_short
 from diffstride.experiments.training.documents import flatten, read_json, read_yaml
 from diffstride.experiments.training.fit import quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
-from diffstride.experiments.training.runs import Run, build_classifier, build_data, load_run, read_result
+from diffstride.experiments.training.runs import TrainedNetwork, build_classifier, build_data, load, read_result
 from diffstride.experiments.training.schema import total_macs
 from diffstride.export import freeze
 
@@ -45,8 +45,8 @@ def compress(arguments: Sequence[str]) -> None:
     """Insert, train, evaluate, print a table."""
     options = _options(arguments)
     with quiet():
-        run = load_run(options.run)
-        sample_shape = run.data().sample_shape
+        run = load(options.run)
+        sample_shape = run.data.sample_shape
     result = read_result(run.folder)
     if result is None or not result["epochs"] or not result["steps"]:
         raise UsageError(f"{options.run} has no result: finish the run first (--ckpt_path last)")
@@ -85,7 +85,7 @@ def compress(arguments: Sequence[str]) -> None:
 
 
 def _compressed(
-    run: Run, sample_shape: Sequence[int], options: argparse.Namespace, steps: int, budget: float
+    run: TrainedNetwork, sample_shape: Sequence[int], options: argparse.Namespace, steps: int, budget: float
 ) -> dict[str, Any]:
     """Return the configuration of a fine-tuning of so many steps of a run's network with inserted strides."""
     changed = json.loads(json.dumps(run.config))  # a copy, with lists for the tuples of the parser
@@ -132,7 +132,7 @@ def _stages(original: nn.Module, config: Mapping[str, Any], folder: Path, accura
     stages = {
         "before": (original, accuracy),
         "inserted": (inserted.network.eval(), metrics["val/accuracy"]),
-        "fine-tuned": (load_run(folder).network, read_json(folder / "result.json")["accuracy"]),
+        "fine-tuned": (load(folder).network, read_json(folder / "result.json")["accuracy"]),
     }
     example = torch.zeros(1, *data.sample_shape)
     frozen = {name: freeze(network.float(), example) for name, (network, _) in stages.items()}

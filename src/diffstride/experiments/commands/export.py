@@ -26,7 +26,7 @@ from diffstride.experiments.data import MultiTask
 from diffstride.experiments.parser import CommandParser, at_least, by, check_file
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.runs import Run, build_classifier, load_run, read_result
+from diffstride.experiments.training.runs import TrainedNetwork, build_classifier, load, read_result
 from diffstride.export import OnnxFile, freeze, onnx_session, to_onnx, to_safetensors
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import learnable_layers, strides
@@ -57,7 +57,7 @@ def export(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     console = PlainConsole(width=100)
     with console.status("loading the run"), quiet():
-        run = load_run(options.run)
+        run = load(options.run)
         known = _known(run, options.input)
         example = torch.randn(options.batch, *known["sample_shape"])
         learned = _learned(run.network, example)
@@ -80,10 +80,10 @@ def export(arguments: Sequence[str]) -> None:
         _compare(run, written, example, options.repeats, console)
 
 
-def _known(run: Run, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def _known(run: TrainedNetwork, shape: tuple[int, ...] | None) -> dict[str, Any]:
     """Return the description of the data in the checkpoint, with the shape of a sample from --input if given."""
     try:
-        data = run.data()
+        data = run.data
     except UsageError as error:
         if shape is None:
             raise UsageError(
@@ -96,7 +96,7 @@ def _known(run: Run, shape: tuple[int, ...] | None) -> dict[str, Any]:
     return known if shape is None else known | {"sample_shape": shape}
 
 
-def _metadata(run: Run, known: dict[str, Any]) -> dict[str, str]:
+def _metadata(run: TrainedNetwork, known: dict[str, Any]) -> dict[str, str]:
     """Return the metadata of a file as JSON texts."""
     facts: dict[str, Any] = {
         "network": run.config["model"]["network"],
@@ -130,7 +130,7 @@ def _learned(network: nn.Module, example: Tensor) -> Table:
     return table
 
 
-def _compare(run: Run, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
+def _compare(run: TrainedNetwork, written: OnnxFile, example: Tensor, repeats: int, console: PlainConsole) -> None:
     """Measure the latencies and print them as a table."""
     steps: dict[str, Callable[[], object]] = {
         "as trained, PyTorch": partial(run.network, example),
@@ -169,7 +169,7 @@ def _onnxruntime(path: Path, example: Tensor) -> Callable[[], object]:
     return partial(session.run, None, {session.get_inputs()[0].name: example.numpy()})
 
 
-def _strided(run: Run) -> nn.Module | str:
+def _strided(run: TrainedNetwork) -> nn.Module | str:
     """Return the run's network with strided convolutions of the initial strides, or the reason that there is none."""
     network = run.config["model"]["network"]
     options = network.get("init_args", {})

@@ -20,7 +20,7 @@ from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.data import DataError
 from diffstride.experiments.parser import CommandParser, at_least, check_file
 from diffstride.experiments.training.fit import quiet
-from diffstride.experiments.training.trained import load
+from diffstride.experiments.training.runs import load
 
 DESCRIPTION = """Classify image or audio files with a trained network. Print the most likely classes with probabilities.
 

@@ -11,14 +11,15 @@ import torch
 
 from diffstride.convert import insert
 from diffstride.cost import CostModel
-from diffstride.experiments.console import PlainConsole, make_table
+from diffstride.errors import UsageError
+from diffstride.experiments.console import PlainConsole
 from diffstride.experiments.figures import style
 from diffstride.experiments.figures.sensitivity import tradeoffs
 from diffstride.experiments.parser import CommandParser, at_least
 from diffstride.experiments.provenance import write_report
 from diffstride.experiments.training.fit import quiet
 from diffstride.experiments.training.measured import recalibrated_loss
-from diffstride.experiments.training.runs import build_data, load_run
+from diffstride.experiments.training.runs import build_data, load
 from diffstride.nn.strides import learnable_layers
 
 DESCRIPTION = """Measure how the loss of a run's network changes when each stride changes alone, on training data, and
@@ -48,10 +49,13 @@ def sensitivity(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     console = PlainConsole(width=110)
     with console.status("measuring"), quiet():
-        run = load_run(options.run)
+        run = load(options.run)
         folder, network = run.folder, run.network
+        learned = any(learnable_layers(network))
+        if learned and options.exclude:
+            raise UsageError(f"--exclude is for networks without learned strides: {options.run} has some already")
         data = build_data(run.config["data"])
-        if not any(learnable_layers(network)):
+        if not learned:
             insert(network, torch.zeros(2, *data.sample_shape), exclude=options.exclude)
         loss = recalibrated_loss(data, torch.device("cpu"), samples=options.samples, steps=options.steps)
         found = CostModel(network, torch.zeros(1, *data.sample_shape)).sensitivity(loss)
@@ -60,26 +64,15 @@ def sensitivity(arguments: Sequence[str]) -> None:
         "macs": found.cost,
         "changes": [change._asdict() for change in found.changes],
         "rank_correlation": {layer: _number(found.rank_correlation(layer)) for layer in found.layers},
-        "sign_agreement": {layer: found.sign_agreement(layer) for layer in found.layers},
+        "sign_agreement": {layer: _number(found.sign_agreement(layer)) for layer in found.layers},
     }
     write_report(folder / "sensitivity.json", ["sensitivity", *arguments], torch.device("cpu"), report)
     style.save(tradeoffs(found, title=f"Loss and cost of single strides: {folder.name}"), folder / "sensitivity")
-    table = make_table(
-        f"{folder.name}: loss {found.loss:.4f}, {found.cost / 1e6:.4g} million MACs",
-        "layer", "axis", "stride", "size", "loss", "predicted", "saved, %", "loss per 10 % saved",
-    )  # fmt: skip
-    for change in found.changes:
-        saved = -100 * change.cost / found.cost
-        ratio = f"{10 * change.loss / saved:+.4f}" if saved > 0 else ""
-        table.add_row(
-            change.layer, change.axis, f"{change.stride:.3f}", str(change.size), f"{change.loss:+.4f}",
-            f"{change.predicted:+.4f}", f"{saved:.1f}", ratio,
-        )  # fmt: skip
-    console.print(table)
-    console.say(
-        f"The gradient predicts {found.sign_agreement():.0%} of the signs; rank correlation "
-        f"{found.rank_correlation():.2f}. {folder / 'sensitivity.png'} shows the changes."
-    )
+    print(found)
+    agreement = found.sign_agreement()
+    says = f"predicts {agreement:.0%} of the signs; rank correlation {found.rank_correlation():.2f}"
+    says = "is zero under these windows" if math.isnan(agreement) else says
+    console.say(f"The gradient {says}. {folder / 'sensitivity.png'} shows the changes.")
 
 
 def _number(value: float) -> Any:

@@ -57,7 +57,7 @@ def study(arguments: Sequence[str]) -> None:
 def _list(plan: Study, folder: Path, console: PlainConsole) -> None:
     with console.status("building the networks"), quiet():
         costs = estimate_costs(plan)
-    headings = "run", "state", "million MACs per image, at the start", "training, in 10¹² MACs"
+    headings = "run", "state", "million MACs per sample, at the start", "training, in 10¹² MACs"
     table = make_table(f"{plan.name}: {len(plan.runs)} runs in {folder}", *headings)
     left = 0.0
     for run in plan.runs:
@@ -99,6 +99,8 @@ def _settings(arguments: Sequence[str], parser: CommandParser) -> Iterator[tuple
         value = value if equals else left.pop(0)
         try:
             parsed = load_yaml(value)
-            yield name[2:], value if isinstance(parsed, date) else parsed
-        except (yaml.YAMLError, ValueError) as error:
+        except yaml.YAMLError as error:
             raise UsageError(f"{name} is not YAML: {value!r}") from error
+        except ValueError:  # of a date that does not exist
+            parsed = value
+        yield name[2:], value if isinstance(parsed, date) else parsed  # no setting is a date

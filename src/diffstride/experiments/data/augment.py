@@ -1,8 +1,8 @@
-"""Random changes to training images, on their device, through kornia."""
+"""Random changes to training images, on their device: crops and flips of kornia, and mixup."""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ class Augment:
     """Settings of the augmentation; calling it applies crop, flip and mixup, in this order.
 
     Args:
-        pad_crop: pad each border by this many pixels, then crop back to the size at a random place; 0 for none.
-        pad_mode: content of the border: black, or the mirrored image.
+        pad_crop: pad each border by this many black pixels, then crop back to the size at a random place; 0 for none.
         resized_crop: crop a random part (8 to 100 % of the area, aspect ratio 3/4 to 4/3) and resize it to a square
             of this size, as usual on ImageNet; evaluation then takes the middle square of this size.
         flip: mirror every second image, left to right.
@@ -30,7 +29,6 @@ class Augment:
     """
 
     pad_crop: int = 0
-    pad_mode: Literal["zeros", "reflect"] = "zeros"
     resized_crop: int | None = None
     flip: bool = False
     mixup: float = 0.0
@@ -59,17 +57,12 @@ class Augment:
             images = spatial(images)
         if not self.mixup:
             return images, labels
-        if self.mixup_pairs:
-            half = len(images) // 2
-            share = Beta(self.mixup, self.mixup).sample((half, 1)).to(images)
-            targets = F.one_hot(labels, num_classes).to(images.dtype)
-            pairs = [(given[:half], given[half : 2 * half]) for given in (images.flatten(1), targets)]
-            mixed_images, mixed = ((1 - share) * own + share * other for own, other in pairs)
-            return mixed_images.view(half, *images.shape[1:]), mixed
-        images, mixed = _mixup(self.mixup)(images, labels)
-        share = mixed[:, 2:].to(images.dtype)
-        own, other = (F.one_hot(mixed[:, i].long(), num_classes).to(images.dtype) for i in (0, 1))
-        return images, (1 - share) * own + share * other
+        count = len(images) // 2 if self.mixup_pairs else len(images)
+        other = torch.arange(count, 2 * count) if self.mixup_pairs else torch.randperm(count)
+        share = Beta(self.mixup, self.mixup).sample((count, 1)).to(images)
+        targets = F.one_hot(labels, num_classes).to(images.dtype)
+        mixed, targets = ((1 - share) * own[:count] + share * own[other] for own in (images.flatten(1), targets))
+        return mixed.view(count, *images.shape[1:]), targets
 
     def center(self, images: Tensor) -> Tensor:
         """Return the middle square of `resized_crop` pixels, or the images as they are, for evaluation."""
@@ -92,26 +85,7 @@ def _spatial(settings: Augment, height: int, width: int) -> nn.Module | None:
     if settings.resized_crop is not None:
         steps.append(kornia.RandomResizedCrop((settings.resized_crop, settings.resized_crop), cropping_mode="slice"))
     if settings.pad_crop:
-        mode = {"zeros": "constant", "reflect": "reflect"}[settings.pad_mode]
-        steps.append(kornia.RandomCrop((height, width), settings.pad_crop, padding_mode=mode, cropping_mode="slice"))
+        steps.append(kornia.RandomCrop((height, width), settings.pad_crop, cropping_mode="slice"))
     if settings.flip:
         steps.append(kornia.RandomHorizontalFlip(p=0.5))
     return kornia.AugmentationSequential(*steps, data_keys=["input"]) if steps else None
-
-
-@lru_cache(maxsize=16)
-def _mixup(alpha: float) -> nn.Module:
-    from kornia.augmentation import RandomMixUpV2
-    from kornia.augmentation.random_generator import MixupGenerator
-
-    class BetaMixup(MixupGenerator):
-        """A generator of shares from Beta(alpha, alpha), as in the paper; kornia draws them uniformly."""
-
-        def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
-            super().make_samplers(device, dtype)
-            concentration = torch.tensor(alpha, device=device, dtype=dtype)
-            self.lambda_sampler = Beta(concentration, concentration, validate_args=False)  # type: ignore[assignment]
-
-    mixup: nn.Module = RandomMixUpV2(data_keys=["input", "class"])
-    mixup._param_generator = BetaMixup()
-    return mixup

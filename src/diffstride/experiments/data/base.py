@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from diffstride import _validation
-from diffstride._text import short_repr
 from diffstride.errors import UsageError
 from diffstride.experiments.data.hashing import digest, seeded
 
@@ -302,10 +301,3 @@ def mean_of_views(logits: Tensor, samples: int) -> Tensor:
 def as_dataset(split: Batch | BatchDataset) -> BatchDataset:
     """Return a split as a data set."""
     return split if isinstance(split, BatchDataset) else InMemory(*split)
-
-
-def check_batch(name: str, batch: object) -> Batch:
-    """Check that a batch has two tensors: inputs and labels."""
-    if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        raise TypeError(f"{name} must be two tensors, (inputs, labels), got {short_repr(batch)}")
-    return batch[0], batch[1]

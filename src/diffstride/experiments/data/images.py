@@ -85,8 +85,13 @@ class ImageData(HubData):
         if decoded is None:
             mean, std = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
         else:
-            pixels = decoded.double().div_(255)
-            mean, std = pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp_min(1 / 255).float()
+            counts = torch.zeros(decoded.shape[1], 256, dtype=torch.float64)  # of each value, by channel
+            for block in torch.split(decoded, 256):  # a copy of all as floats would need eight times their memory
+                counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in block.unbind(1)])
+            values, number = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
+            mean = counts @ values / number
+            std = ((counts * (values - mean[:, None]).square()).sum(1) / (number - 1)).sqrt().clamp_min(1 / 255)
+            mean, std = mean.float(), std.float()
         return mean, std if self.given_std is None else torch.tensor(self.given_std)
 
 

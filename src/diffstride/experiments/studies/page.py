@@ -127,9 +127,9 @@ def _result(folder: Path, result: Mapping[str, Any]) -> Table:
             (f"accuracy, {task}", _number(found, ".2f", 100, " %"))
             for task, found in (result["accuracies"] or {}).items()
         ),
-        ("MACs an image, resampling included", _millions(total_macs(result))),
+        ("MACs a sample, resampling included", _millions(total_macs(result))),
         ("of them resampling", _millions(result["resampling_macs"])),
-        ("MACs an image with the initial strides", _millions(_initial_macs(folder))),
+        ("MACs a sample with the initial strides", _millions(_initial_macs(folder))),
         ("budget of MACs", _millions(result["macs_budget"])),
         ("cost of strides, Eq. 6", _number(result["stride_cost"])),
         ("parameters", _number(result["parameters"], ",")),
@@ -215,7 +215,7 @@ def _list(rows: Sequence[Row]) -> Table:
             ", ".join("×".join(_number(s, ".2f") for s in layer) for layer in strides) or DASH,
             _duration(result.get("train_seconds")),
         ))  # fmt: skip
-    heading = ("run", *axes, "state", "accuracy in %", "MACs an image", "learned strides", "training")
+    heading = ("run", *axes, "state", "accuracy in %", "MACs a sample", "learned strides", "training")
     return Table("Runs", heading, tuple(lines))
 
 

@@ -28,7 +28,7 @@ from diffstride.experiments.studies import results
 from diffstride.experiments.studies.probes import executed, input_windows, sample_inputs
 from diffstride.experiments.studies.results import Row, by_task, groups, seeds_of, statistic
 from diffstride.experiments.studies.study import shown
-from diffstride.experiments.training.runs import build_data, load_run, read_result
+from diffstride.experiments.training.runs import build_data, load, read_result
 from diffstride.experiments.training.schema import total_macs
 from diffstride.nn import DiffStride2d
 
@@ -99,7 +99,7 @@ def _pareto(folder: Path, rows: Sequence[Row]) -> Figure:
                 time[series].append(point._replace(cost=ms, low=low, high=high))
     if not compute:
         raise NothingToDrawError("no run with an accuracy is done")
-    costs = {"million multiply-accumulates an image, mean and range": compute}
+    costs = {"million multiply-accumulates a sample, mean and range": compute}
     if time:
         unit = f"milliseconds a batch of {timed['batch']} on {timed['hardware']}"
         costs[f"{unit}\nstrides fixed, median and quartiles"] = time
@@ -181,7 +181,7 @@ def run_training(run: Path) -> Figure:
         "train/loss": ("loss", "training, single batches", 1),
         "val/loss": ("loss", "test", 1),
         "val/accuracy": ("accuracy (%)", "test", 100),
-        "train/macs": ("million MACs an image", "training, single batches", 1e-6),
+        "train/macs": ("million MACs a sample", "training, single batches", 1e-6),
         "train/stride_cost": ("cost of strides, Eq. 6", "training, single batches", 1),
     }
     metrics = read_dicts(run / "metrics.csv")
@@ -231,7 +231,7 @@ def _history(run: Path) -> list[StrideRow]:
 
 def look_into(run: Path) -> tuple[nn.Module, ClassificationData]:
     """Return the network and the data of a run."""
-    loaded = load_run(run)
+    loaded = load(run)
     return loaded.network, shared_data(loaded.config)
 
 

@@ -32,10 +32,10 @@ from diffstride.experiments.studies.pictures import draw, look_into, shared_data
 from diffstride.experiments.studies.results import Row, groups, read_latency, row_of, write_tables
 from diffstride.experiments.studies.study import Study, label_of
 from diffstride.experiments.studies.worker import read_request, write_request
+from diffstride.experiments.training.callbacks import in_one_line
 from diffstride.experiments.training.documents import read_yaml
 from diffstride.experiments.training.fit import parse, quiet
 from diffstride.experiments.training.runs import build_classifier
-from diffstride.experiments.training.schema import total_macs
 from diffstride.export import freeze
 from diffstride.nn import learnable_layers
 
@@ -163,7 +163,8 @@ def _progress(plan: Study, folder: Path, console: PlainConsole) -> Iterator[None
             if row.state in ("done", "failed"):
                 del left[name]
                 states[row.state] += 1
-                console.say(f"{name}: {_outcome(row)}")
+                outcome = f"failed: {row.error}" if row.result is None else in_one_line(row.result)
+                console.say(f"{name}: {outcome}")
         text = f"{states['done']} runs done, {len(left)} left"
         text += f", {states['failed']} failed" if states["failed"] else ""
         completed = total - len(left) + sum(fraction_done(folder / name) for name in left)
@@ -185,20 +186,13 @@ def _progress(plan: Study, folder: Path, console: PlainConsole) -> Iterator[None
             update()
 
 
-def _outcome(row: Row) -> str:
-    if row.result is None:
-        return f"failed: {row.error}"
-    accuracy, macs = row.result["accuracy"], total_macs(row.result) / 1e6
-    return f"accuracy {'–' if accuracy is None else f'{accuracy:.4f}'}, {macs:.2f} million MACs per image"
-
-
 def fraction_done(folder: Path) -> float:
     """Return the part of a run that is done, from its log."""
     try:
         limits = read_yaml(folder / "config.yaml")["trainer"]
-        last = read_dicts(folder / "metrics.csv")[-1]
         unit = "step" if (limits["max_steps"] or -1) > 0 else "epoch"
-        return min(1.0, int(last[unit]) / int(limits[f"max_{unit}s"]))
+        done = [row[unit] for row in read_dicts(folder / "metrics.csv") if row[unit]]  # rates are logged without epochs
+        return min(1.0, int(done[-1]) / int(limits[f"max_{unit}s"]))
     except (OSError, yaml.YAMLError, IndexError, KeyError, TypeError, ValueError):
         return 0.0  # it has only begun, or a file is being written
 

@@ -3,7 +3,7 @@
 from diffstride.experiments.training.callbacks import StrideHistory, StrideProgressBar, WriteResult
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
-from diffstride.experiments.training.trained import Prediction, TrainedNetwork, load
+from diffstride.experiments.training.runs import Prediction, TrainedNetwork, load
 from diffstride.integrations.lightning import ClampStrides, ExploreStrides
 
 __all__ = [

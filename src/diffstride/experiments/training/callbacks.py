@@ -27,6 +27,7 @@ from diffstride.experiments.figures.style import save
 from diffstride.experiments.figures.training import stride_trajectories
 from diffstride.experiments.provenance import provenance
 from diffstride.experiments.training.classifier import Classifier, axes_of, network_of
+from diffstride.experiments.training.schema import total_macs
 from diffstride.integrations.input_sizes import InputSizes
 from diffstride.nn import strides
 
@@ -52,7 +53,7 @@ class SeedSteps(Callback):
 class StrideHistory(Callback):
     """A callback that writes `strides.csv`, and logs strides and output sizes to all loggers but those of CSV files.
 
-    The names are those of `LogStrides`; the run's own TensorBoard curves have their own.
+    The names are those of `LogStrides`.
 
     Args:
         path: the CSV file.
@@ -153,6 +154,14 @@ class EpochLines(Callback):
 def in_short(learned: Mapping[str, Sequence[float]]) -> str:
     """Return the strides of layers as in 3.00x2.50 2.00."""
     return " ".join("x".join(f"{stride:.2f}" for stride in layer) for layer in learned.values())
+
+
+def in_one_line(result: Mapping[str, Any]) -> str:
+    """Return the outcome of a run: accuracy, strides and multiply-accumulates."""
+    parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
+    if result["strides"]:
+        parts.append(f"strides {in_short(result['strides'])}")
+    return ", ".join([*parts, f"{total_macs(result) / 1e6:.2f} million MACs per sample"])
 
 
 class WriteResult(Callback):

@@ -20,7 +20,7 @@ from diffstride import _validation
 from diffstride._text import one_line
 from diffstride.cost import Budget, CostModel, evaluation, stride_cost
 from diffstride.errors import UsageError
-from diffstride.experiments.data.base import Batch, check_batch, mean_of_views
+from diffstride.experiments.data.base import Batch, mean_of_views
 from diffstride.experiments.models import Network
 from diffstride.experiments.training.checkpoints import load_weights
 from diffstride.experiments.training.measured import SearchSplit, augmented_batches, recalibrated_loss, train_briefly
@@ -404,8 +404,7 @@ class Classifier(LightningModule):
 
 def _by_task(batch: Batch | Mapping[str, Batch]) -> dict[str, Batch]:
     """Return a batch by task; a single task has the name ""."""
-    parts = batch if isinstance(batch, Mapping) else {"": batch}
-    return {task: check_batch("batch" + (task and f" of {task}"), part) for task, part in parts.items()}
+    return dict(batch) if isinstance(batch, Mapping) else {"": batch}
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

@@ -25,7 +25,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 import diffstride
@@ -42,7 +42,7 @@ from diffstride.experiments.training.callbacks import (
     StrideHistory,
     StrideProgressBar,
     WriteResult,
-    in_short,
+    in_one_line,
 )
 from diffstride.experiments.training.checkpoints import (
     AtomicCheckpointIO,
@@ -55,9 +55,7 @@ from diffstride.experiments.training.config_errors import unknown_key
 from diffstride.experiments.training.diverged import StopWhenDiverged, StopWhenStridesExplode
 from diffstride.experiments.training.documents import load_yaml, read_json
 from diffstride.experiments.training.folders import RUN, check_name, check_new, clear, locked
-from diffstride.experiments.training.schema import total_macs
 from diffstride.experiments.training.signals import end_with_parent
-from diffstride.experiments.training.tensorboard import LiveView
 from diffstride.integrations.lightning import ClampStrides
 
 DESCRIPTION = """Train one network. Everything that the run leaves is in the folder RUNS/NAME.
@@ -190,6 +188,11 @@ class FitCLI(LightningCLI):
         given = self.config_init.trainer
         checkpoints = folder / "checkpoints"
         self._csv = CSVLogger(folder, name="", version="")
+        # Lightning's records count the steps done before, so it repeats at most the step of the checkpoint.
+        purge = None if self.checkpoint_step is None else self.checkpoint_step + 1
+        self._tensorboard = TensorBoardLogger(
+            folder, name="", version="tensorboard", default_hp_metric=False, purge_step=purge
+        )
         self._further_loggers = [] if given.get("logger") is True else _as_list(given.get("logger"))
         callbacks = [
             EpochCheckpoint(checkpoints, filename="{epoch}", save_last=True, enable_version_counter=False),
@@ -211,7 +214,7 @@ class FitCLI(LightningCLI):
             callbacks.append(StrideProgressBar() if sys.stderr.isatty() else EpochLines())
             kwargs["enable_progress_bar"] = sys.stderr.isatty()
         trainer = super().instantiate_trainer(
-            logger=[self._csv, LiveView(folder, self.checkpoint_step), *self._further_loggers],
+            logger=[self._csv, self._tensorboard, *self._further_loggers],
             callbacks=[*further, *callbacks],
             plugins=[*_as_list(given.get("plugins")), AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -313,7 +316,6 @@ class FitCLI(LightningCLI):
             check_new(folder)  # another process may have used it meanwhile
             clear(folder)
         else:
-            (folder / "result.json").unlink(missing_ok=True)  # of fewer steps: the run has not ended any more
             # strides.csv counts the steps done, metrics.csv the steps done before.
             strides, metrics = folder / "strides.csv", folder / "metrics.csv"
             history.read_dicts(metrics)  # check both files before changing one
@@ -325,6 +327,9 @@ class FitCLI(LightningCLI):
             writer.save()
         configuration = self.parser.dump(self.config, skip_none=False)
         atomic_write_text(folder / "config.yaml", configuration)
+        if self.model.has_strides:
+            charts = {kind: ["Multiline", [f"{kind}/.*"]] for kind in ("stride", "size")}
+            self._tensorboard.experiment.add_custom_scalars({"all layers": charts})
         for logger in self._further_loggers:
             logger.log_hyperparams(load_yaml(configuration))
 
@@ -433,9 +438,4 @@ def fit(arguments: Sequence[str]) -> None:
     cli = train(arguments)
     if not cli.trainer.is_global_zero:
         return
-    result = read_json(cli.run_folder / "result.json")
-    parts = [] if result["accuracy"] is None else [f"accuracy {result['accuracy']:.4f}"]
-    if result["strides"]:
-        parts.append(f"strides {in_short(result['strides'])}")
-    parts.append(f"{total_macs(result) / 1e6:.2f} million MACs per sample")
-    print(printable(f"{cli.run_folder}: {', '.join(parts)}"))
+    print(printable(f"{cli.run_folder}: {in_one_line(read_json(cli.run_folder / 'result.json'))}"))

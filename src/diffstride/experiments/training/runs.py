@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import nn
+from torch import Tensor, nn
 
 from diffstride._text import one_line
 from diffstride.errors import UsageError
-from diffstride.experiments.data import ClassificationData
+from diffstride.experiments.data import ClassificationData, DataError, MultiTask
+from diffstride.experiments.data.base import mean_of_views
+from diffstride.experiments.parser import by
 from diffstride.experiments.training.checkpoints import read_checkpoint
 from diffstride.experiments.training.classifier import Classifier
 from diffstride.experiments.training.documents import read_json, read_yaml
@@ -23,13 +27,24 @@ from diffstride.experiments.training.schema import Result, check_result
 _BUILDING = (yaml.YAMLError, FileNotFoundError, KeyError, TypeError, ValueError, ArgumentError, ModuleNotFoundError)
 
 
+class Prediction(NamedTuple):
+    """One of the most likely classes of a file, of rank 1 for the most likely. A single task is called ""."""
+
+    file: Path
+    task: str
+    rank: int
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A run read from its folder.
+class TrainedNetwork:
+    """The network of a run and its data; `load` makes it.
 
     Attributes:
-        network: the network in evaluation mode.
-        config: the configuration that built it.
+        network: the network in evaluation mode, from prepared inputs to logits.
+        config: the configuration of the run.
+        device: the device of the network.
         folder: the folder of the run.
         checkpoint: the file of the weights.
         saved: the content of that file.
@@ -37,12 +52,14 @@ class Run:
 
     network: nn.Module
     config: dict[str, Any]
+    device: torch.device
     folder: Path
     checkpoint: Path
     saved: dict[str, Any]
 
+    @cached_property
     def data(self) -> ClassificationData:
-        """Return the data set of the run without its samples. It prepares files as those of the run were.
+        """The data set of the run without its samples. It prepares files as those of the run were.
 
         Raises:
             UsageError: a configuration or a checkpoint that does not describe data.
@@ -59,13 +76,60 @@ class Run:
             ) from error
         return data
 
+    @property
+    def tasks(self) -> Mapping[str, ClassificationData]:
+        """The data by task, without samples; a single task is called "". `prepare_batch` of each prepares samples."""
+        return self.data.tasks if isinstance(self.data, MultiTask) else {"": self.data}
 
-def load_run(given: Path) -> Run:
-    """Return a run from its folder, or from a checkpoint in it.
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """The names of the classes by task, in the order of the logits."""
+        return {task: list(data.classes) for task, data in self.tasks.items()}
+
+    @torch.inference_mode()
+    def predict(self, file: str | Path, top: int = 3, *, resize: bool = False) -> list[Prediction]:
+        """Return the most likely classes of an image or a sound, by task. It is prepared like those of the test split.
+
+        Args:
+            file: the file of the image or of the sound.
+            top: the number of classes for each task.
+            resize: resize the shorter side of an image to the size of those of training, and keep the middle square.
+                Where training had `data.image_size`, this is always done.
+
+        Raises:
+            DataError: a file that cannot be read, or has another size than the network's inputs.
+            UsageError: data that are generated, not read from files.
+        """
+        found = []
+        for task, data in self.tasks.items():
+            if type(data).read is ClassificationData.read:
+                raise UsageError(f"the run was trained on {type(data).__name__}, which is generated and reads no files")
+            sample = data.read(Path(file), resize)[None].to(self.device)
+            inputs, _ = data.prepare_batch((sample, torch.zeros(1, dtype=torch.int64)))
+            if inputs.shape[1:] != data.sample_shape:
+                raise DataError(
+                    f"{file}: it is {by(inputs.shape[1:])} but the network was trained on {by(data.sample_shape)}: "
+                    "use resize (--resize), or train with data.image_size"
+                )
+            logits: Any = self.network(inputs)
+            probabilities = mean_of_views((logits[task] if task else logits).float(), 1)[0].softmax(-1)
+            best = probabilities.topk(min(top, len(probabilities)))
+            for rank, (value, place) in enumerate(zip(*map(Tensor.tolist, best), strict=True), 1):
+                found.append(Prediction(Path(file), task, rank, data.classes[place], value))
+        return found
+
+
+def load(run: str | Path, device: torch.device | str = "cpu") -> TrainedNetwork:
+    """Return the trained network of a run, ready to predict.
+
+    Args:
+        run: the folder of a run, or a checkpoint in it.
+        device: the device to run on.
 
     Raises:
         UsageError: files that do not exist, cannot be read or do not belong together.
     """
+    given = Path(run)
     checkpoint = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
     if not checkpoint.is_file():
         raise UsageError(f"there is no checkpoint {checkpoint}: give the folder of a run, or a checkpoint in it")
@@ -82,7 +146,8 @@ def load_run(given: Path) -> Run:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"{checkpoint} is of another network than {config_file} describes") from error
-    return Run(network.network.eval(), config, folder, checkpoint, saved)
+    device = torch.device(device)
+    return TrainedNetwork(network.network.eval().to(device), config, device, folder, checkpoint, saved)
 
 
 def read_result(folder: Path) -> Result | None:
