@@ -24,10 +24,11 @@ def test_nothing_is_done_by_default(batch):
     assert torch.equal(labels, batch[1])
 
 
-def test_pad_crop_is_a_crop_of_the_padded_image(batch):
+@pytest.mark.parametrize(("mode", "torch_mode"), [("zeros", "constant"), ("reflect", "reflect")])
+def test_pad_crop_is_a_crop_of_the_padded_image(batch, mode, torch_mode):
     images, labels = batch
-    result, targets = Augment(pad_crop=2)(images, labels, 4)
-    padded = F.pad(images, (2, 2, 2, 2))
+    result, targets = Augment(pad_crop=2, pad_mode=mode)(images, labels, 4)
+    padded = F.pad(images, (2, 2, 2, 2), mode=torch_mode)
     assert result.shape == images.shape
     places = set()
     for image, source in zip(result, padded, strict=True):

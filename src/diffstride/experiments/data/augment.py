@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ class Augment:
     """Settings of the augmentation; calling it applies crop, flip and mixup, in this order.
 
     Args:
-        pad_crop: pad each border by this many black pixels, then crop back to the size at a random place; 0 for none.
+        pad_crop: pad each border by this many pixels, then crop back to the size at a random place; 0 for none.
+        pad_mode: content of the border: black, or the mirrored image.
         resized_crop: crop a random part (8 to 100 % of the area, aspect ratio 3/4 to 4/3) and resize it to a square
             of this size, as usual on ImageNet; evaluation then takes the middle square of this size.
         flip: mirror every second image, left to right.
@@ -29,6 +30,7 @@ class Augment:
     """
 
     pad_crop: int = 0
+    pad_mode: Literal["zeros", "reflect"] = "zeros"
     resized_crop: int | None = None
     flip: bool = False
     mixup: float = 0.0
@@ -85,7 +87,8 @@ def _spatial(settings: Augment, height: int, width: int) -> nn.Module | None:
     if settings.resized_crop is not None:
         steps.append(kornia.RandomResizedCrop((settings.resized_crop, settings.resized_crop), cropping_mode="slice"))
     if settings.pad_crop:
-        steps.append(kornia.RandomCrop((height, width), settings.pad_crop, cropping_mode="slice"))
+        mode = {"zeros": "constant", "reflect": "reflect"}[settings.pad_mode]
+        steps.append(kornia.RandomCrop((height, width), settings.pad_crop, padding_mode=mode, cropping_mode="slice"))
     if settings.flip:
         steps.append(kornia.RandomHorizontalFlip(p=0.5))
     return kornia.AugmentationSequential(*steps, data_keys=["input"]) if steps else None
