@@ -14,9 +14,10 @@ import torch
 from filelock import FileLock
 
 from diffstride.experiments.studies.results import read_study
-from diffstride.experiments.studies.runner import fraction_done
+from diffstride.experiments.studies.runner import _measure_latency, fraction_done
 from diffstride.experiments.studies.study import load_study
 from diffstride.experiments.training.fit import train
+from tests.helpers.runs import small
 from tests.helpers.studies import SLOWER, findings, study
 
 
@@ -255,3 +256,18 @@ def test_a_study_that_is_cut_off_resumes_to_the_same_results(write, how, argumen
     assert study(cut, *arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert findings(folder) == findings(runs / "whole")
+
+
+def test_a_network_with_inserted_strides_is_timed(tmp_path):
+    """Its conversion does not work in `torch.inference_mode`, in which the timing is done."""
+    arguments = {"depth": 18, "width": 0.02, "in_channels": 1, "num_classes": 4, "downsample": "conv"}
+    network = {
+        "class_path": "Built",
+        "init_args": {
+            "function": "diffstride.experiments.models.ResNet", "arguments": arguments | {"strides": [2, 2, 2]},
+            "input_shape": [1, 32, 32],
+        },
+    }  # fmt: skip
+    small(tmp_path, "built", "--model.network", json.dumps(network), steps=1)
+    _measure_latency(tmp_path, {"built": tmp_path / "built"}, batch=2, cpus=1)
+    assert json.loads((tmp_path / "latency.json").read_text())["latency"]["built"]["ms"] > 0

@@ -98,7 +98,6 @@ def run_study(plan: Study, folder: Path, executor: Executor, console: PlainConso
 REPEATS = 30  # of a batch, for its latency
 
 
-@torch.inference_mode()
 def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: int) -> None:
     """Time a batch through the network of each finished run with fixed strides, in turns; write `latency.json`.
 
@@ -114,7 +113,8 @@ def _measure_latency(folder: Path, runs: Mapping[str, Path], batch: int, cpus: i
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with cpu_threads(cpus):
         candidates = {label: _candidate(run, batch, device) for label, run in runs.items()}
-        seconds = alternate(candidates, REPEATS, random.Random(0), device=device)
+        with torch.inference_mode():
+            seconds = alternate(candidates, REPEATS, random.Random(0), device=device)
         facts = provenance(device)
     latency = {}
     for label, times in seconds.items():
