@@ -43,8 +43,12 @@ class Pruned(Network):
             iterative_steps=STEPS,
             ignored_layers=[module for module in self.model.modules() if isinstance(module, nn.Linear)],
         )
-        while sum(count_macs(self.model, example)) > target:
+        for _ in range(STEPS):
+            if sum(count_macs(self.model, example)) <= target:
+                break
             pruner.step()
+        else:
+            raise ValueError(f"budget must be in reach of pruning, got {budget}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

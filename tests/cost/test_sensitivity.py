@@ -198,3 +198,18 @@ def test_windows_without_a_gradient_agree_with_nothing():
     found = ds.CostModel(model, x).sensitivity(lambda twin: twin(x).square().mean())
     assert found.changes
     assert math.isnan(found.sign_agreement())
+
+
+def test_a_screening_loss_that_is_not_a_number_is_the_worst():
+    torch.manual_seed(0)
+    parts = [ds.DiffStride2d(1.0, window="hard", shared=True) if i % 2 == 0 else nn.Conv2d(8, 8, 3) for i in range(8)]
+    model, x = nn.Sequential(*parts), torch.randn(2, 8, 32, 32)
+    values = [3.0, math.nan, 2.0, 1.0, *(0.5 - i / 100 for i in range(30))]
+    given, compared = iter(values), []
+
+    def quick(twin):
+        compared.append(next(given))
+        return compared[-1]
+
+    tried = ds.CostModel(model, x).find_strides(lambda twin: twin(x).square().mean(), 0.5, screen=quick)
+    assert len(tried) == len(compared) > 5  # each is among the best three so far, and the second is one of three

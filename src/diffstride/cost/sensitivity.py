@@ -184,8 +184,10 @@ def _compared(budget: Budget, loss: Loss, rounds: int, screen: Loss | None) -> l
             strides = {name: layer.entries for name, layer in learnable_layers(model)}
             with torch.no_grad():
                 if screen is not None:
-                    screened.append(float(screen(copy.deepcopy(model))))
-                    if sorted(screened).index(screened[-1]) >= _FINALISTS:
+                    quick = float(screen(copy.deepcopy(model)))
+                    better = sum(not other >= quick for other in screened)  # nothing is better than NaN
+                    screened.append(math.inf if math.isnan(quick) else quick)
+                    if better >= _FINALISTS:
                         return
                 tried.append(Allocation(float(loss(copy.deepcopy(model))), cost, strides))
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from diffstride import functional
 from diffstride._text import one_line
@@ -103,10 +104,8 @@ def copy_without_observers(model: nn.Module, attached_only: bool = False) -> nn.
 
     Hooks of `diffstride.nn` are part of the forward pass and stay; with `attached_only`, only those of attached layers.
     """
-    model = getattr(model, "_orig_mod", model)  # which torch.compile wraps
-    # Torch refuses to copy tensors that autograd has made, such as the weight of an old `weight_norm`.
-    made = [t for t in tensors([dict(vars(module)) for module in model.modules()]) if not t.is_leaf]
-    copied = copy.deepcopy(model, {id(t): t.detach().clone() for t in made}).eval()
+    with _DetachingCopies():
+        copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # which torch.compile wraps
     for module in copied.modules():
         for hooks, *options in _hooks(module):
             for key, hook in list(hooks.items()):
@@ -115,6 +114,22 @@ def copy_without_observers(model: nn.Module, attached_only: bool = False) -> nn.
                     for registry in (hooks, *options):
                         registry.pop(key, None)
     return copied
+
+
+class _DetachingCopies(TorchFunctionMode):
+    """A mode in which `copy.deepcopy` detaches tensors that autograd has made, which torch refuses to copy.
+
+    Modules have such tensors as plain attributes, such as the weight of an old `weight_norm` or of a pruned layer.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call: Callable[..., Any] = func
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return call(*args, **(kwargs or {}))
+        detached, memo = args[0].detach(), args[1]
+        copied = call(detached, memo)
+        del memo[id(detached)]  # another tensor may get this address
+        return copied
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[dict[Any, Any], ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
@@ -24,7 +25,7 @@ from diffstride.experiments.parser import CommandParser, at_least
 from diffstride.experiments.provenance import write_report
 from diffstride.experiments.training.callbacks import in_short
 from diffstride.experiments.training.documents import flatten, read_json, read_yaml
-from diffstride.experiments.training.fit import quiet, train
+from diffstride.experiments.training.fit import make_paths_absolute, quiet, train
 from diffstride.experiments.training.folders import as_name, check_name
 from diffstride.experiments.training.runs import TrainedNetwork, build_classifier, build_data, load, read_result
 from diffstride.experiments.training.schema import total_macs
@@ -117,8 +118,11 @@ def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that a folder has no run of other arguments."""
     file = folder / "config.yaml"
     if file.exists():
-        before = dict(flatten(read_yaml(file)))
-        if any(before.get(name) != value for name, value in flatten(config)):
+        found, asked = read_yaml(file), copy.deepcopy(dict(config))
+        for part in found, asked:
+            make_paths_absolute(part["data"])
+        before = dict(flatten(found))
+        if any(before.get(name) != value for name, value in flatten(asked)):
             raise UsageError(f"{folder} holds a run with other arguments: give another --name")
 
 

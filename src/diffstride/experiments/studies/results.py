@@ -340,7 +340,9 @@ def _averaged(rows: Iterable[Row], apart: Sequence[str]) -> str:
     cells = groups(rows, lambda row: json.dumps([row.axes.get(axis) for axis in apart])).values()
     axes = dict.fromkeys(axis for row in rows for axis in row.axes if axis not in (*apart, "seed"))
     others = [axis for axis in axes if any(_values(cell, axis) > 1 for cell in cells)]
-    return " and ".join([seeds_of(rows), *(f"{_values(rows, axis)} values of {axis}" for axis in others)])
+    parts = [] if "seed" in apart else [seeds_of(rows)]
+    parts += [f"{max(_values(cell, axis) for cell in cells)} values of {axis}" for axis in others]
+    return " and ".join(parts) or "one run"
 
 
 def _values(rows: Iterable[Row], axis: str) -> int:

@@ -188,6 +188,10 @@ class Classifier(LightningModule):
         if self.init_from is not None:
             load_weights(self.network, Path(self.init_from))
 
+    def on_fit_start(self) -> None:
+        """Begin a training, in which strides are not held yet."""
+        self._holding = False
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Hold the strides from the step `stride_steps` on."""
         if self.holds_strides and not self._holding:
@@ -197,6 +201,9 @@ class Classifier(LightningModule):
             if self.trainer.model is self:  # otherwise several processes wait for the gradient of each parameter
                 for parameter in self._stride_parameters():
                     parameter.requires_grad_(False)
+        if self._holding and self.explorer is not None:
+            for _, layer in learnable_layers(self.network):
+                layer.set_stride_scale(None)
 
     def _stride_parameters(self) -> list[nn.Parameter]:
         return [parameter for _, layer in learnable_layers(self.network) for parameter in layer.stride_parameters]
@@ -231,9 +238,8 @@ class Classifier(LightningModule):
                 batches = augmented_batches(data, self.search_steps, self.device, split)
                 train_briefly(self.network, batches, made["optimizer"], made["lr_scheduler"]["scheduler"].step)
             self.print("comparing strides on the budget by the loss")
-            for tried in budget.cost.find_strides(
-                loss, budget.target, of="absolute", screen=partial(loss, adapt=False)
-            ):
+            quick = partial(loss, adapt=False) if self.compare_steps else None
+            for tried in budget.cost.find_strides(loss, budget.target, of="absolute", screen=quick):
                 shown = ", ".join(f"{name} {' '.join(f'{s:.2f}' for s in own)}" for name, own in tried.strides.items())
                 self.print(f"loss {tried.loss:.4f} at {tried.cost / 1e6:.4g} million MACs: {shown}")
             found = [layer.entries for layer in layers]
@@ -311,7 +317,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         parts = _by_task(batch)
-        if self.explorer is not None:
+        if self.explorer is not None and not self._holding:
             for task, (inputs, targets) in parts.items():
                 samples = self.explorer.samples(len(inputs))
                 parts[task] = inputs[:samples], targets[:samples]

@@ -133,7 +133,7 @@ class FitCLI(LightningCLI):
         seed = self.config.seed_everything
         if seed is not True and not 0 <= seed < 2**32:  # Lightning would take 0 instead
             raise UsageError(f"seed_everything must be between 0 and {2**32 - 1}, got {seed}")
-        _make_paths_absolute(self.config.data)
+        make_paths_absolute(self.config.data)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name and place, and pass the seed to the data. The trainer's folder is that of the runs."""
@@ -334,14 +334,14 @@ class FitCLI(LightningCLI):
             logger.log_hyperparams(load_yaml(configuration))
 
 
-def _make_paths_absolute(part: Mapping[str, Any] | Namespace) -> None:
+def make_paths_absolute(part: Mapping[str, Any] | Namespace) -> None:
     """Replace paths of data that exist, so that reports from another folder do not take them for names on the hub."""
     content: Any = vars(part) if isinstance(part, Namespace) else part
     for key, value in content.items():
         if key == "path" and isinstance(value, str) and Path(value).expanduser().exists():
             content[key] = str(Path(value).expanduser().absolute())
         elif isinstance(value, Mapping | Namespace):
-            _make_paths_absolute(value)
+            make_paths_absolute(value)
 
 
 def _as_list(given: Any) -> list[Any]:
