@@ -137,3 +137,11 @@ def test_files_that_are_no_plans_are_refused_in_one_line(text, tmp_path):
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
     with pytest.raises(UsageError, match=r"^path must be a plan that Plan\.save wrote, got [^\n]*$"):
         ds.Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("figure", ["macs_before", "macs_after", "resampling_macs", "macs_least"])
+def test_a_plan_without_one_of_its_figures_is_refused(saved, figure, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(damaged(saved, (figure,), "gone")))
+    with pytest.raises(UsageError, match=figure):
+        ds.Plan.load(path)

@@ -138,6 +138,9 @@ def _draft(search: Search, before: Session, groups: list[Group], options: dict[s
         global_poolings=tuple(candidates.global_poolings),
         left_alone={name: reason for name, reason in candidates.left_alone.items() if name not in resized},
         macs_before=sum(macs.values()),
+        macs_after=0,
+        resampling_macs=0,
+        macs_least=0,
         examples=_examples(search, calls),
         options=options,
     )

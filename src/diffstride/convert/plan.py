@@ -34,11 +34,11 @@ class Plan:
     left_alone: Mapping[str, str]
     """Reasons why other modules stay as they are, by name."""
     macs_before: int
-    macs_after: int = 0
+    macs_after: int
     """With the resampling."""
-    resampling_macs: int = 0
+    resampling_macs: int
     """The resampling alone."""
-    macs_least: int = 0
+    macs_least: int
     """The multiply-accumulates at the largest strides."""
     examples: int = 1
     """The examples in a call of the model. The table shows the multiply-accumulates of one, the fields those of all."""

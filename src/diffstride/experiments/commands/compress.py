@@ -32,8 +32,8 @@ from diffstride.experiments.training.schema import total_macs
 from diffstride.export import freeze
 
 DESCRIPTION = """Make the network of a run cheaper. Strides of 1 are inserted into it, so that it computes what it
-computed. Combinations of strides on the budget are compared by the loss, each after some steps of training. The network
-is fine-tuned with the best, at constant sizes.
+computed. Combinations of strides on the budget are compared by the loss, and the best few again after some steps of
+training. The network is fine-tuned with the best, at constant sizes.
 
   diffstride compress runs/NAME --budget 0.6
   diffstride compress runs/NAME --budget 0.4 --epochs 10 --name half
