@@ -14,6 +14,7 @@ from diffstride.experiments.models.network import (
     comes_first,
     draw_convolutions,
     make_classifier,
+    placed,
     widened,
 )  # fmt: skip
 from diffstride.nn.attach import Placement
@@ -162,15 +163,9 @@ class WaveformCNN(Network):
         for before, after, kernel, stride in zip((in_channels, *channels), channels, kernels, strides, strict=False):
             options = {"smoothness": ramp * length} | (downsample_options or {})
             conv_stride, down = make_downsample(downsample, stride, ndim=1, **options)
-            block = OrderedDict[str, nn.Module](
-                conv=nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
-                down=down,
-                norm=nn.BatchNorm1d(after),
-                relu=nn.ReLU(),
-            )
-            if comes_first(placement):
-                block.move_to_end("down", last=False)
-            self.blocks.append(nn.Sequential(block))
+            conv = nn.Conv1d(before, after, kernel, conv_stride, padding=kernel // 2, bias=False)  # type: ignore[arg-type]
+            block = placed(conv, down, placement) | {"norm": nn.BatchNorm1d(after), "relu": nn.ReLU()}
+            self.blocks.append(nn.Sequential(OrderedDict(block)))
             if isinstance(down, LearnableStrides):
                 (length,) = down.output_size(length)
         self.classifier = make_classifier(channels[-1], num_classes)

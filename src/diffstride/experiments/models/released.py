@@ -31,10 +31,10 @@ class ReleasedDiffStride2d(nn.Module):
 
     def __init__(self, stride: float | tuple[float, float] = 2.0, smoothness: float = 4.0) -> None:
         super().__init__()
-        self.initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, 2))
+        initial = _validation.strides_at_least_one("stride", _validation.per_axis("stride", stride, 2))
         _validation.above_zero("smoothness", smoothness)
         self.smoothness = smoothness
-        self.stride = nn.Parameter(torch.tensor(self.initial))
+        self.stride = nn.Parameter(torch.tensor(initial))
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample `x`."""
@@ -58,7 +58,3 @@ class ReleasedDiffStride2d(nn.Module):
     def _window(self, edge: Tensor, positions: Tensor) -> Tensor:
         window: Tensor = (self.smoothness + edge - positions) / self.smoothness
         return window.clamp(0, 1)
-
-    def extra_repr(self) -> str:
-        """Return the present strides and the smoothness."""
-        return f"stride=({', '.join(f'{s:.4g}' for s in self.stride.tolist())}), smoothness={self.smoothness}"
