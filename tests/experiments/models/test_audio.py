@@ -90,19 +90,6 @@ def test_the_logits_are_of_the_largest_value_of_each_channel():
     torch.testing.assert_close(network(x), features @ network.classifier.weight.T + network.classifier.bias)
 
 
-@pytest.mark.parametrize("network", [AudioCNN, WaveformCNN])
-def test_each_task_has_a_head_of_its_own_on_one_trunk(network):
-    size = (40, 32) if network is AudioCNN else (300,)
-    model = network(width=1 / 32, num_classes={"digit": 10, "speaker": 6})
-    logits = model(torch.randn(3, 1, *size))
-    assert {task: own.shape for task, own in logits.items()} == {"digit": (3, 10), "speaker": (3, 6)}
-    logits["speaker"].sum().backward()
-    assert model.classifier["digit"].weight.grad is None
-    assert model.classifier["speaker"].weight.grad is not None
-    for _, layer in learnable_layers(model):  # the trunk, strides included, learns from any task
-        assert layer.stride.grad.abs().max() > 0
-
-
 def test_the_ramps_of_a_waveform_network_are_a_part_of_each_axis():
     size, ramp = 4000, 1 / 20
     network = WaveformCNN(width=1 / 32, length=size, ramp=ramp, strides=(16, 4, 2, 2))
@@ -117,16 +104,6 @@ def test_the_ramps_of_a_waveform_network_are_a_part_of_each_axis():
     assert seen == [size]
     network = WaveformCNN(width=1 / 32, length=500, downsample_options={"smoothness": 3.0})
     assert [layer.smoothness for _, layer in learnable_layers(network)] == [3.0] * 4
-
-
-@pytest.mark.parametrize("method", ["conv", "avg", "max", "spectral", "diffstride"])
-def test_a_waveform_network_takes_every_method_of_one_axis(method):
-    network = WaveformCNN(width=1 / 32, length=500, downsample=method, num_classes=3)
-    x = torch.randn(4, 1, 500)
-    network(x).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-    taken = [block.conv.stride for block in network.blocks]
-    assert taken == [(s,) if method == "conv" else (1,) for s in (16, 4, 2, 2)]
 
 
 def test_a_fully_convolutional_network_of_time_series_averages_over_time():
@@ -151,12 +128,6 @@ def test_a_fully_convolutional_network_of_time_series_averages_over_time():
 def test_kernels_of_a_waveform_network(kernels):
     with pytest.raises(ValueError, match="kernels must be 3 odd numbers"):
         WaveformCNN(channels=(8, 8, 8), kernels=kernels, strides=(1, 1, 1))
-
-
-@pytest.mark.parametrize(("network", "strides"), [(AudioCNN, 6), (WaveformCNN, 4)])
-def test_no_stride_is_silently_left_out(network, strides):
-    with pytest.raises(ValueError, match=rf"strides must have {strides} entries, got \[2, 2\]"):
-        network(strides=[2, 2])
 
 
 def test_a_stride_of_one_axis_is_realised_like_one_of_two():

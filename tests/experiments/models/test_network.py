@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import diffstride as ds
-from diffstride.experiments.models import AudioCNN, DenseNet, Heads, ResidualBlock, ResNet, TinyCNN, WaveformCNN
+from diffstride.experiments.models import AudioCNN, DenseNet, Heads, ResNet, TinyCNN, WaveformCNN
 from diffstride.experiments.models.network import widened
 from diffstride.nn import learnable_layers
-from tests.helpers import reference, zoo
-from tests.helpers.states import randomise
+from tests.helpers import zoo
 
+METHODS = ["conv", "avg", "max", "blur", "spectral", "diffstride"]
 # Networks that can have their layers before the convolutions, and two inputs of odd sizes.
 PLACED = {
     "resnet-18": (partial(ResNet, width=1 / 16, strides=[2, (1, 2), 3]), (3, 33, 50), (3, 64, 47)),
@@ -27,6 +27,8 @@ networks = pytest.mark.parametrize("name", list(PLACED))
 
 
 def placed(name, method="diffstride", placement="before", window="inner", **options):
+    if (name, method) == ("waveform", "blur"):
+        pytest.skip("blur pooling is for images")
     torch.manual_seed(0)
     options = {"smoothness": 2.0, "window": window} | options
     return PLACED[name][0](downsample=method, placement=placement, downsample_options=options)
@@ -59,34 +61,69 @@ def test_widths_round_and_leave_one_channel():
     assert widened((16,), 0.01) == [1]
 
 
-@pytest.mark.parametrize("network", [TinyCNN, ResNet, partial(DenseNet, depth=10)])
-def test_networks_of_images_have_heads_for_several_tasks(network):
-    logits = network(num_classes={"a": 3, "b": 2}, in_channels=3)(torch.randn(2, 3, 16, 16))
-    assert {task: own.shape for task, own in logits.items()} == {"a": (2, 3), "b": (2, 2)}
+@networks
+def test_each_task_has_a_head_of_its_own_on_one_trunk(name):
+    model = PLACED[name][0](downsample="diffstride", num_classes={"digit": 10, "speaker": 6})
+    logits = model(torch.randn(3, *PLACED[name][1]))
+    assert {task: own.shape for task, own in logits.items()} == {"digit": (3, 10), "speaker": (3, 6)}
+    logits["speaker"].sum().backward()
+    assert model.classifier["digit"].weight.grad is None
+    assert model.classifier["speaker"].weight.grad is not None
+    for layer in layers_of(model):  # the trunk, strides included, learns from any task
+        assert layer.stride.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("network", "strides", "message"),
+    [
+        (ResNet, [2] * 6, "1 to 5 entries .*4 stages"),
+        (partial(ResNet, depth=56), [], "1 to 4 entries .*3 stages"),
+        (DenseNet, (1, 2, 2, 2), r"1 to 3 entries .* got \[1, 2, 2, 2\]"),
+        (AudioCNN, [2, 2], r"6 entries, got \[2, 2\]"),
+        (WaveformCNN, [2, 2], r"4 entries, got \[2, 2\]"),
+        (TinyCNN, [], r"1 entry, got \[\]"),
+    ],
+)
+def test_no_stride_is_silently_left_out(network, strides, message):
+    with pytest.raises(ValueError, match=f"strides must have {message}"):
+        network(strides=strides)
+
+
+@networks
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(name, method):
+    model = placed(name, method, placement="after")
+    model(torch.randn(3, *PLACED[name][1])).logsumexp(-1).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@networks
+def test_methods_and_placements_share_the_weights_and_their_names(name):
+    def weights(method, placement="after"):
+        state = placed(name, method, placement).state_dict()
+        return {key: value for key, value in state.items() if key.split(".")[-1] != "stride"}
+
+    expected = weights("conv")
+    for method in METHODS:
+        for placement in ("after", "before"):
+            if (name, method) != ("waveform", "blur"):
+                found = weights(method, placement)
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert len(ds.strides(placed(name))) == len(ds.strides(placed(name, placement="after")))
 
 
 @networks
 @pytest.mark.parametrize("method", ["avg", "max", "blur", "diffstride"])
 def test_before_the_convolutions_every_map_has_the_size_of_a_strided_convolution(name, method):
-    if method == "blur":
-        pytest.importorskip("kornia")
-        if name == "waveform":
-            pytest.skip("blur pooling is for images")
     for shape in PLACED[name][1:]:
         sizes, strided = (convolution_sizes(placed(name, m), shape) for m in (method, "conv"))
         if name == "audio":  # the convolution along time is strided along time alone
             assert sizes[1::2] == sizes[::2] == strided[1::2]
         else:
             assert sizes == strided
-
-
-@networks
-def test_placement_changes_neither_weights_nor_their_names(name):
-    before, after = (placed(name, placement=p).state_dict() for p in ("before", "after"))
-    weights = [{k: v for k, v in state.items() if k.split(".")[-1] != "stride"} for state in (before, after)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
-    assert len(ds.strides(placed(name))) == len(ds.strides(placed(name, placement="after")))
 
 
 @networks
@@ -123,42 +160,3 @@ def test_before_the_convolutions_strides_train_and_freeze(name):
 def test_placements_other_than_two_are_refused():
     with pytest.raises(ValueError, match="placement must be one of 'after', 'before', got 'behind'"):
         TinyCNN(placement="behind")
-
-
-@pytest.mark.parametrize("preactivation", [False, True])
-@pytest.mark.parametrize("kernels", [(3, 3), (1, 3, 1)])
-def test_a_block_with_its_layer_before_is_the_naive_formula(kernels, preactivation):
-    torch.manual_seed(0)
-    channels = (6,) * len(kernels)
-    block = ResidualBlock(
-        4, channels, kernels, stride=(2.3, 1.6), preactivation=preactivation, downsample="diffstride",
-        placement="before", options={"smoothness": 1.5, "window": "inner"},
-    )  # fmt: skip
-    randomise(block)
-    x = torch.randn(2, 4, 13, 16, dtype=torch.float64)
-
-    def down(y):
-        return torch.from_numpy(reference.diffstride(y, (2.3, 1.6), 1.5, "inner"))
-
-    def conv(y, layer):
-        return torch.from_numpy(reference.convolve(y, layer.weight.detach(), padding=layer.kernel_size[0] // 2))
-
-    with torch.no_grad():
-        norms = list(block.norms)
-        a = norms[0](x).relu() if preactivation else x
-        shortcut, y = down(a), a
-        shortcut = (
-            conv(shortcut, block.project) if preactivation else block.project[1](conv(shortcut, block.project[0]))
-        )
-        for i, layer in enumerate(block.convs):
-            if preactivation:
-                y = norms[i](y).relu() if i else y
-            y = conv(down(y) if kernels.index(3) == i else y, layer)
-            if not preactivation:
-                y = norms[i](y)
-                y = y.relu() if i < len(kernels) - 1 else y
-        expected = y + shortcut if preactivation else (y + shortcut).relu()
-        calls = []
-        block.down.register_forward_hook(lambda *_: calls.append(1))
-        torch.testing.assert_close(block(x), expected)
-        assert len(calls) == (1 if kernels == (3, 3) else 2)  # one map for both paths where they start at once

@@ -4,7 +4,6 @@ import torch
 from torch.nn import functional as F
 
 from diffstride.experiments.models import TinyCNN
-from diffstride.nn import DiffStride2d
 
 
 def test_it_is_its_formula_and_wraps_around():
@@ -16,10 +15,3 @@ def test_it_is_its_formula_and_wraps_around():
     y = F.conv2d(F.pad(y.relu(), (1, 1, 1, 1), mode="circular"), net.conv2.weight) / (1 + net.norm2.eps) ** 0.5
     torch.testing.assert_close(net(x), net.classifier(y.relu().mean((-2, -1))))
     torch.testing.assert_close(net(x.roll((2, 4), (-2, -1))), net(x))
-
-
-def test_one_stride():
-    net = TinyCNN(strides=[(3, 1.5)], downsample_options={"smoothness": 1})
-    assert isinstance(net.down, DiffStride2d)
-    assert net.down.strides == (3.0, 1.5)
-    assert net.down.smoothness == 1
