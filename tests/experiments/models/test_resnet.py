@@ -12,7 +12,6 @@ from torch import nn
 
 import diffstride as ds
 from diffstride.experiments.models import ResidualBlock, ResNet
-from diffstride.nn import DiffStride2d
 from tests.helpers import reference
 from tests.helpers.states import randomise
 
@@ -254,22 +253,6 @@ def test_the_two_paths_of_a_block_share_one_stride():
         assert gradients[path].all()
     # y is the sum of the paths, so is the gradient of their common stride
     torch.testing.assert_close(gradients["both"], gradients["main"] + gradients["shortcut"])
-
-
-def test_configuration_from_yaml():
-    jsonargparse = pytest.importorskip("jsonargparse")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ResNet, "model")
-    config = parser.parse_string(
-        "model: {depth: 18, width: 0.125, downsample: diffstride, strides: [2, [1.5, 3], 1],"
-        " downsample_options: {smoothness: 2.0, window: inner}}"
-    )
-    model = parser.instantiate(config).model
-    layers = [m for m in model.modules() if isinstance(m, DiffStride2d)]
-    assert [layer.strides for layer in layers] == [(2, 2), (1.5, 3), (1, 1)]
-    assert layers[0].output_size((32, 32)) == (16, 16)  # the inner window's N/S
-    with pytest.raises(jsonargparse.ArgumentError, match="depth"):
-        parser.parse_string("model: {depth: 34}")
 
 
 def test_a_stage_without_an_entry_has_no_layer_and_no_projection():

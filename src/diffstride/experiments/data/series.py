@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,7 +74,10 @@ def _read(file: Path) -> tuple[Tensor, list[str]]:
     """Return the series of a file `[N, C, T]` and their classes."""
     series: list[Tensor] = []
     labels: list[str] = []
-    for number, (channels, label) in _rows(file):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith(("#", "@")):
+            continue
+        channels, label = _split(line, file.suffix)
         try:
             values = torch.tensor([[float(value) for value in channel] for channel in channels])
         except ValueError as error:  # a word in place of a number, or channels of several lengths
@@ -96,16 +98,12 @@ def _read(file: Path) -> tuple[Tensor, list[str]]:
     return torch.stack(series), labels
 
 
-def _rows(file: Path) -> Iterator[tuple[int, tuple[list[list[str]], str]]]:
-    """Yield the numbers of lines, the values of their channels, and their classes."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or line.startswith(("#", "@")):
-            continue
-        if file.suffix == ".ts":
-            *channels, label = line.strip().split(":")
-            yield number, ([channel.split(",") for channel in channels], label)
-        else:
-            label, *values = line.split()
-            with suppress(ValueError):  # of classes that are no numbers
-                label = f"{float(label):g}"  # the older text format writes 1.0000000e+00
-            yield number, ([values], label)
+def _split(line: str, suffix: str) -> tuple[list[list[str]], str]:
+    """Return the values of the channels of a line, and its class."""
+    if suffix == ".ts":
+        *channels, label = line.strip().split(":")
+        return [channel.split(",") for channel in channels], label
+    label, *values = line.split()
+    with suppress(ValueError):  # of classes that are no numbers
+        label = f"{float(label):g}"  # the older text format writes 1.0000000e+00
+    return [values], label

@@ -13,8 +13,6 @@ from diffstride import _validation
 from diffstride.experiments.models.downsample import imported
 from diffstride.experiments.models.network import Network
 
-STRIDES = ("insert", "convert", "none")
-
 
 class Built(Network):
     """Any model, built by a function or class, with learned strides.
@@ -52,7 +50,7 @@ class Built(Network):
     ) -> None:
         super().__init__()
         self.model = _build({"function": function, "arguments": arguments or {}})
-        _validation.one_of("strides", strides, STRIDES)
+        _validation.one_of("strides", strides, ("insert", "convert", "none"))
         if strides != "none":
             if not input_shape:
                 raise ValueError("input_shape must be the shape of one input, such as [3, 32, 32], got none")
