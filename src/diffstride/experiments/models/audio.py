@@ -151,7 +151,6 @@ class WaveformCNN(Network):
         downsample_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _validation.above_zero("ramp", ramp)
         self.pooling = _validation.one_of("pooling", pooling, ("max", "mean"))
         channels = widened(channels, width)
         check_strides(strides, len(channels), len(channels))
