@@ -116,8 +116,7 @@ class HubData(ClassificationData):
             if {column, label} - set(rows.features) or getattr(rows.features[label], "names", None) != declared:
                 raise DataError(f"the {name} split must have {column!r} and {label!r}, and the classes of the other")
             labels = _class_indices(rows[label][:], classes, name, label)
-            groups = self._groups(rows, name)
-            places = np.arange(len(rows)) if groups is None else self._places(groups, name, held_out)
+            places, groups = self._places(rows, name, held_out)
             chosen = places[_balanced_subset(labels[places], samples, self.seed, name)]
             if groups is not None and not held_out:
                 self.groups = groups[chosen].tolist()
@@ -139,27 +138,26 @@ class HubData(ClassificationData):
             self.mean, self.std = self.statistics(train, None)
         self.fingerprint = digest(*keys, train.labels, test.labels, list(classes))
 
-    def _groups(self, rows: datasets.Dataset, split: str) -> npt.NDArray[np.str_] | None:
-        """Return the value of the held-out column for each row; None where nothing is held out."""
+    def _places(
+        self, rows: datasets.Dataset, split: str, held_out: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.str_] | None]:
+        """Return the rows of a split that are held out, or those that are not, and the group of every row."""
         if not self.held_out:
-            return None
-        (column,) = self.held_out
+            return np.arange(len(rows)), None
+        ((column, value),) = self.held_out.items()
         if column not in rows.features:
             found = ", ".join(rows.features)
             raise DataError(f"held_out must name a column of the {split} split ({found}), got {column!r}")
         names = getattr(rows.features[column], "names", None)
-        return np.array([str(names[own] if names and own is not None and own >= 0 else own) for own in rows[column][:]])
-
-    def _places(self, groups: npt.NDArray[np.str_], split: str, held_out: bool) -> npt.NDArray[np.int64]:
-        """Return the rows of a split that are held out, or those that are not."""
-        ((column, value),) = self.held_out.items()
+        own = [names[group] if names and group is not None and group >= 0 else group for group in rows[column][:]]
+        groups = np.array(list(map(str, own)))
         places = np.flatnonzero((groups == str(value)) == held_out)
         if not len(places):
             found = ", ".join(sorted(set(groups))[:10])
             raise DataError(
                 f"held_out {{{column}: {value}}} leaves no rows of the {split} split: its values are {found}"
             )
-        return places
+        return places, groups
 
     def _test_split(self, source: Source, label: str) -> str:
         """Return the name of the test split: `validation` where `test` is missing or has no labels."""
