@@ -228,3 +228,21 @@ def test_a_module_whose_output_has_many_axes_is_left_alone():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), Six(), nn.Flatten(1))
     plan = ds.insert(model, torch.randn(1, 3, 64, 64), include="2")
     assert "2" in plan.left_alone
+
+
+@pytest.mark.parametrize("change", [ds.insert, ds.convert])
+def test_strides_that_are_added_in_inference_mode_learn(change):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    models = [network, copy.deepcopy(network)]
+    images = torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        plan = change(models[0], images.clone())
+    assert plan == change(models[1], images)
+    set_strides(models[0], 1.5)
+    set_strides(models[1], 1.5)
+    gradients = []
+    for model in models:
+        model(images).square().sum().backward()
+        gradients.append([layer.stride.grad for layer in model.modules() if isinstance(layer, LearnableStrides)])
+    assert all(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(gradients[0], gradients[1])

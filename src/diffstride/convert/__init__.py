@@ -6,6 +6,7 @@ import inspect
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from diffstride import _validation
@@ -88,6 +89,7 @@ def plan(
     return _search(model, example_inputs, candidates.find(model, include, exclude, placement), upsample, options)
 
 
+@torch.inference_mode(False)
 def _search(model: nn.Module, example_inputs: Any, found: Candidates, upsample: bool, options: LayerOptions) -> Plan:
     """Return the plan for candidates: tie those that must agree, and leave alone those that must keep their size."""
     from diffstride.convert import grouping, levelling  # these import sympy

@@ -35,6 +35,7 @@ LARGEST_SIZE = 1 << 20
 """The largest size of an axis to which a plan may resize."""
 
 
+@torch.inference_mode(False)  # in which strides could not learn
 def apply(model: nn.Module, plan: Plan) -> None:
     """Carry out `plan` on `model`, in place. A failure leaves the model as it was."""
     try:

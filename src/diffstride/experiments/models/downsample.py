@@ -1,7 +1,7 @@
 """Downsampling of a convolution's output: the one thing in which the baselines of a study differ."""
 
+import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
@@ -34,8 +34,9 @@ _LAYERS: dict[int, dict[str, Any]] = {
 
 def imported(argument: str, path: str) -> Any:
     """Return what a path such as `timm.create_model` names; `argument` is named in errors."""
+    module, _, name = path.rpartition(".")
     try:
-        return pkgutil.resolve_name(path)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{argument} must be a path such as timm.create_model, got {path!r}: {error}") from error
 
